@@ -1,0 +1,80 @@
+# Needs only python3 (3.11 or newer), pip and make. `make` alone lists the verbs.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKDIR ?= demo
+CONFIG  ?= configs/core_removal.py:smollm2
+TESTS   ?= tests
+BIN     := $(VENV)/bin
+PARITY  := .venv-parity
+say      = @printf '%s\n' '--> $(1)'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint check parity lock clean
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.report  ## score SmolLM2 in six languages, remove its core region, write demo/report.html (WORKDIR= elsewhere)
+	$(call say,running $(CONFIG) in $(WORKDIR))
+	@$(BIN)/lingregions run --config=$(CONFIG) --workdir=$(WORKDIR)
+	$(call say,the report is $(abspath $(WORKDIR))/report.html)
+
+test: $(VENV)/.test  ## run all tests that need no torch (TESTS= for some of them)
+	$(call say,running $(TESTS) without torch)
+	@$(BIN)/python -m pytest -q -m 'not parity' --durations=10 $(TESTS)
+
+lint: $(VENV)/.dev  ## check format, lint and types
+	$(call say,checking format)
+	@$(BIN)/ruff format --check .
+	$(call say,checking lint)
+	@$(BIN)/ruff check .
+	$(call say,checking types)
+	@$(BIN)/mypy
+
+check: lint test  ## lint, then test
+
+parity: $(PARITY)/.parity  ## compare with torch and transformers, live (installs torch into a venv of its own)
+	$(call say,comparing with torch)
+	@$(PARITY)/bin/python -m pytest -q -m parity --durations=10 $(TESTS)
+
+lock: $(VENV)/.dev  ## renew requirements.lock from pyproject.toml
+	$(call say,resolving for Python 3.11 and newer on every platform)
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra test --extra dev --extra report \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.resolved
+	@{ printf '%s\n' '# Versions that the tests ran with, for Python 3.11 and newer; no torch, no accelerator plugins.' \
+	  '# Used as a constraint file: pip install -c requirements.lock -e ".[test]". Renew with: make lock'; \
+	  grep -v '^-e ' requirements.resolved; } > requirements.lock
+	@rm -f requirements.resolved
+
+clean:  ## remove virtual environments and caches; work directories stay
+	$(call say,removing $(VENV) $(PARITY) and caches)
+	@rm -rf $(VENV) $(PARITY) build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp a set of extras: it is renewed when what to install changes.
+define install
+	$(call say,looking for Python 3.11 or newer)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  printf '%s\n' 'Python 3.11 or newer is needed; $(PYTHON) is '"$$($(PYTHON) --version 2>&1)"'. Say which to use: make PYTHON=python3.12 ...' >&2; exit 1; }
+	$(call say,making $(1))
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(call say,installing lingregions$(2) into $(1) (one to three minutes the first time))
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.$(2)'
+	@touch $@
+endef
+
+$(VENV)/.report: pyproject.toml requirements.lock
+	$(call install,$(VENV),[report])
+
+$(VENV)/.test: pyproject.toml requirements.lock
+	$(call install,$(VENV),[test])
+
+$(VENV)/.dev: pyproject.toml requirements.lock
+	$(call install,$(VENV),[dev])
+
+$(PARITY)/.parity: pyproject.toml requirements.lock
+	$(call install,$(PARITY),[test$(comma)parity])
+
+comma := ,

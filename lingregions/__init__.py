@@ -1,0 +1,3 @@
+"""Find, test and use the linguistic regions of large language models."""
+
+VERSION = "0.1.0"
