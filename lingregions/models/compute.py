@@ -1,0 +1,47 @@
+"""Compute: how a model is run, as against what it computes. No setting here changes a number beyond rounding."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# What the backward pass keeps of each layer: everything, nothing but the layer's input, or the matrix products.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ATTENTIONS = ("blocked", "reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """Settings of the forward and backward pass.
+
+    Attributes:
+      dtype: type of activations and matrix products, "float32" or "bfloat16"; parameters, softmax and loss stay float32.
+      remat: a key of `REMAT`; "full" lowers the memory of the backward pass for about a fifth more time.
+      attention: "blocked" (query blocks, nothing above the diagonal, no [T, T] array kept) or "reference" (one einsum).
+      block: queries a block of "blocked".
+      chunk: tokens a step of the vocabulary-wide loss, so that no [B, T, V] array exists.
+      unroll: layers a step of the scan; more compiles longer and copies less.
+    """
+
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "blocked"
+    block: int = 128
+    chunk: int = 256
+    unroll: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse settings that do not exist."""
+        choices = {"dtype": DTYPES, "remat": REMAT, "attention": ATTENTIONS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"compute.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        for name in ("block", "chunk", "unroll"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"compute.{name} is {getattr(self, name)}; it must be at least 1")

@@ -1,0 +1,146 @@
+"""Verbs over pytrees, by path: the words in which everything parallel to the parameters is spoken of.
+
+Parameters, importance scores, gradient sums and region masks are nested dicts of one structure. A *path* joins the keys
+with dots (`layers.self_attn.q_proj`); the leaf there stacks the layers on its first axis. Nothing here copies an array,
+except `fingerprint`, which reads every value once.
+"""
+
+import fnmatch
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = dict[str, Any]
+
+# A scope names the part of the parameters that is scored, selected from, or acted on (METHOD section "Regions": the paper
+# scores and selects in every tensor of the decoder layers, its norms included, and freezes in the same ones without norms).
+SCOPES: dict[str, tuple[str, ...]] = {
+    "decoder": ("layers.*",),
+    "decoder_without_norms": ("layers.self_attn.*", "layers.mlp.*"),
+    "norms": ("layers.*_layernorm",),
+    "everything": ("*",),
+}
+
+
+def walk(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, leaf) in the order of sorted keys, which is also the order of `jax.tree.leaves`."""
+    for key in sorted(tree):
+        path = f"{prefix}{key}"
+        if isinstance(tree[key], Mapping):
+            yield from walk(tree[key], f"{path}.")
+        else:
+            yield path, tree[key]
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {path: leaf}, sorted by path."""
+    return dict(walk(tree))
+
+
+def unflatten(leaves: Mapping[str, Any]) -> Tree:
+    """Return the nested dict whose paths are the keys of `leaves`: the inverse of `flatten`."""
+    tree: Tree = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split(".")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def patterns(scope: str) -> tuple[str, ...]:
+    """Return the path patterns of a scope: a name in `SCOPES`, or a comma-separated list of `fnmatch` patterns."""
+    return SCOPES.get(scope) or tuple(pattern.strip() for pattern in scope.split(",") if pattern.strip())
+
+
+def restrict(tree: Mapping[str, Any], scope: str) -> Tree:
+    """Return the nested dict with only the leaves of `scope`.
+
+    Raises:
+      ValueError: no path lies in the scope.
+    """
+    wanted = patterns(scope)
+    leaves = {path: leaf for path, leaf in walk(tree) if any(fnmatch.fnmatchcase(path, each) for each in wanted)}
+    if not leaves:
+        raise ValueError(
+            f"scope {scope!r} holds no parameter; named scopes are {', '.join(sorted(SCOPES))}, "
+            f"and a pattern is matched against paths such as {next(iter(flatten(tree)), '(an empty tree)')!r}"
+        )
+    return unflatten(leaves)
+
+
+def merge(tree: Mapping[str, Any], part: Mapping[str, Any]) -> Tree:
+    """Return `tree` with the leaves of `part` put in the place of its own.
+
+    Raises:
+      ValueError: `part` has a path that `tree` lacks.
+    """
+    leaves, changed = flatten(tree), flatten(part)
+    unknown = sorted(changed.keys() - leaves.keys())
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not in the tree to merge into ({len(unknown)} such paths)")
+    return unflatten(leaves | changed)
+
+
+def transform(function: Callable[..., Any], tree: Mapping[str, Any], *others: Mapping[str, Any]) -> Tree:
+    """Apply `function(path, leaf, *others' leaves)` to every leaf of parallel trees."""
+    parallel = [flatten(other) for other in others]
+    return unflatten({path: function(path, leaf, *(each[path] for each in parallel)) for path, leaf in walk(tree)})
+
+
+def assert_parallel(tree: Mapping[str, Any], other: Mapping[str, Any], what: str = "tree") -> None:
+    """Check that `other` has exactly the paths and shapes of `tree`.
+
+    Raises:
+      ValueError: names the first path that differs and both shapes; `what` says in the message what `other` is.
+    """
+    ours, theirs = flatten(tree), flatten(other)
+    for path in sorted(ours.keys() | theirs.keys()):
+        if path not in theirs:
+            raise ValueError(f"{what}: {path!r} is missing")
+        if path not in ours:
+            raise ValueError(f"{what}: {path!r} is not among the {len(ours)} expected paths")
+        if tuple(ours[path].shape) != tuple(theirs[path].shape):
+            raise ValueError(f"{what}: {path!r} has shape {theirs[path].shape}, expected {ours[path].shape}")
+
+
+def count(tree: Mapping[str, Any]) -> int:
+    """Return the number of parameters as a Python integer: a 13B stacked leaf alone passes 2**31."""
+    return sum(int(np.prod(leaf.shape, dtype=object)) for _, leaf in walk(tree))
+
+
+@jax.jit
+def _checksum(values: jax.Array) -> jax.Array:
+    """Return two 32-bit sums over the bits of one array, the same on every mesh: integer addition has no order."""
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    position = functools.reduce(
+        lambda total, axis: total * jnp.uint32(0x9E3779B1) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis),
+        range(bits.ndim),
+        jnp.zeros((), jnp.uint32),
+    )
+    mixed = (bits ^ (position * jnp.uint32(0x85EBCA6B))) * jnp.uint32(0xC2B2AE35)
+    mixed = (mixed ^ (mixed >> jnp.uint32(15))) * jnp.uint32(0x27D4EB2F)
+    return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed ^ (mixed >> jnp.uint32(13)), dtype=jnp.uint32)])
+
+
+def fingerprint(tree: Mapping[str, Any], context: str = "") -> str:
+    """Return 32 hex digits that name these float values at these paths, whatever the mesh they lie on.
+
+    The "model hash" of scores and regions. It tells models apart (another checkpoint, one changed scalar); it is not a
+    defence against somebody who forges a file. Costs one read of every value, on the devices; no array is gathered.
+
+    Args:
+      tree: parameters, any float dtype (compared as float32).
+      context: text that belongs to the identity, such as the resolved model config.
+    """
+    digest = hashlib.sha256(context.encode())
+    for path, leaf in walk(tree):
+        digest.update(f"{path}{tuple(leaf.shape)}".encode())
+        digest.update(np.asarray(_checksum(leaf)).tobytes())
+    return digest.hexdigest()[:32]
