@@ -1,0 +1,244 @@
+"""From a command line to a locked config: `--config=configs/x.py:variant --config.scores.samples=64`.
+
+A config is a Python file with `get_config(variant)` that returns an `ml_collections.ConfigDict`. Beside it the file may
+hold two dicts that make messages better: `VARIANTS` (variant -> one sentence) and `HELP` (dotted key -> one sentence).
+Values are parsed, and their types enforced, by `ml_collections.config_flags` (a tuple of words may also be written
+`ar,zh`); this module finds the file and answers
+mistakes in words: what was wrong, what there is, what was probably meant. A `placeholder(type)` in a config is a value
+that the user must give: one that is still unset at the start is an error. Costs nothing: no device is touched.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import re
+import runpy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+from ml_collections.config_flags import config_path
+
+_OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=|$)")
+
+
+class SettingsError(ValueError):
+    """A mistake in the command line or in a config file, told in words that the user can act on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """What one command line asks for."""
+
+    config: config_dict.ConfigDict  # locked, nothing unset
+    source: str  # the config file and its variant, as given
+    workdir: Path | None
+    fresh: bool  # start afresh: move an existing work directory aside
+    dry_run: bool  # say what would be done, do nothing
+    flags: flags.FlagValues  # these and the caller's own flags, parsed
+
+
+def parse(
+    argv: Sequence[str], values: flags.FlagValues | None = None, required: Sequence[str] = ("config", "workdir")
+) -> Invocation:
+    """Parses the words after a verb: --config, --config.*, --workdir, --fresh, --dry_run and the caller's own flags.
+
+    Args:
+      argv: the words, without the program and the verb.
+      values: an absl `FlagValues` in which the caller has defined flags of its own; parsed in place.
+      required: names of the flags that must be given.
+
+    Raises:
+      SettingsError: for an unknown flag or word, a wrong type, a missing flag, and all that `load` refuses.
+    """
+    values = flags.FlagValues() if values is None else values
+    values.set_gnu_getopt(True)
+    flags.DEFINE_string("config", None, "config file and its variant: configs/x.py:variant", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder for everything that the run writes", flag_values=values)
+    flags.DEFINE_boolean("fresh", False, "move an existing work directory aside and start again", flag_values=values)
+    flags.DEFINE_boolean("dry_run", False, "say what would be done and stop", flag_values=values)
+    try:
+        rest = values(["lingregions", *argv], known_only=True)[1:]
+    except flags.Error as error:
+        raise SettingsError(str(error)) from None
+    names = list(values)
+    for word in rest:
+        if word.startswith("-") and not _OVERRIDE.match(word):
+            name = word.lstrip("-").partition("=")[0]
+            raise SettingsError(f"no flag --{name}{_hint(name, names, '--')} Flags: {_enumerate(names, '--')}")
+    for name in required:
+        if values[name].value is None:
+            raise SettingsError(f"--{name} is missing ({values[name].help})")
+    source = values["config"].value
+    if source is None:
+        raise SettingsError(f"--config is missing ({values['config'].help})")
+    workdir = values["workdir"].value
+    return Invocation(
+        config=load(source, rest),
+        source=source,
+        workdir=None if workdir is None else Path(workdir),
+        fresh=bool(values["fresh"].value),
+        dry_run=bool(values["dry_run"].value),
+        flags=values,
+    )
+
+
+def load(source: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
+    """Returns the locked config of `source` ("configs/x.py:variant") with overrides ("--config.a.b=3") applied.
+
+    Raises:
+      SettingsError: for a missing file (naming those beside it), an unknown variant or key (naming what there is), a
+        value of the wrong type, a value set on a whole section, and a placeholder that nobody set.
+    """
+    module, config = _get(source)
+    for word in overrides:
+        match = _OVERRIDE.match(word)
+        if match:
+            _find(config, match[1], source)
+    tuples = {path: value for path, value in _leaves(config) if isinstance(value, tuple)}
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, lock_config=False, sys_argv=["lingregions", *overrides]
+        )
+        rest = values(["lingregions", *overrides])[1:]
+    except (flags.Error, ValueError, TypeError) as error:
+        raise SettingsError(_explain(str(error), config, source)) from None
+    if rest:
+        raise SettingsError(f"what is {rest[0]!r} for? Values are set with --config.KEY=VALUE")
+    for path, default in tuples.items():
+        value = config_path.get_value(path, config)
+        if len(value) == 1 and isinstance(value[0], str) and "," in value[0]:
+            # `--config.languages=ar,zh` reaches us as one word.
+            value = tuple(word.strip() for word in value[0].split(","))
+            config_path.set_value(path, config, value)
+        _check_elements(path, default, value, source)
+    unset = [path for path, value in _leaves(config) if isinstance(value, config_dict.FieldReference)]
+    if unset:
+        help_texts = module.get("HELP", {})
+        lines = [f"  --config.{path}=...  {help_texts.get(path, _type_name(config, path))}" for path in unset]
+        raise SettingsError("\n".join([f"{source} leaves to you:", *lines]))
+    return config.lock()
+
+
+def _get(source: str) -> tuple[Mapping[str, Any], config_dict.ConfigDict]:
+    """Runs the config file; returns its globals and the fresh, unlocked config of the variant."""
+    name, colon, variant = source.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise SettingsError(_missing(path))
+    module = runpy.run_path(str(path))
+    get_config = module.get("get_config")
+    if not callable(get_config):
+        raise SettingsError(f"{path} is not a config: it defines no function get_config")
+    variants = module.get("VARIANTS")
+    listing = "" if not variants else f" Variants: {_describe(variants)}"
+    parameters = inspect.signature(get_config).parameters.values()
+    if colon and variants is not None and variant not in variants:
+        raise SettingsError(f'{path} has no variant "{variant}"{_hint(variant, list(variants))}{listing}')
+    if colon and not parameters:
+        raise SettingsError(f'{path} has no variants, but ":{variant}" asks for one')
+    if not colon and any(parameter.default is parameter.empty for parameter in parameters):
+        raise SettingsError(f"{path} needs a variant: --config={path}:VARIANT{listing}")
+    config = get_config(variant) if colon else get_config()
+    if not isinstance(config, config_dict.ConfigDict):
+        raise SettingsError(f"{path}: get_config returned {type(config).__name__}, a ConfigDict is needed")
+    return module, config.unlock()
+
+
+def _missing(path: Path) -> str:
+    """Says what there is in place of a config file that is not there."""
+    folder = path.parent
+    if path.is_dir():
+        folder, what = path, f"{path} is a folder, a config file is needed"
+    elif not folder.is_dir():
+        return f"no config {path}: there is no folder {folder}"
+    else:
+        what = f"no config {path}"
+    names = sorted(found.name for found in folder.glob("*.py") if not found.name.startswith("_"))
+    if not names:
+        return f"{what}; {folder.resolve()} holds no config"
+    wanted = path.name if path.suffix else f"{path.name}.py"
+    prefix = "" if folder == Path() else f"{folder}/"
+    return f"{what}{_hint(wanted, names, prefix)} Configs in {folder.resolve()}: {', '.join(names)}"
+
+
+def _find(config: config_dict.ConfigDict, path: str, source: str) -> None:
+    """Refuses an override of a key that is not there, or of a whole section."""
+    try:
+        keys = config_path.split(path)
+    except ValueError:
+        raise SettingsError(f"--config.{path}: this is no key; a key reads like scores.samples") from None
+    node: Any = config
+    walked: list[str] = []
+    for key in keys:
+        level = ".".join(walked)
+        if not isinstance(node, config_dict.ConfigDict):
+            if isinstance(key, str):
+                raise SettingsError(f'{source} has no key "{path}": {level} is a value and has no keys below it')
+            return  # an element of a tuple or list: config_flags checks the index
+        if key not in node:
+            prefix = f"{level}." if level else ""
+            hint = _hint(str(key), list(node), prefix)
+            elsewhere = [found for found, _ in _leaves(config) if found.rpartition(".")[2] == str(keys[-1])]
+            if hint == "." and elsewhere:
+                hint = f'; did you mean "{elsewhere[0]}"?'
+            where = f'Keys of "{level}"' if level else "Keys"
+            raise SettingsError(f'{source} has no key "{prefix}{key}"{hint} {where}: {", ".join(sorted(node))}')
+        walked.append(str(key))
+        node = node.get(key)
+    if isinstance(node, config_dict.ConfigDict):
+        raise SettingsError(f'"{path}" is a section; set its keys one by one: {_enumerate(sorted(node), path + ".")}')
+
+
+def _leaves(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted path, value); an unset placeholder comes as its FieldReference."""
+    for key, value in config.items(preserve_field_references=True):
+        if isinstance(value, config_dict.FieldReference) and value.get() is not None:
+            value = value.get()
+        if isinstance(value, config_dict.ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_elements(path: str, default: tuple[Any, ...], value: tuple[Any, ...], source: str) -> None:
+    """Holds the elements of a tuple to the one type of the default's elements; config_flags does not."""
+    types = {type(element) for element in default}
+    if len(types) != 1:
+        return
+    (wanted,) = types
+    for element in value:
+        if type(element) is not wanted and not (wanted is float and type(element) is int):
+            raise SettingsError(
+                f"--config.{path}: {element!r} is of type {type(element).__name__}; "
+                f"the elements of {path} in {source} are of type {wanted.__name__}, for example {default[0]!r}"
+            )
+
+
+def _explain(message: str, config: config_dict.ConfigDict, source: str) -> str:
+    """Adds to a message about an override what the key takes."""
+    match = re.search(r"--(?:no)?config\.([^\s=:]+)", message)
+    if match is None:
+        return message
+    return f"{message} ({match[1]} in {source} takes a value of type {_type_name(config, match[1])})"
+
+
+def _type_name(config: config_dict.ConfigDict, path: str) -> str:
+    return str(getattr(config_path.get_type(path, config), "__name__", "any"))
+
+
+def _describe(variants: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} ({text})" if text else name for name, text in variants.items())
+
+
+def _enumerate(names: Sequence[str], prefix: str) -> str:
+    return ", ".join(prefix + name for name in names)
+
+
+def _hint(word: str, names: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, names, n=1)
+    return f'; did you mean "{prefix}{close[0]}"?' if close else "."
