@@ -1,13 +1,44 @@
 """How every test runs: eight virtual CPU devices, nothing implicit, compiled programs kept between runs."""
 
+import hashlib
 import os
-import tempfile
+import platform
 from pathlib import Path
 
+import hypothesis
 import jax
+import pytest
+
+from lingregions import mesh as meshes
+
+ROOT = Path(__file__).resolve().parent.parent
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
+
+# XLA compiles for one processor: a folder for each, so that a checkout that moves never loads foreign instructions.
+_cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+_flags = [line for line in _cpuinfo.splitlines() if line.startswith(("flags", "Features"))][:1]
+_processor = hashlib.sha256(repr((platform.machine(), platform.processor(), _flags)).encode()).hexdigest()[:12]
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / f"xla-{_processor}"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# The first example of a property compiles; a deadline would call that a failure. Each CI run sees the same examples.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def mesh() -> jax.sharding.Mesh:
+    """All eight devices: 2 x 2 x 2 over data, fsdp and tensor."""
+    return meshes.build(data=2, fsdp=2, tensor=2)
+
+
+@pytest.fixture(scope="session")
+def lone_mesh() -> jax.sharding.Mesh:
+    """One device, the same axes."""
+    return meshes.build(devices=jax.devices()[:1])
