@@ -1,0 +1,363 @@
+"""Tokenizer: text to token ids, and how many UTF-8 bytes of the text each token stands for.
+
+A thin face over the `tokenizers` library, so that every source of a model (a Hugging Face folder, GGUF metadata, bytes)
+speaks alike. Two promises hold whatever the tokenizer does inside: the byte counts sum to the bytes of the text, which
+makes bits per byte exact on any window; and text is only ever text - a corpus that spells `<|endoftext|>` gets the
+pieces of that spelling, never the control token. Encoding costs what `tokenizers` costs: about 700,000 tokens a second.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def _gpt2() -> list[Any]:
+    return [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+
+
+def _digits() -> list[Any]:
+    return [pre_tokenizers.Digits(individual_digits=True), *_gpt2()]
+
+
+def _llama3() -> list[Any]:
+    split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_SPLIT), behavior="isolated")
+    return [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+
+
+# `tokenizer.ggml.pre` of a GGUF file -> the pre-tokenizer of the Hugging Face tokenizer that it was converted from. The
+# GGUF reader of transformers knows only the first one, and so splits "\n\n1" otherwise than the model's own tokenizer.
+PRETOKENIZERS = {"gpt-2": _gpt2, "smollm": _digits, "llama-bpe": _llama3}
+
+# `tokenizer.ggml.token_type` of GGUF.
+CONTROL, USER_DEFINED = 3, 4
+
+
+class Encoding(NamedTuple):
+    """What `Tokenizer.encode` returns.
+
+    Attributes:
+      ids: int32 [T].
+      bytes: int32 [T], the UTF-8 bytes that each token stands for; they sum to the bytes of the text.
+    """
+
+    ids: np.ndarray
+    bytes: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer and the special tokens of its model.
+
+    Attributes:
+      backend: the `tokenizers` object; not to be changed after construction.
+      name: what messages call it.
+      bos: id of the begin-of-sequence token, or None.
+      eos: id of the end-of-sequence token, or None; may equal `bos`.
+      adds_bos: whether the model was trained with `bos` in front of each text.
+    """
+
+    backend: tokenizers.Tokenizer = dataclasses.field(repr=False)
+    name: str
+    bos: int | None
+    eos: int | None
+    adds_bos: bool = False
+
+    def __post_init__(self) -> None:
+        """Make the backend treat special tokens in text as text, and neither cut nor pad."""
+        self.backend.encode_special_tokens = True
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        for kind, token in (("bos", self.bos), ("eos", self.eos)):
+            if token is not None and self.backend.id_to_token(token) is None:
+                raise ValueError(f"tokenizer {self.name}: the {kind} id {token} is not in its vocabulary")
+
+    @classmethod
+    def bytes(cls) -> "Tokenizer":
+        """Return the tokenizer whose ids 0 .. 255 are the bytes themselves, 256 bos and 257 eos: for tiny models."""
+        letters = _letters()
+        backend = tokenizers.Tokenizer(
+            models.BPE(vocab={letter: byte for byte, letter in enumerate(letters)}, merges=[])
+        )
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in ("<bos>", "<eos>")])
+        return cls(backend, "bytes", bos=256, eos=257)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, name: str | None = None) -> "Tokenizer":
+        """Return the tokenizer of a Hugging Face folder (tokenizer.json; special tokens from its config files).
+
+        Raises:
+          FileNotFoundError: no tokenizer.json.
+          ValueError: a file that cannot be parsed, or a special token that the vocabulary lacks.
+        """
+        folder = Path(folder)
+        name = name or folder.name
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(_no_tokenizer(folder))
+        try:
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path}: not a tokenizer file that `tokenizers` can read ({error})") from error
+        settings = {file: _read_json(folder / file) for file in _SETTINGS}
+        bos, eos = (_special(backend, settings, kind, folder) for kind in ("bos", "eos"))
+        # A tokenizer.json may list bos and eos as ordinary added tokens; text must not reach them.
+        specials = [
+            tokenizers.AddedToken(backend.id_to_token(token), normalized=False, special=True)
+            for token in (bos, eos)
+            if token is not None and backend.id_to_token(token) is not None
+        ]
+        backend.add_special_tokens(specials)
+        adds_bos = settings["tokenizer_config.json"].get("add_bos_token")
+        if adds_bos is None:
+            adds_bos = bos is not None and backend.encode("a").ids[:1] == [bos]
+        return cls(backend, name, bos, eos, bool(adds_bos) and bos is not None)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], name: str) -> "Tokenizer":
+        """Return the byte-level BPE tokenizer in the metadata of a GGUF file.
+
+        Args:
+          metadata: GGUF keys and values (`tokenizer.ggml.*`).
+          name: what messages call it.
+
+        Raises:
+          ValueError: no tokenizer, another kind than byte-level BPE, or a pre-tokenizer that is not in `PRETOKENIZERS`.
+        """
+        kind = metadata.get("tokenizer.ggml.model")
+        advice = "use the model's Hugging Face folder, which has a tokenizer.json"
+        if kind != "gpt2":
+            raise ValueError(f"{name}: the GGUF tokenizer model {kind!r} is not byte-level BPE ('gpt2'); {advice}")
+        pre = metadata.get("tokenizer.ggml.pre")
+        if pre not in PRETOKENIZERS:
+            known = ", ".join(PRETOKENIZERS)
+            raise ValueError(f"{name}: the GGUF pre-tokenizer {pre!r} is not known (known: {known}); {advice}")
+        tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
+        vocab = {token: index for index, token in enumerate(tokens)}
+        if len(vocab) != len(tokens):
+            raise ValueError(f"{name}: {len(tokens) - len(vocab)} tokens of the GGUF vocabulary occur twice; {advice}")
+        pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre == "llama-bpe"))
+        backend.pre_tokenizer = pre_tokenizers.Sequence(PRETOKENIZERS[pre]())
+        backend.decoder = decoders.ByteLevel()
+        types = metadata.get("tokenizer.ggml.token_type") or []
+        for index, kind in enumerate(types):
+            if kind in (CONTROL, USER_DEFINED):
+                added = tokenizers.AddedToken(tokens[index], normalized=False, special=kind == CONTROL)
+                (backend.add_special_tokens if kind == CONTROL else backend.add_tokens)([added])
+        bos, eos = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos"))
+        adds_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")) and bos is not None
+        if adds_bos:
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
+            )
+        return cls(backend, name, bos, eos, adds_bos)
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id, added tokens included."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The sha256, in hex, of all that decides the ids: part of the identity of encoded corpora and scores."""
+        content = [json.loads(self.backend.to_str()), self.bos, self.eos, self.adds_bos]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def _specials(self) -> np.ndarray:
+        """Bool [vocab_size]: which ids are control tokens; the unknown token, which stands for text, is none."""
+        mask = np.zeros(self.vocab_size, bool)
+        for index, token in self.backend.get_added_tokens_decoder().items():
+            mask[index] = token.special
+        model = json.loads(self.backend.to_str())["model"]
+        unknown = model.get("unk_id") if "unk_id" in model else self.backend.token_to_id(model.get("unk_token") or "")
+        if unknown is not None:
+            mask[unknown] = False
+        return mask
+
+    @functools.cached_property
+    def _widths(self) -> np.ndarray | None:
+        """Bytes of each id, int32 [vocab_size], where a token is a string of bytes (byte-level BPE); None elsewhere."""
+        if '"ByteLevel"' not in json.dumps(json.loads(self.backend.to_str())["pre_tokenizer"]):
+            return None
+        widths = np.zeros(self.vocab_size, np.int32)
+        for token, index in self.backend.get_vocab(with_added_tokens=False).items():
+            widths[index] = len(token)  # one letter a byte
+        for index, added in self.backend.get_added_tokens_decoder().items():
+            widths[index] = len(added.content.encode())
+        return widths
+
+    def encode(self, text: str) -> Encoding:
+        """Return the ids of a text without any special token, and the UTF-8 bytes that each stands for.
+
+        Where several tokens share one character, its bytes are spread over them; characters that the tokenizer drops
+        count to the next token (at the end, to the last). The empty text has no tokens.
+
+        Raises:
+          ValueError: a lone surrogate, which no UTF-8 text holds; or a text of which the tokenizer keeps nothing.
+        """
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, so it is "
+                "not Unicode; read the file as UTF-8 and repair or skip this document"
+            ) from error
+        if not size:
+            return Encoding(np.zeros(0, np.int32), np.zeros(0, np.int32))
+        encoded = self.backend.encode(text, add_special_tokens=False)
+        ids = np.asarray(encoded.ids, np.int32)
+        if not len(ids):
+            raise ValueError(f"tokenizer {self.name} keeps nothing of the text {text[:40]!r}; skip this document")
+        if self._widths is not None and int(self._widths[ids].sum()) == size:
+            counts = self._widths[ids]
+        else:
+            counts = _spread(text, size, np.asarray(encoded.offsets, np.int64).reshape(-1, 2))
+        if self._specials[ids].any():
+            return self._spell(ids, counts)
+        return Encoding(ids, counts)
+
+    def _spell(self, ids: np.ndarray, counts: np.ndarray) -> Encoding:
+        """Replace control tokens that the merges of the vocabulary built from text by the letters they are made of."""
+        letters = self.backend.get_vocab(with_added_tokens=False)
+        spelled: list[tuple[int, int]] = []
+        for token, count in zip(ids.tolist(), counts.tolist(), strict=True):
+            if not self._specials[token]:
+                spelled.append((token, count))
+                continue
+            content = str(self.backend.id_to_token(token))
+            missing = [letter for letter in content if letter not in letters]
+            if missing:
+                raise ValueError(
+                    f"tokenizer {self.name} makes the control token {content!r} out of text and has no token "
+                    f"{missing[0]!r} to spell it with; skip this document"
+                )
+            base, rest = divmod(count, len(content))
+            spelled += [
+                (letters[letter], base + (place >= len(content) - rest)) for place, letter in enumerate(content)
+            ]
+        pairs = np.asarray(spelled, np.int32)
+        return Encoding(pairs[:, 0], pairs[:, 1])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of ids, special tokens written out; a cut character becomes U+FFFD."""
+        return str(self.backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+
+    def check(self, vocab: int) -> None:
+        """Check that every id has a row in an embedding of `vocab` rows.
+
+        Raises:
+          ValueError: names the tokenizer and the ids that have none.
+        """
+        beyond = sorted(
+            (index, token) for token, index in self.backend.get_vocab(with_added_tokens=True).items() if index >= vocab
+        )
+        if beyond:
+            shown = ", ".join(f"{index} ({token!r})" for index, token in beyond[:5])
+            more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
+            raise ValueError(
+                f"tokenizer {self.name} does not belong to this model: the embedding has {vocab} rows (ids 0 to "
+                f"{vocab - 1}), the tokenizer has the ids {shown}{more}; use the tokenizer that came with the model"
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, from which transformers' AutoTokenizer gives equal ids."""
+        folder = Path(folder)
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": self.adds_bos,
+            "clean_up_tokenization_spaces": False,
+        }
+        for kind, token in (("bos_token", self.bos), ("eos_token", self.eos)):
+            config[kind] = None if token is None else self.backend.id_to_token(token)
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
+
+
+def _letters() -> list[str]:
+    """Return the letter by which byte-level BPE writes each byte: itself if printable in Latin-1, else U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object, or {} for a file that is not there."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _special(
+    backend: tokenizers.Tokenizer, settings: Mapping[str, Mapping[str, Any]], kind: str, folder: Path
+) -> int | None:
+    """Return the id of "bos" or "eos": by token in the tokenizer's files, else by id in the model's."""
+    for file in _SETTINGS[:2]:
+        if f"{kind}_token" in settings[file]:
+            token = settings[file][f"{kind}_token"]
+            if token is None:
+                return None
+            content = token["content"] if isinstance(token, Mapping) else token
+            index = backend.token_to_id(content)
+            if index is None:
+                raise ValueError(f"{folder / file}: the {kind} token {content!r} is not in tokenizer.json")
+            return int(index)
+    for file in _SETTINGS[2:]:
+        index = settings[file].get(f"{kind}_token_id")
+        if index is not None:
+            return int(index[0] if isinstance(index, list) else index)
+    return None
+
+
+def _no_tokenizer(folder: Path) -> str:
+    """Return the message for a folder without tokenizer.json."""
+    slow = [file for file in ("tokenizer.model", "vocab.json", "tiktoken.model") if (folder / file).is_file()]
+    if not slow:
+        return f"{folder}: no tokenizer.json; copy the tokenizer files of the model into the folder"
+    return (
+        f"{folder}: there is {slow[0]} but no tokenizer.json, which this package reads; convert once, where "
+        "transformers and sentencepiece are installed: "
+        f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    )
+
+
+def _spread(text: str, size: int, offsets: np.ndarray) -> np.ndarray:
+    """Return UTF-8 bytes a token, int32 [T], from character offsets [T, 2]; they sum to `size`.
+
+    A run of tokens with one and the same span (the byte tokens of one character) shares its bytes evenly, the last ones
+    taking the rest, for the first may be a prefix that the text lacks; a span counts from where those before it ended.
+    """
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    ends = np.concatenate([[0], np.cumsum(1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF))]).astype(np.int64)
+    first = np.flatnonzero(np.concatenate([[True], (offsets[1:] != offsets[:-1]).any(axis=1)]))
+    reached = np.maximum.accumulate(ends[offsets[first, 1]])
+    reached[-1] = size
+    length = np.diff(np.append(first, len(offsets)))
+    base, rest = np.divmod(np.diff(reached, prepend=0), length)
+    place = np.arange(len(offsets)) - np.repeat(first, length)
+    counts = np.repeat(base, length) + (place >= np.repeat(length - rest, length))
+    return counts.astype(np.int32)
