@@ -1,0 +1,356 @@
+"""The region file: one safetensors file that holds a region, says what it is, and can be checked.
+
+One tensor a matrix, under its Hugging Face name, over the flattened [out, in] mask in C order. The type says the coding,
+whichever is smaller for that matrix:
+
+- uint8: the mask packed eight entries a byte, lowest bit first (`numpy.packbits(mask, bitorder="little")`);
+- uint32 or uint64: the sorted flat indices of its entries.
+
+The metadata key `lingregions` holds a JSON header: format number, layout, shape and count of every matrix, provenance
+(model, tokenizer and data hashes, definition, scopes, seed, library versions) and a digest of the content that does not
+depend on the coding. Files are written beside their place and moved there whole. Writing and loading hold one matrix on
+the host at a time; the file of a 1 % region takes 4 bytes an entry: 4 MB for SmolLM2, 260 MB for LLaMA-2-7B.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError, safe_open
+
+from lingregions import tree as trees
+from lingregions.regions import geometry, region, stack
+from lingregions.regions.region import Provenance, Region
+
+FORMAT = 1
+KEY = "lingregions"
+LAYOUT = (
+    "one tensor a matrix under its Hugging Face name; the mask [out, in] is flattened in C order; "
+    "uint8: packed bits, lowest bit first; uint32 or uint64: sorted flat indices"
+)
+
+# Zeroes a region in a transformers model; shown in the README. Needs torch, transformers, safetensors and NumPy.
+TORCH_LOADER = """\
+import json, numpy, torch
+from safetensors.numpy import load_file
+
+def zero(model, path):
+    parameters = dict(model.named_parameters())
+    for name, code in load_file(path).items():
+        flat = parameters[name].data.view(-1)
+        if code.dtype == numpy.uint8:  # packed bits; otherwise sorted flat indices
+            code = numpy.flatnonzero(numpy.unpackbits(code, count=flat.numel(), bitorder="little"))
+        flat[torch.from_numpy(code.astype(numpy.int64))] = 0
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """What the header says of one matrix.
+
+    Attributes:
+      shape: [out, in], or [D] for a norm.
+      count: entries of the region in it.
+      coding: dtype of the stored tensor: "uint8" (packed bits), "uint32" or "uint64" (indices).
+    """
+
+    shape: tuple[int, ...]
+    count: int
+    coding: str
+
+    @property
+    def size(self) -> int:
+        """Entries of the matrix."""
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a region file says of itself.
+
+    Attributes:
+      provenance: where the region comes from.
+      matrices: Hugging Face name -> shape, count and coding.
+      digest: sha256 of the content, independent of the coding.
+    """
+
+    provenance: Provenance
+    matrices: dict[str, Matrix]
+    digest: str
+
+    @property
+    def count(self) -> int:
+        """Entries of the region."""
+        return sum(each.count for each in self.matrices.values())
+
+    @property
+    def size(self) -> int:
+        """Entries of the scope."""
+        return sum(each.size for each in self.matrices.values())
+
+
+def save(what: Region, path: str | os.PathLike[str]) -> None:
+    """Write a region file, whole or not at all; on several processes the first one writes and all must call.
+
+    Raises:
+      OSError: the folder cannot be written to.
+    """
+    target = Path(path)
+    leaves = what.leaves()
+    matrices: dict[str, Matrix] = {}
+    places: dict[str, tuple[str, int]] = {}
+    for where, counts in geometry.counts(what).items():
+        for layer, (name, count) in enumerate(zip(region.matrices(where, leaves[where]), counts, strict=True)):
+            full = region.shape(where, leaves[where])
+            matrices[name] = Matrix(full, count, _coding(math.prod(full), count))
+            places[name] = (where, layer)
+    # Wide types first, so that every tensor starts at a multiple of its item size.
+    order = sorted(matrices, key=lambda name: -np.dtype(matrices[name].coding).itemsize)
+    chief = jax.process_index() == 0
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        digests = {}
+        head = _head(what.provenance, matrices, order, "0" * 64)
+        with open(partial if chief else os.devnull, "wb") as stream:
+            stream.write(head)
+            for name in order:
+                where, layer = places[name]
+                mask = stack.read(where, leaves[where], layer)
+                digests[name] = _digest(name, mask)
+                stream.write(_encode(mask, matrices[name].coding).tobytes())
+            stream.seek(0)
+            stream.write(_head(what.provenance, matrices, order, _total(digests)))
+            stream.flush()
+            if chief:
+                os.fsync(stream.fileno())
+        if chief:
+            os.replace(partial, target)
+    finally:
+        if chief:
+            partial.unlink(missing_ok=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"region file {target.name}")
+
+
+def _coding(size: int, count: int) -> str:
+    index = "uint32" if size <= 2**32 else "uint64"
+    return index if count * np.dtype(index).itemsize < -(-size // 8) else "uint8"
+
+
+def _encode(mask: np.ndarray, coding: str) -> np.ndarray:
+    flat = mask.reshape(-1)
+    return np.packbits(flat, bitorder="little") if coding == "uint8" else np.flatnonzero(flat).astype(coding)
+
+
+def _digest(name: str, mask: np.ndarray) -> bytes:
+    bits = np.packbits(mask.reshape(-1), bitorder="little")
+    return hashlib.sha256(f"{name}{mask.shape}".encode() + bits.tobytes()).digest()
+
+
+def _total(digests: Mapping[str, bytes]) -> str:
+    return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
+
+
+def _head(provenance: Provenance, matrices: Mapping[str, Matrix], order: list[str], digest: str) -> bytes:
+    """Return the first bytes of the file: length and JSON of safetensors, of a length that the digest does not change."""
+    own = {
+        "format": FORMAT,
+        "layout": LAYOUT,
+        "digest": digest,
+        "entries": sum(each.count for each in matrices.values()),
+        "scope_entries": sum(each.size for each in matrices.values()),
+        "matrices": {name: dataclasses.asdict(each) for name, each in matrices.items()},
+        "provenance": provenance.describe(),
+    }
+    fields: dict[str, Any] = {"__metadata__": {KEY: json.dumps(own, allow_nan=False)}}
+    offset = 0
+    for name in order:
+        kind = np.dtype(matrices[name].coding)
+        items = matrices[name].count if kind.itemsize > 1 else -(-matrices[name].size // 8)
+        fields[name] = {
+            "dtype": f"U{8 * kind.itemsize}",
+            "shape": [items],
+            "data_offsets": [offset, offset + items * kind.itemsize],
+        }
+        offset += items * kind.itemsize
+    text = json.dumps(fields).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class _Reader:
+    """An open region file."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no region file {self.path}")
+        try:
+            self.tensors = safe_open(self.path, framework="np")
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.path} is not a whole safetensors file ({error}); it may be cut short: copy it again"
+            ) from error
+        self.header = self._header()
+
+    def _header(self) -> Header:
+        text = (self.tensors.metadata() or {}).get(KEY)
+        if text is None:
+            raise ValueError(f"{self.path} is a safetensors file, but not a region file: it has no {KEY!r} metadata")
+        fields = json.loads(text)
+        if fields.get("format") != FORMAT:
+            raise ValueError(
+                f"{self.path} has region format {fields.get('format')}, this version reads {FORMAT}; "
+                "read it with the version of lingregions that wrote it (see its provenance)"
+            )
+        matrices = {
+            name: Matrix(tuple(each["shape"]), each["count"], each["coding"])
+            for name, each in fields["matrices"].items()
+        }
+        stored = set(self.tensors.keys())
+        if stored != matrices.keys():
+            odd = sorted(stored ^ matrices.keys())[0]
+            raise ValueError(f"{self.path}: tensor {odd!r} is in the {'file' if odd in stored else 'header'} only")
+        return Header(Provenance.parse(fields["provenance"]), matrices, fields["digest"])
+
+    def mask(self, name: str, out: np.ndarray) -> None:
+        """Write the mask of one matrix into `out` (bool, its shape); raises ValueError when the content is damaged."""
+        matrix, code, flat = self.header.matrices[name], self.tensors.get_tensor(name), out.reshape(-1)
+        if code.dtype != matrix.coding:
+            raise ValueError(f"{self.path}: {name} is stored as {code.dtype}, the header says {matrix.coding}")
+        if code.dtype == np.uint8:
+            if code.size != -(-matrix.size // 8):
+                raise ValueError(f"{self.path}: {name} holds {code.size} bytes for {matrix.size} entries")
+            flat[...] = np.unpackbits(code, count=matrix.size, bitorder="little").view(np.bool_)
+        else:
+            if code.size and int(code.max()) >= matrix.size:
+                raise ValueError(f"{self.path}: {name} has index {int(code.max())}, beyond its {matrix.size} entries")
+            flat[...] = False
+            flat[code] = True
+        found = int(np.count_nonzero(flat))
+        if found != matrix.count:
+            raise ValueError(
+                f"{self.path}: {name} holds {found} entries, the header says {matrix.count}; the file is damaged"
+            )
+
+
+def header(path: str | os.PathLike[str]) -> Header:
+    """Return what a region file says of itself, without reading its masks; raises as `load` does."""
+    return _Reader(path).header
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return {Hugging Face name: bool mask [out, in]}, for tools that want NumPy and the whole region; raises as `load` does."""
+    reader = _Reader(path)
+    masks = {}
+    for name, matrix in reader.header.matrices.items():
+        masks[name] = np.empty(matrix.shape, np.bool_)
+        reader.mask(name, masks[name])
+    return masks
+
+
+def load(
+    path: str | os.PathLike[str],
+    like: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    tokenizer: str | None = None,
+) -> Region:
+    """Return the region of a file, leaf by leaf straight to its shards.
+
+    Args:
+      path: the region file.
+      like: tree of arrays or `ShapeDtypeStruct`s (the parameters will do) that gives shapes and shardings, and with which
+        the region must agree; None puts the masks on the default device.
+      model: hash of the model that the region will be used on.
+      tokenizer: fingerprint of its tokenizer.
+
+    Raises:
+      ValueError: a file that is cut short, damaged, of another format, or of another model, tokenizer or shape; says which.
+      FileNotFoundError: there is no such file.
+    """
+    reader = _Reader(path)
+    _agree(reader, model, tokenizer)
+    shapes = _shapes(reader)
+    wanted = shapes if like is None else trees.flatten(like)
+    for place, shape in shapes.items():
+        if place not in wanted:
+            raise ValueError(f"{reader.path}: the region has {place!r}, which the model lacks")
+        if tuple(wanted[place].shape) != shape.shape:
+            raise ValueError(
+                f"{reader.path}: {place!r} has shape {shape.shape} in the region, {tuple(wanted[place].shape)} in the model"
+            )
+    masks = {}
+    for place in shapes:
+        named = region.matrices(place, shapes[place])
+        masks[place] = stack.build(place, wanted[place], lambda layer, out, named=named: reader.mask(named[layer], out))
+    return Region(trees.unflatten(masks), reader.header.provenance)
+
+
+def _agree(reader: _Reader, model: str | None, tokenizer: str | None) -> None:
+    own = reader.header.provenance
+    for what, ours, theirs in (("model", own.model, model), ("tokenizer", own.tokenizer, tokenizer)):
+        if theirs is not None and ours != theirs:
+            raise ValueError(
+                f"{reader.path} is a region of another {what}: its {what} hash is {ours or 'not recorded'}, that of the "
+                f"{what} in use is {theirs}"
+            )
+
+
+def _shapes(reader: _Reader) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the stacked shape of every path; raises ValueError where layers are missing or differ."""
+    layers: dict[str, dict[int | None, tuple[int, ...]]] = {}
+    for name, matrix in reader.header.matrices.items():
+        path, layer = region.locate(name)
+        layers.setdefault(path, {})[layer] = matrix.shape
+    shapes = {}
+    for path in sorted(layers):
+        found = layers[path]
+        if None in found:
+            shapes[path] = jax.ShapeDtypeStruct(found[None], np.bool_)
+            continue
+        if (
+            sorted(layer for layer in found if layer is not None) != list(range(len(found)))
+            or len(set(found.values())) > 1
+        ):
+            raise ValueError(
+                f"{reader.path}: {path!r} does not hold one matrix of one shape for each of {len(found)} layers"
+            )
+        shapes[path] = jax.ShapeDtypeStruct((len(found), *found[0]), np.bool_)
+    return shapes
+
+
+def verify(
+    path: str | os.PathLike[str],
+    like: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    tokenizer: str | None = None,
+) -> Header:
+    """Return the header of a file whose every mask was read and whose digest holds; raises as `load` does.
+
+    Args as of `load`; `like` gives shapes only.
+    """
+    reader = _Reader(path)
+    _agree(reader, model, tokenizer)
+    shapes = _shapes(reader)
+    if like is not None:
+        trees.assert_parallel(
+            {place: each for place, each in trees.flatten(like).items() if place in shapes}, shapes, f"{reader.path}"
+        )
+    digests = {}
+    for name, matrix in reader.header.matrices.items():
+        mask = np.empty(matrix.shape, np.bool_)
+        reader.mask(name, mask)
+        digests[name] = _digest(name, mask)
+    if _total(digests) != reader.header.digest:
+        raise ValueError(
+            f"{reader.path}: the masks do not match the digest in the header; the file was damaged or changed"
+        )
+    return reader.header
