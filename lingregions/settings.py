@@ -43,7 +43,7 @@ class Invocation:
 def parse(
     argv: Sequence[str], values: flags.FlagValues | None = None, required: Sequence[str] = ("config", "workdir")
 ) -> Invocation:
-    """Parses the words after a verb: --config, --config.*, --workdir, --fresh, --dry_run and the caller's own flags.
+    """Parse the words after a verb: --config, --config.*, --workdir, --fresh, --dry_run and the caller's own flags.
 
     Args:
       argv: the words, without the program and the verb.
@@ -86,7 +86,7 @@ def parse(
 
 
 def load(source: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
-    """Returns the locked config of `source` ("configs/x.py:variant") with overrides ("--config.a.b=3") applied.
+    """Return the locked config of `source` ("configs/x.py:variant") with overrides ("--config.a.b=3") applied.
 
     Raises:
       SettingsError: for a missing file (naming those beside it), an unknown variant or key (naming what there is), a
@@ -125,7 +125,7 @@ def load(source: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
 
 
 def _get(source: str) -> tuple[Mapping[str, Any], config_dict.ConfigDict]:
-    """Runs the config file; returns its globals and the fresh, unlocked config of the variant."""
+    """Run the config file; returns its globals and the fresh, unlocked config of the variant."""
     name, colon, variant = source.partition(":")
     path = Path(name)
     if not path.is_file():
@@ -150,7 +150,7 @@ def _get(source: str) -> tuple[Mapping[str, Any], config_dict.ConfigDict]:
 
 
 def _missing(path: Path) -> str:
-    """Says what there is in place of a config file that is not there."""
+    """Say what there is in place of a config file that is not there."""
     folder = path.parent
     if path.is_dir():
         folder, what = path, f"{path} is a folder, a config file is needed"
@@ -167,7 +167,7 @@ def _missing(path: Path) -> str:
 
 
 def _find(config: config_dict.ConfigDict, path: str, source: str) -> None:
-    """Refuses an override of a key that is not there, or of a whole section."""
+    """Refuse an override of a key that is not there, or of a whole section."""
     try:
         keys = config_path.split(path)
     except ValueError:
@@ -195,7 +195,7 @@ def _find(config: config_dict.ConfigDict, path: str, source: str) -> None:
 
 
 def _leaves(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted path, value); an unset placeholder comes as its FieldReference."""
+    """Yield (dotted path, value); an unset placeholder comes as its FieldReference."""
     for key, value in config.items(preserve_field_references=True):
         if isinstance(value, config_dict.FieldReference) and value.get() is not None:
             value = value.get()
@@ -206,7 +206,7 @@ def _leaves(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[
 
 
 def _check_elements(path: str, default: tuple[Any, ...], value: tuple[Any, ...], source: str) -> None:
-    """Holds the elements of a tuple to the one type of the default's elements; config_flags does not."""
+    """Hold the elements of a tuple to the one type of the default's elements; config_flags does not."""
     types = {type(element) for element in default}
     if len(types) != 1:
         return
@@ -220,7 +220,7 @@ def _check_elements(path: str, default: tuple[Any, ...], value: tuple[Any, ...],
 
 
 def _explain(message: str, config: config_dict.ConfigDict, source: str) -> str:
-    """Adds to a message about an override what the key takes."""
+    """Add to a message about an override what the key takes."""
     match = re.search(r"--(?:no)?config\.([^\s=:]+)", message)
     if match is None:
         return message

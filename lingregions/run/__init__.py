@@ -1,0 +1,19 @@
+"""The work directory of a run: config and versions in; metrics, tables, named trees and resume points out.
+
+Side effects live here (and in the writers of region files and reports, which use `replacing`). Everything on disk is
+whole or absent: a file appears under its name in one step, an appended line that was cut is repaired at the next open.
+
+    with Run.open(workdir, config) as run:
+        run.table("results", columns={"arm": str, "language": str, "nll_nats": float}, keys=("arm", "language"))
+        if not run.has("results", arm="base", language="ar"):
+            run.add("results", {"arm": "base", "language": "ar", "nll_nats": 3.1})
+
+In a run of several processes all of them call the same methods in the same order; only process 0 writes (arrays apart,
+which each process writes for its own shards), and what decides the flow (`rows`, `has`, `done`, `header`, `check`) is
+process 0's answer everywhere.
+"""
+
+from lingregions.run.files import RunError, replacing
+from lingregions.run.workdir import FORMAT, MACHINE, Interrupted, Run
+
+__all__ = ["FORMAT", "MACHINE", "Interrupted", "Run", "RunError", "replacing"]

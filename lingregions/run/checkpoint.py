@@ -1,0 +1,108 @@
+"""Named trees of arrays on disk, through orbax: each process writes its shards, any mesh reads them back.
+
+A name is a folder of numbered versions. A save makes the next version, which gets its number only when it is complete,
+and then the older ones go: whenever the process dies, one complete version is there. Nothing is gathered on one device.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lingregions.run import files
+
+
+def save(folder: Path, tree: Any, header: dict[str, Any]) -> None:
+    """Save a pytree of arrays and a JSON header as the newest version under `folder`; returns when it is on disk.
+
+    Raises:
+      RunError: the disk refuses; the version before stays.
+    """
+    leaves = dict(_walk(tree))
+    record = {"header": header, "leaves": {path: _shape(leaf) for path, leaf in leaves.items()}}
+    older = _versions(folder)
+    target = folder / str(max(older, default=0) + 1)
+    with files.explained(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpointer.save(
+            target, args=ocp.args.Composite(tree=ocp.args.StandardSave(leaves), header=ocp.args.JsonSave(record))
+        )
+        if jax.process_index() == 0:
+            for version in older:
+                shutil.rmtree(folder / str(version))
+
+
+def load(folder: Path, like: Any) -> Any:
+    """Return the newest version under `folder` with the structure, shapes, dtypes and shardings of `like`.
+
+    Args:
+      folder: what `save` was given.
+      like: a pytree of arrays or of `jax.ShapeDtypeStruct`; a leaf without sharding goes to the first local device.
+
+    Raises:
+      RunError: nothing is saved there, it is not like `like` (the first path that differs is named), or it is damaged.
+    """
+    stored = _record(folder)["leaves"]
+    wanted = dict(_walk(like))
+    for path in sorted({*stored, *wanted}):
+        if path not in stored:
+            raise files.RunError(f"{folder} holds no {path}, which is asked for; it was saved from another tree")
+        if path not in wanted:
+            raise files.RunError(f"{folder} holds {path}, for which there is no place; it was saved from another tree")
+        if stored[path] != _shape(wanted[path]):
+            raise files.RunError(f"{folder}: {path} is saved as {stored[path]}, asked for as {_shape(wanted[path])}")
+    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or home)
+        for path, leaf in wanted.items()
+    }
+    leaves = _restore(folder, tree=ocp.args.StandardRestore(targets)).tree
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted])
+
+
+def header(folder: Path) -> dict[str, Any] | None:
+    """Return the header of the newest version under `folder`; None when nothing is saved there."""
+    if not _versions(folder):
+        return None
+    found: dict[str, Any] = _record(folder)["header"]
+    return found
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    if not _versions(folder):
+        raise files.RunError(f"nothing is saved in {folder}")
+    found: dict[str, Any] = _restore(folder, header=ocp.args.JsonRestore()).header
+    return found
+
+
+def _restore(folder: Path, **items: Any) -> Any:
+    source = folder / str(max(_versions(folder)))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(source, args=ocp.args.Composite(**items))
+    except Exception as error:
+        # Orbax and tensorstore raise what their layers raise; for the caller it is one thing.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise files.RunError(
+            f"{source} is damaged and cannot be read ({reason}); remove it to make it again"
+        ) from error
+
+
+def _versions(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def _walk(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (path, leaf) in the order of `jax.tree.leaves`; works for any container, optimizer states included."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+
+
+def _shape(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"

@@ -1,0 +1,93 @@
+"""What a figure depends on besides config and code: versions, devices, precision. Never a token or a secret."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import lingregions
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "libtpu",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "ml-collections",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "tensorflow-datasets",
+    "grain",
+)
+# Only these are recorded: others may hold keys and tokens.
+VARIABLES = (
+    "JAX_PLATFORMS",
+    "JAX_ENABLE_X64",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_NUM_CPU_DEVICES",
+    "LIBTPU_INIT_ARGS",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "OMP_NUM_THREADS",
+    "XLA_FLAGS",
+)
+
+
+def describe() -> dict[str, Any]:
+    """Return the environment as plain JSON values. Initialises the JAX backend."""
+    devices = jax.devices()
+    return {
+        "lingregions": lingregions.VERSION,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "backend": jax.default_backend(),
+        "devices": [f"{device.device_kind} {device.id}" for device in devices],
+        "device_count": len(devices),
+        "process_count": jax.process_count(),
+        "precision": {
+            "matmul": _setting("jax_default_matmul_precision") or "default",
+            "x64": _setting("jax_enable_x64"),
+            "dtype_promotion": _setting("jax_numpy_dtype_promotion"),
+        },
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, "+changes" if files differ; None without one."""
+    root = Path(lingregions.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)  # set at run time: jax.config declares no attributes
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,527 @@
+"""Run: one work directory, its config, and everything that is written there."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import config_dict
+
+from lingregions.run import checkpoint, environment, files
+from lingregions.run.files import RunError
+from lingregions.run.progress import Bar, Display
+from lingregions.run.table import Row, Table
+
+FORMAT = 1  # of the work directory; a directory of another format is refused
+MACHINE = ("machine",)  # top-level sections of a config that may not change a figure, and so may change on resume
+
+_STAMP = "lingregions_format"  # the key of config.json that says: ours, and which format
+_OURS = {".lock", f".probe{files.PARTIAL}", f"config.json{files.PARTIAL}"}  # what a process that died at once can leave
+
+_logger = logging.getLogger("lingregions")
+
+
+class Interrupted(SystemExit):
+    """Raised by `Run.check` after SIGTERM or SIGINT; the exit code is 128 + the signal's number (143, 130)."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        """Say which signal it was and how to go on."""
+        super().__init__(128 + number)
+        self.number = number
+        self.message = (
+            f"stopped by {signal.Signals(number).name}; what is finished is kept in {folder}, "
+            "the same command goes on from there"
+        )
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Run:
+    """A work directory held by this process; see the package docstring. Make one with `Run.open`."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], resumed: bool, lock: files.Lock | None) -> None:
+        """For `open`, which has done the checks."""
+        self.folder, self.config, self.resumed = folder, config, resumed
+        self.notes: list[str] = []  # what was found, repaired or changed, in words
+        self.interrupted: int | None = None  # the signal that asks us to stop
+        self._lock = lock
+        self._tables: dict[str, Table] = {}
+        self._handlers: dict[int, Any] = {}
+        writer = jax.process_index() == 0
+        self._display = Display((config.get("machine") or {}).get("progress", "auto") if writer else "none")
+
+    # Opening and closing
+
+    @classmethod
+    def open(
+        cls, workdir: str | os.PathLike[str], config: config_dict.ConfigDict | Mapping[str, Any], fresh: bool = False
+    ) -> "Run":
+        """Open a work directory: a new one, or one that was begun with the same config.
+
+        Probes the disk, takes the lock, repairs what a killed process left, writes config.json and environment.json.
+        A config may differ from the stored one only in the sections named by `MACHINE`.
+
+        Args:
+          workdir: a folder on a local or mounted disk; made if it is not there.
+          config: the resolved config; every value must be JSON.
+          fresh: move an existing work directory aside, to `<workdir>.old-1` and so on, and begin again.
+
+        Raises:
+          RunError: the folder is not ours, damaged, of another format, of another config (the difference is listed), in
+            use by another process, or cannot be written; nothing in it has been changed.
+        """
+        text = os.fspath(workdir)
+        if "://" in text:
+            raise RunError(f"--workdir={text} is a remote address; mount it and give the folder")
+        plain = _plain_config(config)
+        folder = Path(text).expanduser().absolute()
+        _compare_processes(plain)
+        run, problem = None, ""
+        if jax.process_index() == 0:
+            try:
+                run = cls._open(folder, plain, fresh)
+            except RunError as error:
+                problem = str(error)
+        problem, resumed = _agree([problem, bool(run and run.resumed)])
+        if problem:
+            raise RunError(problem)
+        return run if run is not None else cls(folder, plain, resumed, None)
+
+    @classmethod
+    def _open(cls, folder: Path, config: dict[str, Any], fresh: bool) -> "Run":
+        aside = None
+        stored = None if fresh else _stored(folder)  # looks only: a foreign folder stays as it is
+        if fresh and _begun(folder):
+            lock = files.Lock(folder)
+            aside = _move_aside(folder)
+            lock.release()
+        with files.explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        files.probe(folder)
+        lock = files.Lock(folder)
+        try:
+            stored = _stored(folder)  # again, now that nobody else writes
+            if stored is not None:
+                _refuse_difference(folder, stored, config)
+            run = cls(folder, config, stored is not None, lock)
+            run._begin(stored, aside)
+        except BaseException:
+            lock.release()
+            raise
+        return run
+
+    def _begin(self, stored: dict[str, Any] | None, aside: Path | None) -> None:
+        assert self._lock is not None
+        swept = files.sweep(self.folder)
+        cut = files.repair(self.path("metrics.jsonl"))
+        if stored != self.config:
+            self._write_json("config.json", {_STAMP: FORMAT, **self.config})
+        self.log(event="opened", resumed=self.resumed)
+        if aside is not None:
+            self.note(f"the work directory that was here is now {aside}")
+        if self._lock.stale and stored is not None:
+            self.note(f"{self._lock.stale} ended without closing this work directory")
+        for path in swept:
+            self.note(f"{path.relative_to(self.folder)} was left half-written and is removed")
+        if cut:
+            self.note(f"the last line of metrics.jsonl was cut and is removed: {cut[:200]!r}")
+        if stored is not None:
+            for line in _difference(stored, self.config):
+                self.note(f"the machine section changed: {line}")
+        self._record_environment()
+
+    def _record_environment(self) -> None:
+        """Write environment.json; one that differs stays beside it with a number, as earlier figures came from it."""
+        path, now = self.path("environment.json"), environment.describe()
+        if path.exists():
+            before = _read_json(path) or {}
+            if before == now:
+                return
+            number = 1 + len(list(self.folder.glob("environment-*.json")))
+            os.replace(path, self.path(f"environment-{number}.json"))
+            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            self.note(f"the environment changed ({', '.join(changed)}); the earlier one is environment-{number}.json")
+        self._write_json("environment.json", now)
+
+    def close(self) -> None:
+        """Give the work directory free."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        """Turn SIGTERM and SIGINT into a request that `check` answers; a second signal acts at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Outside of the main thread Python sets no handlers: signals then act as ever.
+            with contextlib.suppress(ValueError):
+                self._handlers[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+        try:
+            if isinstance(error, Interrupted):
+                self.log(event="interrupted", signal=signal.Signals(error.number).name)
+        finally:
+            self.close()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted is not None:
+            signal.signal(number, self._handlers.get(number, signal.SIG_DFL))
+            signal.raise_signal(number)
+            return
+        self.interrupted = number
+        # A handler may run in the middle of a print: write past the buffers.
+        os.write(2, f"{signal.Signals(number).name}: stopping at the next safe point\n".encode())
+
+    def check(self) -> None:
+        """A safe point: everything finished is on disk.
+
+        With several processes all must call it at the same point; a signal to one of them stops all.
+
+        Raises:
+          Interrupted: a signal asked us to stop.
+        """
+        number = self.interrupted or 0
+        if jax.process_count() > 1:
+            number = int(np.max(multihost_utils.process_allgather(np.int32(number))))
+        if number:
+            raise Interrupted(number, self.folder)
+
+    # Files
+
+    def path(self, *parts: str) -> Path:
+        """Return a path in the work directory.
+
+        Raises:
+          ValueError: it would lie outside.
+        """
+        relative = PurePosixPath(*parts) if parts else PurePosixPath()
+        if relative.is_absolute() or ".." in relative.parts:
+            raise ValueError(f"{relative} lies outside of the work directory")
+        return self.folder.joinpath(*relative.parts)
+
+    def write(self, name: str, content: bytes | str) -> Path:
+        """Write a file (text as UTF-8), whole or not at all, and returns its path."""
+        path = self.path(name)
+        if jax.process_index() == 0:
+            files.write(path, content.encode() if isinstance(content, str) else content)
+        return path
+
+    def _write_json(self, name: str, value: Any) -> None:
+        self.write(name, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+    # Metrics, notes, tables
+
+    def log(self, **fields: Any) -> None:
+        """Append one line to metrics.jsonl: {"time": seconds since 1970, **fields}.
+
+        The line is strict JSON: a number that is not finite becomes null, and `<key>_repr` beside it says which it was.
+
+        Raises:
+          TypeError: a field is no number, text, list or dict.
+        """
+        if jax.process_index() == 0:
+            line = json.dumps({"time": round(time.time(), 3), **_finite(fields)}, ensure_ascii=False, allow_nan=False)
+            files.append(self.path("metrics.jsonl"), line.encode() + b"\n")
+
+    def note(self, text: str) -> None:
+        """Tell the user something that the figures do not: on the terminal, in `notes`, and in metrics.jsonl."""
+        self.notes.append(text)
+        if jax.process_index() == 0:
+            _logger.warning("%s", text)
+        self.log(event="note", text=text)
+
+    def table(self, name: str, columns: Mapping[str, type], keys: Sequence[str]) -> None:
+        """Declare the table `<name>.csv`: typed columns in order, and which of them name a cell; reads what is there.
+
+        Raises:
+          RunError: the file that is there has other columns or a broken row.
+        """
+        table = Table(self.path(f"{name}.csv"), columns, keys, writer=jax.process_index() == 0)
+        self._tables[name] = table
+        if table.cut:
+            self.note(f"the last row of {name}.csv was cut and is removed: {table.cut[:200]!r}")
+
+    def add(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add a finished row to a table at once on disk; the same row again changes nothing.
+
+        Raises:
+          ValueError: the row does not fit the columns.
+          RunError: the cell is there with other values.
+        """
+        self._table(name).add(row)
+
+    def rows(self, name: str) -> list[Row]:
+        """Return the rows of a table, those of earlier processes first."""
+        found: list[Row] = _agree(self._table(name).rows())
+        return found
+
+    def has(self, name: str, **cell: Any) -> bool:
+        """Tell whether a row with these values is in the table."""
+        unknown = sorted(set(cell) - set(self._table(name).columns))
+        if unknown:
+            raise ValueError(f"table {name} has no column {unknown[0]}; it has {list(self._table(name).columns)}")
+        rows = self._table(name).rows()
+        return bool(_agree(any(all(row[key] == value for key, value in cell.items()) for row in rows)))
+
+    def _table(self, name: str) -> Table:
+        if name not in self._tables:
+            raise ValueError(f"table {name} is not declared; declared are {sorted(self._tables)}")
+        return self._tables[name]
+
+    # Stages
+
+    def finish(self, name: str, *artefacts: str, **facts: Any) -> None:
+        """Mark a stage as finished: done/<name>.json with facts and a checksum of the files or folders it vouches for.
+
+        Reads the artefacts once, about a second a gigabyte.
+        """
+        if jax.process_index() == 0:
+            vouched = {artefact: files.digest(self.path(artefact)) for artefact in artefacts}
+            self._write_json(f"done/{name}.json", {"files": vouched, **_finite({"facts": facts})})
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """Return the facts of a finished stage; None if it is not finished, or an artefact is gone or changed (noted).
+
+        Reads the artefacts once, about a second a gigabyte.
+        """
+        facts = self._done(name) if jax.process_index() == 0 else None
+        found: dict[str, Any] | None = _agree(facts)
+        return found
+
+    def _done(self, name: str) -> dict[str, Any] | None:
+        path = self.path("done", f"{name}.json")
+        if not path.exists():
+            return None
+        marker = _read_json(path)
+        if marker is None:
+            self.note(f"{path} is damaged; {name} is done again")
+            return None
+        facts: dict[str, Any] = marker["facts"]
+        for artefact, digest in marker["files"].items():
+            where = self.path(artefact)
+            if not where.exists():
+                self.note(f"{artefact} is gone; {name} is done again")
+                return None
+            if files.digest(where) != digest:
+                self.note(f"{artefact} is not what {name} wrote; {name} is done again")
+                return None
+        return facts
+
+    # Trees of arrays
+
+    def save(self, name: str, tree: Any, header: Mapping[str, Any]) -> None:
+        """Save a pytree of (sharded) arrays under a name, with a JSON header; the one before stays until then.
+
+        Raises:
+          RunError: the disk refuses; what was saved before is intact.
+        """
+        checkpoint.save(self.path(name), tree, _finite(dict(header)))
+
+    def load(self, name: str, like: Any) -> Any:
+        """Return a saved tree with the structure, shapes, dtypes and shardings of `like`, whatever mesh it came from.
+
+        Raises:
+          RunError: nothing is saved, it is another tree (the first path that differs is named), or a file is damaged.
+        """
+        return checkpoint.load(self.path(name), like)
+
+    def header(self, name: str) -> dict[str, Any] | None:
+        """Return the header of a saved tree; None when nothing is saved under that name."""
+        found: dict[str, Any] | None = _agree(checkpoint.header(self.path(name)))
+        return found
+
+    # Progress
+
+    @contextlib.contextmanager
+    def progress(self, description: str, total: float, unit: str) -> Iterator[Bar]:
+        """Show a piece of work while the block runs: `bar.advance(n)`; what it took goes to metrics.jsonl."""
+        with self._display.bar(description, total, unit) as bar:
+            yield bar
+        self.log(event="timed", description=description, amount=bar.completed, unit=unit, seconds=round(bar.seconds, 3))
+
+
+def _plain_config(config: config_dict.ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve references and turns the config into what config.json can hold."""
+    values = config.to_dict() if isinstance(config, config_dict.ConfigDict) else dict(config)
+    if _STAMP in values:
+        raise RunError(f"a config may not have a key {_STAMP}: the work directory uses it")
+    for path, value in _paths(values):
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise RunError(
+                f"config.{path} is {value!r}, which config.json cannot hold; give a number or text"
+            ) from None
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key in sorted(values):
+        if isinstance(values[key], Mapping) and values[key]:
+            yield from _paths(values[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", values[key]
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """List the keys in which two configs differ, one line each."""
+    old, new = dict(_paths(before)), dict(_paths(after))
+    return [
+        f"{path}: {_show(old, path)} -> {_show(new, path)}"
+        for path in sorted({*old, *new})
+        if path not in old or path not in new or old[path] != new[path]
+    ]
+
+
+def _show(values: Mapping[str, Any], path: str) -> str:
+    return json.dumps(values[path], ensure_ascii=False) if path in values else "(not there)"
+
+
+def _refuse_difference(folder: Path, stored: dict[str, Any], config: dict[str, Any]) -> None:
+    old, new = ({key: value for key, value in each.items() if key not in MACHINE} for each in (stored, config))
+    lines = _difference(old, new)
+    if lines:
+        raise RunError(
+            "\n".join([f"{folder} was begun with another config:", *(f"  {line}" for line in lines)])
+            + "\nGive another --workdir, or --fresh to move this one aside and begin again"
+        )
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is a work directory, sound or not, to move aside; a folder of anything else is refused."""
+    if not folder.is_dir() or not any(path.name not in _OURS for path in folder.iterdir()):
+        return False
+    path = folder / "config.json"
+    config = _read_json(path)
+    ours = _STAMP in config if config is not None else path.is_file() and (folder / ".lock").is_file()
+    if not ours:  # the folder of a Hugging Face model holds a config.json too
+        raise RunError(_foreign(folder))
+    return True
+
+
+def _foreign(folder: Path) -> str:
+    return (
+        f"{folder} is not a work directory of lingregions: it holds other files. "
+        "Nothing was written; give an empty or new folder as --workdir"
+    )
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
+    """Return the config that a work directory was begun with; None for a new or empty folder. Only reads.
+
+    Raises:
+      RunError: the folder is a file, foreign, damaged, or of another format.
+    """
+    with files.explained(folder):
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"--workdir={folder} is a file, a folder is needed")
+        if not folder.is_dir() or not any(path.name not in _OURS for path in folder.iterdir()):
+            return None
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RunError(_foreign(folder))
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(
+            f"{path} is cut or no JSON ({error}). Nothing was written; --fresh moves the folder aside and begins again"
+        ) from None
+    if not isinstance(stored, dict) or _STAMP not in stored:
+        raise RunError(_foreign(folder))
+    number = stored.pop(_STAMP)
+    if number != FORMAT:
+        raise RunError(
+            f"{folder} has format {number}, this version reads and writes {FORMAT}. Nothing was written; "
+            "use the version that made it, another --workdir, or --fresh"
+        )
+    return stored
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a file; None when the file is absent, cut, or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _move_aside(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    with files.explained(folder):
+        folder.rename(aside)
+    return aside
+
+
+def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields as strict JSON values; see `Run.log`."""
+    found: dict[str, Any] = {}
+    for key, value in fields.items():
+        plain = _json_value(key, value)
+        found[key] = _nulled(plain)
+        if not isinstance(plain, dict) and found[key] != plain:
+            found[f"{key}_repr"] = repr(plain)
+    return found
+
+
+def _json_value(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _finite({str(name): item for name, item in value.items()})
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return np.asarray(value).tolist()
+    if isinstance(value, list | tuple):
+        return [_json_value(key, item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{key} is of type {type(value).__name__}; give a number, text, list or dict")
+
+
+def _nulled(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return [_nulled(item) for item in value] if isinstance(value, list) else value
+
+
+def _agree(value: Any) -> Any:
+    """Return process 0's value (JSON) in every process."""
+    if jax.process_count() == 1:
+        return value
+    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+    if jax.process_index() != 0:
+        content = np.zeros(size, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
+
+
+def _compare_processes(config: dict[str, Any]) -> None:
+    """Refuse to start when the processes were given different configs."""
+    if jax.process_count() == 1:
+        return
+    mine = np.frombuffer(hashlib.sha256(json.dumps(config, sort_keys=True).encode()).digest(), np.uint8)
+    every = multihost_utils.process_allgather(mine)
+    others = [number for number in range(len(every)) if not np.array_equal(every[number], every[0])]
+    if others:
+        raise RunError(f"processes {others} were started with another config than process 0; give all the same command")
