@@ -118,7 +118,7 @@ def initialize(config: Any, key: jax.Array, shardings: trees.Tree | None = None)
 
 
 def hidden(
-    config: Any, compute: Compute, params: trees.Tree, tokens: jax.Array, segments: jax.Array, watch: bool = False
+    config: Any, compute: Compute, params: trees.Tree, tokens: Any, segments: Any, watch: bool = False
 ) -> tuple[jax.Array, trees.Tree]:
     """Run the decoder on int32 [B, T] tokens within documents `segments`.
 
@@ -127,10 +127,8 @@ def hidden(
       [L, in] by the paths of the parameters (empty otherwise).
     """
     module = architecture(config).module(config, compute)
-    if watch:
-        out, seen = module.apply({"params": params}, tokens, segments, mutable=["inputs"])
-        return out, seen["inputs"]
-    return module.apply({"params": params}, tokens, segments), {}
+    out: Any = module.apply({"params": params}, tokens, segments, mutable=["inputs"] if watch else False)
+    return (out[0], out[1]["inputs"]) if watch else (out, {})
 
 
 def head(config: Any, params: trees.Tree) -> jax.Array:

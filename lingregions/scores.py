@@ -1,0 +1,390 @@
+"""Importance of every parameter for a language: one pass over its samples, any number of definitions.
+
+A score rule is three functions of one array, as in optax: `init`, `update`, `finish`. The preset `paper` is what the
+released code computes (METHOD 1): |theta x the signed gradient summed over all batches|, summed in bfloat16 over means of
+batches; `sound` weighs every token alike and sums in float32. Scores are trees parallel to the parameters of the score
+scope, on the same shards. A score depends on (model, corpus, seed, number of samples, definition) alone.
+
+Cost: one forward and backward pass a token, and one float32 array a rule beside the parameters in scope (`taylor_abs` and
+`fisher` need one more for the gradient of the group that is open).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lingregions import loss, models
+from lingregions import tree as trees
+from lingregions.corpus.batch import Batch
+
+ACCUMULATORS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+WEIGHTINGS = ("token", "batch_mean")
+
+
+class Rule(NamedTuple):
+    """One definition of importance, as functions of one array [L, out, in] or [L, D].
+
+    Attributes:
+      init: theta -> sums, zeros of the shape that the rule keeps.
+      update: (sums, theta, slope) -> sums. `slope` is what the rule `reads`: the gradient, or the sums of squares of the
+        inputs [L, in].
+      finish: (sums, theta) -> scores, non-negative, shaped as theta.
+      reads: "gradient", "inputs" or "nothing".
+      additive: whether `update` is linear in `slope`, so that it may be fed in any pieces of a group.
+    """
+
+    init: Callable[[jax.Array], jax.Array]
+    update: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    finish: Callable[[jax.Array, jax.Array], jax.Array]
+    reads: str
+    additive: bool
+
+
+def _along_inputs(theta: jax.Array) -> jax.Array:
+    """Zeros [L, in] for a weight [L, out, in] or a gain [L, in]."""
+    return jnp.zeros((theta.shape[0], theta.shape[-1]), jnp.float32)
+
+
+def _input_norm(sums: jax.Array, theta: jax.Array) -> jax.Array:
+    """The norm of the inputs [L, in], shaped to be multiplied with theta."""
+    return jnp.sqrt(sums).reshape(theta.shape[0], *([1] * (theta.ndim - 2)), theta.shape[-1])
+
+
+# METHOD 1, the row "aggregation". g is the gradient of the loss of a batch (or of one group of samples).
+RULES: dict[str, Rule] = {
+    # |theta x sum of g|
+    "taylor": Rule(
+        init=jnp.zeros_like,
+        update=lambda sums, theta, gradient: sums + gradient,
+        finish=lambda sums, theta: jnp.abs(theta * sums),
+        reads="gradient",
+        additive=True,
+    ),
+    # sum of |theta x g|
+    "taylor_abs": Rule(
+        init=jnp.zeros_like,
+        update=lambda sums, theta, gradient: sums + jnp.abs(theta * gradient),
+        finish=lambda sums, theta: sums,
+        reads="gradient",
+        additive=False,
+    ),
+    # theta^2 x sum of g^2
+    "fisher": Rule(
+        init=jnp.zeros_like,
+        update=lambda sums, theta, gradient: sums + gradient * gradient,
+        finish=lambda sums, theta: theta * theta * sums,
+        reads="gradient",
+        additive=False,
+    ),
+    # |theta|
+    "magnitude": Rule(
+        init=lambda theta: jnp.zeros((0,), jnp.float32),
+        update=lambda sums, theta, nothing: sums,
+        finish=lambda sums, theta: jnp.abs(theta),
+        reads="nothing",
+        additive=True,
+    ),
+    # |theta| x norm of the inputs over all tokens
+    "wanda": Rule(
+        init=_along_inputs,
+        update=lambda sums, theta, inputs: sums + inputs,
+        finish=lambda sums, theta: jnp.abs(theta) * _input_norm(sums, theta),
+        reads="inputs",
+        additive=True,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """How scores are computed and put together over languages; recorded in every artefact.
+
+    Attributes:
+      rule: a key of `RULES`.
+      weighting: "token" (gradient of the summed NLL over the number of all tokens) or "batch_mean" (the mean loss of each
+        group counts once, as in the released code).
+      accumulator: dtype of the sums, "float32" or "bfloat16".
+      normalised: whether each language is scaled to unit L1 per matrix before languages are summed.
+      group: samples whose gradient is one g: what `batch_mean` averages over, and `taylor_abs` and `fisher` take the
+        absolute value or the square of. Part of the definition, not of the machine: micro-batches only split it.
+      scope: the score scope (a key of `tree.SCOPES`, or patterns).
+    """
+
+    rule: str = "taylor"
+    weighting: str = "token"
+    accumulator: str = "float32"
+    normalised: bool = True
+    group: int = 1
+    scope: str = "decoder"
+
+    def __post_init__(self) -> None:
+        """Refuse what does not exist."""
+        for name, allowed in {"rule": RULES, "weighting": WEIGHTINGS, "accumulator": ACCUMULATORS}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"score {name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.group < 1:
+            raise ValueError(f"score group is {self.group} samples; it must be at least 1")
+
+
+# METHOD 1, the table of named options.
+PRESETS: dict[str, Definition] = {
+    "sound": Definition(),
+    "paper": Definition(weighting="batch_mean", accumulator="bfloat16", normalised=False, group=64),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """What one pass over a language has gathered so far: the resume point of scoring, with `position` beside it.
+
+    Attributes:
+      rules: {rule: tree of sums parallel to the scope}.
+      open: float32 gradient of the group that is not closed yet, parallel to the scope: the rules that read the gradient
+        are fed with it when the group closes. Empty where each micro-batch can be added at once: every rule is additive
+        and the sums are float32 (bfloat16 sums would depend on the number of additions).
+    """
+
+    rules: dict[str, trees.Tree]
+    open: trees.Tree
+
+
+def start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32", scope: str = "decoder") -> Sums:
+    """Return empty sums for these rules, each array on the shards of its parameter."""
+    part, names = trees.restrict(params, scope), list(rules)
+
+    def empty(init: Callable[[jax.Array], jax.Array], dtype: Any) -> trees.Tree:
+        return trees.transform(lambda _, theta: _like(init(theta).astype(dtype), theta), part)
+
+    grouped = accumulator != "float32" or any(not RULES[name].additive for name in names)
+    sums = {name: empty(RULES[name].init, ACCUMULATORS[accumulator]) for name in names}
+    return Sums(sums, empty(jnp.zeros_like, jnp.float32) if grouped else {})
+
+
+def _like(values: jax.Array, theta: jax.Array) -> jax.Array:
+    """Put `values` on the shards of `theta` where they have its shape."""
+    return jax.device_put(values, theta.sharding) if values.shape == theta.shape else values
+
+
+def weights(batch_tokens: int, weighting: str) -> float:
+    """Return the factor of a group's summed NLL in the objective: 1 for "token", 1 / its tokens for "batch_mean".
+
+    A group without targets counts nothing.
+    """
+    return 1.0 if weighting == "token" else 1.0 / max(batch_tokens, 1)
+
+
+def step(
+    config: Any, compute: models.Compute, scope: str, params: trees.Tree, sums: Sums, batch: Batch, weight: jax.Array
+) -> tuple[Sums, loss.Loss]:
+    """Add one micro-batch to the sums: one forward and backward pass. Jit it with `sums` donated.
+
+    Args:
+      config: model config.
+      compute: how to run it.
+      scope: score scope.
+      params: float32 parameters.
+      sums: from `start` or the step before.
+      batch: int32 arrays [B, T]; samples of padding add nothing.
+      weight: float32 scalar, the factor of the summed NLL (`weights`).
+
+    Returns:
+      The sums and the loss of the micro-batch.
+    """
+    part = trees.restrict(params, scope)
+    rules = {name: RULES[name] for name in sums.rules}
+    watched = any(rule.reads == "inputs" for rule in rules.values())
+
+    def objective(part: trees.Tree) -> tuple[jax.Array, tuple[loss.Loss, trees.Tree]]:
+        found, inputs = loss.watch(config, compute, trees.merge(params, part), batch, watched)
+        return jnp.sum(found.nll) * weight, (found, inputs)
+
+    if any(rule.reads == "gradient" for rule in rules.values()):
+        gradient, (found, inputs) = jax.grad(objective, has_aux=True)(part)
+    else:
+        gradient, (found, inputs) = {}, objective(part)[1]
+    slopes = {"gradient": gradient, "inputs": inputs, "nothing": part}
+    added = {
+        name: total if sums.open and rules[name].reads == "gradient" else _update(name, total, part, slopes)
+        for name, total in sums.rules.items()
+    }
+    opened = jax.tree.map(jnp.add, sums.open, gradient) if sums.open else {}
+    return Sums(added, opened), found
+
+
+def _update(name: str, sums: trees.Tree, part: trees.Tree, slopes: Mapping[str, trees.Tree]) -> trees.Tree:
+    """Apply a rule's update array by array, in float32, and keep the dtype of the sums."""
+    rule, theirs = RULES[name], trees.flatten(slopes[RULES[name].reads])
+    return trees.transform(
+        lambda path, total, theta: rule.update(total.astype(jnp.float32), theta, theirs[path]).astype(total.dtype),
+        sums,
+        part,
+    )
+
+
+def close(params: trees.Tree, sums: Sums, scope: str) -> Sums:
+    """End a group: feed its gradient to the rules that read it, and empty it. Jit it with `sums` donated."""
+    part = trees.restrict(params, scope)
+    closed = {
+        name: _update(name, total, part, {"gradient": sums.open}) if RULES[name].reads == "gradient" else total
+        for name, total in sums.rules.items()
+    }
+    return Sums(closed, jax.tree.map(jnp.zeros_like, sums.open))
+
+
+def finish(params: trees.Tree, sums: trees.Tree, rule: str, scope: str, scale: jax.Array) -> trees.Tree:
+    """Return the scores, float32 and non-negative, parallel to the scope.
+
+    Args:
+      params: the parameters that the sums were gathered on.
+      sums: `Sums.rules[rule]`.
+      rule: a key of `RULES`.
+      scope: score scope.
+      scale: float32 factor of the gradient sums: 1 / tokens for "token" weighting, 1 otherwise (`scales`).
+    """
+    return trees.transform(
+        lambda _, theta, total: RULES[rule].finish(total.astype(jnp.float32), theta) * scale,
+        trees.restrict(params, scope),
+        sums,
+    )
+
+
+def scales(rule: str, weighting: str, tokens: int) -> float:
+    """Return the factor that turns sums weighted by `weights` into scores of the mean loss.
+
+    `taylor` and `taylor_abs` are of first order in the gradient, `fisher` of second; the others have no gradient.
+    """
+    if weighting != "token" or RULES[rule].reads != "gradient":
+        return 1.0
+    return 1.0 / max(tokens, 1) ** (2 if rule == "fisher" else 1)
+
+
+def combine(total: trees.Tree | None, scores: trees.Tree, normalised: bool) -> trees.Tree:
+    """Return the running sum over languages with one more language added (METHOD 1, "language combination").
+
+    Args:
+      total: the sum so far; None for the first language.
+      scores: of one language.
+      normalised: scale the language to unit L1 in every matrix first; a matrix of zeros stays zeros.
+    """
+    part = _unit(scores) if normalised else scores
+    return part if total is None else _add(total, part)
+
+
+@jax.jit
+def _unit(scores: trees.Tree) -> trees.Tree:
+    def scale(values: jax.Array) -> jax.Array:
+        norm = jnp.sum(values, axis=tuple(range(1, values.ndim)), keepdims=True)
+        return values / jnp.where(norm == 0, jnp.ones_like(norm), norm)
+
+    return jax.tree.map(scale, scores)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(total: trees.Tree, part: trees.Tree) -> trees.Tree:
+    return jax.tree.map(jnp.add, total, part)
+
+
+class Progress(NamedTuple):
+    """Where one pass stands. `position` is the one integer that a resume needs beside the sums.
+
+    Attributes:
+      position: samples read so far, in the order of the corpus' sampler.
+      tokens: targets among them.
+      nll: their summed negative log-likelihood in nats.
+    """
+
+    position: int
+    tokens: int
+    nll: float
+
+
+class Scorer:
+    """The compiled steps of one (model, mesh, definition): made once, used for every language.
+
+    Args:
+      config: model config.
+      compute: how to run it.
+      definition: what to compute; its rule is joined by `rules`.
+      rules: further rules to gather in the same pass.
+      micro: samples a step; a whole number of steps makes a group (`definition.group`), whose last may be part empty.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        compute: models.Compute,
+        definition: Definition,
+        rules: Iterable[str] = (),
+        micro: int = 1,
+    ) -> None:
+        self.definition, self.micro = definition, micro
+        self.rules = tuple(dict.fromkeys((definition.rule, *rules)))
+        unknown = [rule for rule in self.rules if rule not in RULES]
+        if unknown:
+            raise ValueError(f"score rule {unknown[0]!r} does not exist; rules are {', '.join(RULES)}")
+        scope = definition.scope
+        self._step = jax.jit(functools.partial(step, config, compute, scope), donate_argnums=1)
+        self._close = jax.jit(functools.partial(close, scope=scope), donate_argnums=1)
+        self._finish = jax.jit(functools.partial(finish, scope=scope), static_argnames="rule")
+
+    def start(self, params: trees.Tree) -> Sums:
+        """Return empty sums."""
+        return start(params, self.rules, self.definition.accumulator, self.definition.scope)
+
+    def add(
+        self,
+        params: trees.Tree,
+        sums: Sums,
+        group: Batch,
+        put: Callable[[Batch], Batch] = lambda batch: batch,
+    ) -> tuple[Sums, int, float]:
+        """Add one group of samples (host arrays [group, T]); returns the sums, its targets and its summed NLL.
+
+        Args:
+          params: the parameters.
+          sums: donated; do not use them afterwards.
+          group: the samples of one group, as many as there are.
+          put: places a micro-batch on the mesh.
+
+        Raises:
+          FloatingPointError: the loss is not finite; names the rows of the group.
+        """
+        size, length = group.tokens.shape
+        tokens = int(np.sum((group.segments[:, 1:] == group.segments[:, :-1]) & (group.segments[:, 1:] != 0)))
+        weight = np.float32(weights(tokens, self.definition.weighting))
+        nll = 0.0
+        for begin in range(0, size, self.micro):
+            micro = Batch(*(_fill(values[begin : begin + self.micro], self.micro) for values in group))
+            sums, found = self._step(params, sums, put(micro), weight)
+            each = np.asarray(found.nll, np.float64)
+            if not np.isfinite(each).all():
+                rows = [begin + int(row) for row in np.flatnonzero(~np.isfinite(each))]
+                raise FloatingPointError(
+                    f"the loss of sample(s) {rows} of this group of {size} is not finite ({each[~np.isfinite(each)][0]}); "
+                    "the sums are not usable: look at the samples with `lingregions data show`, or at the weights"
+                )
+            nll += float(each.sum())
+        return (self._close(params, sums) if sums.open else sums), tokens, nll
+
+    def finish(self, params: trees.Tree, sums: Sums, tokens: int, rule: str | None = None) -> trees.Tree:
+        """Return the scores of one rule (the definition's by default), after `tokens` targets."""
+        rule = rule or self.definition.rule
+        scale = np.float32(scales(rule, self.definition.weighting, tokens))
+        out: trees.Tree = self._finish(params, sums.rules[rule], rule=rule, scale=scale)
+        return out
+
+
+def _fill(values: np.ndarray, size: int) -> np.ndarray:
+    """Add rows of zeros (padding) up to `size`."""
+    return values if len(values) == size else np.pad(values, ((0, size - len(values)), (0, 0)))
+
+
+def describe(definition: Definition, languages: Iterable[str], samples: Mapping[str, int]) -> dict[str, Any]:
+    """Return the definition as plain data for headers and reports."""
+    return dataclasses.asdict(definition) | {"languages": list(languages), "samples": dict(samples)}
