@@ -1,0 +1,221 @@
+"""Convert: Hugging Face or GGUF weights to parameters, and parameters to a Hugging Face folder.
+
+The declaration of the model (`models.declare`) is the only list of names, shapes and axes. Every matrix it declares is
+found exactly once with its exact shape, or nothing is loaded. Values go by layer slice straight to the shard where they
+belong: beside the parameters, a process holds one stacked leaf at most, and on a mesh only its own shards of that.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from lingregions import models
+from lingregions import tree as trees
+from lingregions.models import gguf, safetensors
+from lingregions.models.tokenizer import Tokenizer
+
+# Buffers that old checkpoints carry: functions of the config, and recomputed.
+BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+SHARD = 5_000_000_000  # bytes of an exported file, the size that Hugging Face uses
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+# What a name that does not belong tells about the checkpoint.
+_ADVICE = (
+    (r"qkv_proj|query_key_value|c_attn|W_pack|wqkv", "q, k and v are fused in one tensor: split them by rows first"),
+    (r"gate_up_proj|c_fc", "gate and up are fused in one tensor: split it by rows first"),
+    (r"lora_|base_model\.", "these are adapter weights: merge them into the model first (merge_and_unload)"),
+    (r"qweight|qzeros|\.scales|\.SCB|absmax|weight_scale", "a quantised checkpoint: take the one before quantisation"),
+    (r"\.bias$", "the layers have biases, which this architecture lacks"),
+    (r"^(layers|embed_tokens|norm)\.", "the names lack 'model.': save the whole causal model, not its base"),
+    (r"^(tok_embeddings|layers\.\d+\.attention\.w)", "the original LLaMA format: convert it to Hugging Face's first"),
+    (r"[qk]_norm|pre_feedforward|post_feedforward", "another architecture: its norms are not those of LLaMA"),
+)
+
+
+class Weights(Protocol):
+    """Tensors by Hugging Face name, from any kind of file."""
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each tensor."""
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Return part of a tensor as float32."""
+
+
+def open_weights(path: str | Path) -> Weights:
+    """Return the weights of a Hugging Face folder or of a GGUF file; only headers are read."""
+    path = Path(path)
+    return gguf.load(path) if path.is_file() else safetensors.load(path)
+
+
+def load(source: str | Path | Weights, config: Any, shardings: Mapping[str, Any]) -> trees.Tree:
+    """Return the float32 parameters of a Hugging Face folder (safetensors) or a GGUF file, each leaf on its shards.
+
+    Args:
+      source: the folder or file, or weights that are open already.
+      config: the model config; it decides which tensors are expected.
+      shardings: from `mesh.shardings(models.declare(config), mesh)`.
+
+    Raises:
+      FileNotFoundError: a file that is missing.
+      ValueError: a tensor that is missing, unexpected, of another shape, quantised or not finite; a broken file.
+    """
+    weights = open_weights(source) if isinstance(source, str | Path) else source
+    declaration = models.declare(config)
+    _check(weights, declaration, tied="lm_head" not in declaration)
+    places = trees.flatten(shardings)
+    return trees.transform(lambda path, parameter: _place(weights, parameter, places[path]), declaration)
+
+
+def _place(weights: Weights, parameter: models.Parameter, sharding: Any) -> jax.Array:
+    """Return one leaf; each distinct part of it is read once, whatever the number of devices that hold a copy."""
+    names, parts = parameter.names(), {}
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # it is for shardings over devices
+        bounds = tuple(each.indices(size)[:2] for each, size in zip(index, parameter.shape, strict=True))
+        if bounds not in parts:
+            if parameter.stacked:
+                values = np.empty([stop - start for start, stop in bounds], np.float32)
+                for place, layer in enumerate(range(*bounds[0])):
+                    values[place] = weights.read(names[layer], index[1:])
+            else:
+                values = weights.read(names[0], index)
+            parts[bounds] = values
+        return parts[bounds]
+
+    # Waiting keeps at most one leaf's host copy alive.
+    return jax.block_until_ready(jax.make_array_from_callback(parameter.shape, sharding, part))
+
+
+def _check(weights: Weights, declaration: Mapping[str, Any], tied: bool) -> None:
+    """Check that the weights hold every declared matrix with its shape, and nothing that is not understood."""
+    found = {name: shape for name, shape in weights.shapes.items() if not BUFFERS.fullmatch(name)}
+    expected = {name: parameter.matrix for _, parameter in trees.walk(declaration) for name in parameter.names()}
+    if tied and HEAD in found and EMBEDDING in found:
+        _check_head(weights)
+        del found[HEAD]
+    missing = [name for name in expected if name not in found]
+    unexpected = sorted(name for name in found if name not in expected)
+    misshaped = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if not (missing or unexpected or misshaped):
+        return
+    lines = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
+        if names
+    ]
+    advice = [text for pattern, text in _ADVICE if any(re.search(pattern, name) for name in unexpected)]
+    if missing == [HEAD]:
+        advice.append("if the head of this model is its embedding, set tie_word_embeddings to true in config.json")
+    if misshaped and not advice:
+        advice.append("config.json belongs to another model than the weights, or the embedding was resized")
+    raise ValueError(
+        f"{weights.where}: the tensors are not those of the config ({len(expected)} expected).\n  "
+        + "\n  ".join(lines + [f"advice: {text}" for text in advice])
+    )
+
+
+def _check_head(weights: Weights) -> None:
+    """Check that a head that comes with a tied model is the embedding, row block by row block."""
+    shape = weights.shapes[EMBEDDING]
+    if weights.shapes[HEAD] == shape:
+        step = max(1, safetensors.BLOCK // (4 * shape[1]))
+        blocks = ((slice(first, first + step), slice(None)) for first in range(0, shape[0], step))
+        if all(np.array_equal(weights.read(HEAD, block), weights.read(EMBEDDING, block)) for block in blocks):
+            return
+    raise ValueError(
+        f"{weights.where}: config.json says that the head is the embedding (tie_word_embeddings), but {HEAD} has other "
+        "values; set tie_word_embeddings to false if the head was trained on its own"
+    )
+
+
+def export(
+    params: Mapping[str, Any],
+    config: Any,
+    folder: str | Path,
+    tokenizer: Tokenizer | None = None,
+    dtype: str = "float32",
+    limit: int = SHARD,
+) -> None:
+    """Write a Hugging Face folder that transformers loads: config.json, safetensors, and the tokenizer's files.
+
+    The folder appears when it is complete, or not at all. In a multi-host run every process calls this, and the first
+    one writes. Costs one matrix of host memory at a time.
+
+    Args:
+      params: the parameter tree, on any mesh.
+      config: its model config.
+      folder: must not exist yet, or be empty.
+      tokenizer: written along, its special ids also into config.json.
+      dtype: "float32" (read back bit for bit) or "bfloat16" (rounded to nearest even).
+      limit: bytes of one file, from which on the weights are split over several.
+
+    Raises:
+      FileExistsError: the folder holds something already.
+      ValueError: parameters that do not fit the config, or are not finite in `dtype`; a tokenizer of another model.
+    """
+    folder = Path(os.path.abspath(folder))
+    if dtype not in safetensors.CODES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(safetensors.CODES)}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: not empty; choose another folder, or remove this one")
+    declaration = models.declare(config)
+    trees.assert_parallel(declaration, params, "the parameters to export")
+    head = models.dump(config) | {"dtype": dtype, "torch_dtype": dtype}  # transformers 5 reads the one, 4 the other
+    if tokenizer is not None:
+        tokenizer.check(config.vocab)
+        head |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    matrices = dict(_matrices(declaration, params))
+    shapes = {name: parameter.matrix for name, (parameter, _, _) in matrices.items()}
+    writes = jax.process_index() == 0
+    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    try:
+        if writes:
+            partial.mkdir(parents=True)
+            (partial / "config.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save(partial)
+        safetensors.save(partial, shapes, lambda name: _host(*matrices[name][1:]), dtype, limit, writes)
+        if writes:
+            os.rename(partial, folder)
+    finally:
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("export")
+
+
+def _matrices(
+    declaration: Mapping[str, Any], params: Mapping[str, Any]
+) -> Iterable[tuple[str, tuple[models.Parameter, Any, int | None]]]:
+    """Yield (Hugging Face name, (parameter, leaf, layer or None)), by leaf and layer."""
+    leaves = trees.flatten(params)
+    for path, parameter in trees.walk(declaration):
+        for layer, name in enumerate(parameter.names()):
+            yield name, (parameter, leaves[path], layer if parameter.stacked else None)
+
+
+def _host(leaf: Any, layer: int | None) -> np.ndarray:
+    """Return one matrix on the host, gathered from all hosts if it lies on several."""
+    values = leaf if layer is None else leaf[layer]
+    if isinstance(values, jax.Array) and not values.is_fully_addressable:
+        values = multihost_utils.process_allgather(values, tiled=True)
+    return np.asarray(values)
