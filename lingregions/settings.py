@@ -125,7 +125,7 @@ def load(source: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
 
 
 def _get(source: str) -> tuple[Mapping[str, Any], config_dict.ConfigDict]:
-    """Run the config file; returns its globals and the fresh, unlocked config of the variant."""
+    """Run the config file; return its globals and the fresh, unlocked config of the variant."""
     name, colon, variant = source.partition(":")
     path = Path(name)
     if not path.is_file():

@@ -17,7 +17,7 @@ from lingregions.run import files
 
 
 def save(folder: Path, tree: Any, header: dict[str, Any]) -> None:
-    """Save a pytree of arrays and a JSON header as the newest version under `folder`; returns when it is on disk.
+    """Save a pytree of arrays and a JSON header as the newest version under `folder`; it is on disk on return.
 
     Raises:
       RunError: the disk refuses; the version before stays.

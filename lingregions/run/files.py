@@ -90,7 +90,7 @@ def append(path: Path, line: bytes) -> None:
 
 
 def repair(path: Path) -> bytes:
-    """Cut off a last line without its end, left by a process that died in the middle of it, and returns that piece."""
+    """Cut off a last line without its end, left by a process that died in the middle of it, and return it."""
     if not path.exists():
         return b""
     content = path.read_bytes()
@@ -102,7 +102,7 @@ def repair(path: Path) -> bytes:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove everything half-written that a dead process left under `folder`, and returns what it was."""
+    """Remove everything half-written that a dead process left under `folder`; return what it was."""
     found = {path for path in folder.rglob("*") if path.name.endswith(PARTIAL) or _ORBAX in path.name}
     outermost = sorted(path for path in found if not any(parent in found for parent in path.parents))
     for path in outermost:
@@ -112,7 +112,7 @@ def sweep(folder: Path) -> list[Path]:
 
 
 def probe(folder: Path) -> None:
-    """Write 64 KiB into `folder` and removes them.
+    """Write 64 KiB into `folder` and remove them.
 
     Raises:
       RunError: the disk is full, read-only or closed to us.

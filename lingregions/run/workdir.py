@@ -218,7 +218,7 @@ class Run:
         return self.folder.joinpath(*relative.parts)
 
     def write(self, name: str, content: bytes | str) -> Path:
-        """Write a file (text as UTF-8), whole or not at all, and returns its path."""
+        """Write a file (text as UTF-8), whole or not at all, and return its path."""
         path = self.path(name)
         if jax.process_index() == 0:
             files.write(path, content.encode() if isinstance(content, str) else content)
@@ -249,7 +249,7 @@ class Run:
         self.log(event="note", text=text)
 
     def table(self, name: str, columns: Mapping[str, type], keys: Sequence[str]) -> None:
-        """Declare the table `<name>.csv`: typed columns in order, and which of them name a cell; reads what is there.
+        """Declare the table `<name>.csv`: typed columns in order, and which of them name a cell; read what is there.
 
         Raises:
           RunError: the file that is there has other columns or a broken row.
