@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lingregions import loss, models
+from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 
@@ -57,9 +59,13 @@ def perplexity(nats: float) -> str:
     return f"{decimal.Decimal(nats).exp(decimal.Context(prec=20, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)):.9g}"
 
 
-def build(config: Any, compute: models.Compute) -> Evaluator:
-    """Return the compiled (params, batch) -> `Loss`; one compilation a batch shape serves all arms."""
-    return jax.jit(functools.partial(loss.nll, config, compute))
+def build(config: Any, compute: models.Compute, mesh: Mesh | None = None) -> Evaluator:
+    """Return the compiled (params, batch) -> `Loss`; one compilation a batch shape serves all arms.
+
+    With a mesh the sums come back on every device, so that every host can read them.
+    """
+    whole = None if mesh is None else meshes.replicated(mesh)
+    return jax.jit(functools.partial(loss.nll, config, compute), out_shardings=whole)
 
 
 def evaluate(

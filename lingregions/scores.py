@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lingregions import loss, models
+from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 
@@ -155,20 +157,34 @@ class Sums:
 
 
 def start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32", scope: str = "decoder") -> Sums:
-    """Return empty sums for these rules, each array on the shards of its parameter."""
+    """Return empty sums for these rules."""
     part, names = trees.restrict(params, scope), list(rules)
 
     def empty(init: Callable[[jax.Array], jax.Array], dtype: Any) -> trees.Tree:
-        return trees.transform(lambda _, theta: _like(init(theta).astype(dtype), theta), part)
+        return jax.tree.map(lambda theta: init(theta).astype(dtype), part)
 
     grouped = accumulator != "float32" or any(not RULES[name].additive for name in names)
     sums = {name: empty(RULES[name].init, ACCUMULATORS[accumulator]) for name in names}
     return Sums(sums, empty(jnp.zeros_like, jnp.float32) if grouped else {})
 
 
-def _like(values: jax.Array, theta: jax.Array) -> jax.Array:
-    """Put `values` on the shards of `theta` where they have its shape."""
-    return jax.device_put(values, theta.sharding) if values.shape == theta.shape else values
+def shardings(config: Any, sums: Sums, scope: str, mesh: Mesh) -> Sums:
+    """Return where sums lie: those shaped as their parameter on its shards, smaller ones on every device.
+
+    Args:
+      config: model config.
+      sums: `Sums` of arrays or `ShapeDtypeStruct`.
+      scope: score scope.
+      mesh: device mesh.
+    """
+    declared = trees.flatten(trees.restrict(models.declare(config), scope))
+    places = trees.flatten(meshes.shardings(trees.unflatten(declared), mesh))
+
+    def place(tree: trees.Tree) -> trees.Tree:
+        whole = meshes.replicated(mesh)
+        return trees.transform(lambda path, leaf: places[path] if leaf.shape == declared[path].shape else whole, tree)
+
+    return Sums({name: place(tree) for name, tree in sums.rules.items()}, place(sums.open))
 
 
 def weights(batch_tokens: int, weighting: str) -> float:
@@ -290,20 +306,6 @@ def _add(total: trees.Tree, part: trees.Tree) -> trees.Tree:
     return jax.tree.map(jnp.add, total, part)
 
 
-class Progress(NamedTuple):
-    """Where one pass stands. `position` is the one integer that a resume needs beside the sums.
-
-    Attributes:
-      position: samples read so far, in the order of the corpus' sampler.
-      tokens: targets among them.
-      nll: their summed negative log-likelihood in nats.
-    """
-
-    position: int
-    tokens: int
-    nll: float
-
-
 class Scorer:
     """The compiled steps of one (model, mesh, definition): made once, used for every language.
 
@@ -312,7 +314,8 @@ class Scorer:
       compute: how to run it.
       definition: what to compute; its rule is joined by `rules`.
       rules: further rules to gather in the same pass.
-      micro: samples a step; a whole number of steps makes a group (`definition.group`), whose last may be part empty.
+      micro: samples a step; a group whose size is no multiple of it is filled up with padding.
+      mesh: device mesh; the sums stay on the shards of their parameters. None: one device.
     """
 
     def __init__(
@@ -322,6 +325,7 @@ class Scorer:
         definition: Definition,
         rules: Iterable[str] = (),
         micro: int = 1,
+        mesh: Mesh | None = None,
     ) -> None:
         self.definition, self.micro = definition, micro
         self.rules = tuple(dict.fromkeys((definition.rule, *rules)))
@@ -329,13 +333,26 @@ class Scorer:
         if unknown:
             raise ValueError(f"score rule {unknown[0]!r} does not exist; rules are {', '.join(RULES)}")
         scope = definition.scope
-        self._step = jax.jit(functools.partial(step, config, compute, scope), donate_argnums=1)
-        self._close = jax.jit(functools.partial(close, scope=scope), donate_argnums=1)
-        self._finish = jax.jit(functools.partial(finish, scope=scope), static_argnames="rule")
+        begin = functools.partial(start, rules=self.rules, accumulator=definition.accumulator, scope=scope)
+        self.shapes = jax.eval_shape(begin, models.shapes(config))
+        places = whole = parts = None
+        if mesh is not None:
+            places, whole = shardings(config, self.shapes, scope, mesh), meshes.replicated(mesh)
+            parts = meshes.shardings(trees.restrict(models.declare(config), scope), mesh)
+            self.shapes = jax.tree.map(
+                lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), self.shapes, places
+            )
+        self._start = jax.jit(begin, out_shardings=places)
+        self._step = jax.jit(
+            functools.partial(step, config, compute, scope), donate_argnums=1, out_shardings=(places, whole)
+        )
+        self._close = jax.jit(functools.partial(close, scope=scope), donate_argnums=1, out_shardings=places)
+        self._finish = jax.jit(functools.partial(finish, scope=scope), static_argnames="rule", out_shardings=parts)
 
     def start(self, params: trees.Tree) -> Sums:
-        """Return empty sums."""
-        return start(params, self.rules, self.definition.accumulator, self.definition.scope)
+        """Return empty sums (`shapes` says which)."""
+        out: Sums = self._start(params)
+        return out
 
     def add(
         self,
@@ -383,8 +400,3 @@ class Scorer:
 def _fill(values: np.ndarray, size: int) -> np.ndarray:
     """Add rows of zeros (padding) up to `size`."""
     return values if len(values) == size else np.pad(values, ((0, size - len(values)), (0, 0)))
-
-
-def describe(definition: Definition, languages: Iterable[str], samples: Mapping[str, int]) -> dict[str, Any]:
-    """Return the definition as plain data for headers and reports."""
-    return dataclasses.asdict(definition) | {"languages": list(languages), "samples": dict(samples)}

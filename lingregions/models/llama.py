@@ -255,7 +255,8 @@ class Llama(_Declared):
     @nn.compact
     def __call__(self, tokens: jax.Array, segments: jax.Array) -> jax.Array:
         """Map int32 [B, T] tokens and documents to the normed hidden state [B, T, D] in the compute dtype."""
-        x = jnp.take(self.weight("embed_tokens"), tokens, axis=0)
+        # Whole rows before the look-up: it then gives rows of the batch, not of the embed axis.
+        x = jnp.take(meshes.constrain(self.weight("embed_tokens"), "vocab", "features"), tokens, axis=0)
         x = meshes.constrain(x, "batch", "tokens", "features")
         layer: Any = Layer
         if REMAT[self.compute.remat] is not None:
