@@ -169,7 +169,7 @@ def _mapping(path: Path) -> dict[str, str]:
         raise ValueError(f"{path}: not a safetensors index ({error})") from error
     for name, file in files.items():
         # A link that lies in the folder is fine (the hub cache is made of them); a path that leaves it is not.
-        if not isinstance(file, str) or Path(file).name != file or file in (".", ".."):
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
             raise ValueError(
                 f"{path}: {name} is said to be in {file!r}, which is not a file name in this folder; refused"
             )
