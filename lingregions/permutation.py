@@ -1,10 +1,11 @@
-"""A permutation of range(n) that needs no table: the order of samples in a corpus, and the positions of a random region.
+"""A permutation of range(n) that needs no table: the order of samples in a corpus, the places of a random region.
 
-A Feistel network of `ROUNDS` rounds over pairs of numbers below `ceil(sqrt(n))`, with additions modulo that side instead
-of exclusive ors; a value that falls outside `range(n)` is encrypted again until it falls inside ("cycle walking": J. Black
-and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), which happens to fewer than one value in sqrt(n).
-So position k of the order is a pure function of (seed, n, k): the same on every host, after every interruption, for every
-batch size. It is a shuffle, not a secret. Cost: about 0.1 microseconds an index, and no memory beyond the indices asked for.
+A Feistel network of `ROUNDS` rounds over pairs of numbers below `ceil(sqrt(n))`, with additions modulo that side
+instead of exclusive ors; a value that falls outside `range(n)` is encrypted again until it falls inside ("cycle
+walking": J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), which happens to fewer than
+one value in sqrt(n). So position k of the order is a pure function of (seed, n, k): the same on every host, after every
+interruption, for every batch size. It is a shuffle, not a secret. Cost: about 0.1 microseconds an index, and no memory
+beyond the indices asked for.
 """
 
 import hashlib
@@ -19,9 +20,9 @@ LARGEST = 2**62  # the square side stays below 2**31 + 1, so no product or sum o
 def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:
     """Return where the permutation of `range(n)` named by `seed` sends each index.
 
-    `index` is any integer array with values in [0, n); the result is int64 of the same shape. For one (n, seed) distinct
-    indices go to distinct places, so `permute(np.arange(k), n, seed)` draws k of n without replacement.
-    Raises ValueError for n outside [1, 2**62], a negative seed, or an index outside the range.
+    `index` is any integer array with values in [0, n); the result is int64 of the same shape. For one (n, seed)
+    distinct indices go to distinct places, so `permute(np.arange(k), n, seed)` draws k of n without replacement. Raises
+    ValueError for n outside [1, 2**62], a negative seed, or an index outside the range.
     """
     if not 1 <= n <= LARGEST:
         raise ValueError(f"a permutation needs 1 <= n <= 2**62 elements, not {n}")

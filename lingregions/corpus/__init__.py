@@ -1,4 +1,4 @@
-"""Corpora: text of thirty languages, from any source, as samples that are the same on every machine and after every resume.
+"""Corpora: text of thirty languages, from any source, as samples that every host and every resume sees alike.
 
 `open` is the front door; `Corpus` and `Batch` are what the rest of the package sees.
 """

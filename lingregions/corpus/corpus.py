@@ -3,12 +3,12 @@
 Packing: the chosen documents, each with its special tokens, stand one after the other in one stream that is cut every T
 tokens. So every token is in exactly one sample, nothing is dropped, and only the last sample is padded. A document that
 reaches into the next sample goes on there with a segment number of its own; its first token there has no context and is
-no target. The option packing="paper" keeps one document a sample, cut at T tokens and padded, as the released code counts
-samples (it threw longer documents away whole; here they are cut, and the tokens lost are counted).
+no target. The option packing="paper" keeps one document a sample, cut at T tokens and padded, as the released code
+counts samples (it threw longer documents away whole; here they are cut, and the tokens lost are counted).
 
-Sample k of a run is sample `order(seed, k, k + 1)` of the corpus: a pure function of (seed, k), so a resume point holds one
-integer, and neither the batch size nor the number of hosts can matter. A batch costs one gather from the token arrays,
-about 0.1 microseconds a token.
+Sample k of a run is sample `order(seed, k, k + 1)` of the corpus: a pure function of (seed, k), so a resume point holds
+one integer, and neither the batch size nor the number of hosts can matter. A batch costs one gather from the token
+arrays, about 0.1 microseconds a token.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
+from lingregions.corpus import build, special
 from lingregions.corpus import source as sources
-from lingregions.corpus import special
 from lingregions.corpus.batch import Batch
 from lingregions.corpus.languages import language as lookup
 from lingregions.corpus.source import Source
 from lingregions.corpus.special import Policy
 from lingregions.corpus.text import Reading
-from lingregions.corpus.tokens import Tokens, check, tokenize
+from lingregions.corpus.tokens import Tokens, tokenize
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.permutation import derive, permute
 
@@ -39,8 +39,8 @@ PARTS = ("all", "score", "evaluation")
 class Counts:
     """What a corpus holds: samples x length = tokens + special + padding.
 
-    `tokens` are those of the texts, `special` BOS and EOS, `truncated` the tokens that packing="paper" cut off; `bytes` are the
-    UTF-8 bytes of `tokens`; `empty` and `skipped` are texts of the source that gave no document.
+    `tokens` are those of the texts, `special` BOS and EOS, `truncated` the tokens that packing="paper" cut off; `bytes`
+    are the UTF-8 bytes of `tokens`; `empty` and `skipped` are texts of the source that gave no document.
     """
 
     documents: int
@@ -84,8 +84,8 @@ class Corpus:
         if self.policy.bos_id is not None and (first == self.policy.bos_id).any():
             number = int(np.argmax(first == self.policy.bos_id))
             raise ValueError(
-                f"document {number} of {where} already begins with BOS (id {self.policy.bos_id}), and bos={self.policy.bos!r} "
-                "would put a second one before it: set bos='none', or use texts without it"
+                f"document {number} of {where} already begins with BOS (id {self.policy.bos_id}), and "
+                f"bos={self.policy.bos!r} would put a second one before it: set bos='none', or use texts without it"
             )
 
     def __len__(self) -> int:
@@ -106,8 +106,8 @@ class Corpus:
     def batch(self, positions: Sequence[int] | np.ndarray, size: int | None = None) -> Batch:
         """Return the samples at `positions` as int32 [B, T] arrays, B = `size` or the number of positions.
 
-        Rows beyond the positions are padding (segments 0). Raises IndexError for a position that is not a sample, ValueError
-        for more positions than `size`.
+        Rows beyond the positions are padding (segments 0). Raises IndexError for a position that is not a sample,
+        ValueError for more positions than `size`.
         """
         place, number, inside = self._locate(positions)
         offsets = self.tokens.offsets[self.chosen[number]]
@@ -117,9 +117,9 @@ class Corpus:
         where = np.where(text, offsets + within, 0)
         tokens = np.where(text, self.tokens.ids[where], 0)
         sizes = np.where(text, self.tokens.bytes[where], 0)
-        if self.policy.before:
+        if self.policy.bos_id is not None and self.policy.before:
             tokens = np.where(inside & (within < 0), self.policy.bos_id, tokens)
-        if self.policy.after:
+        if self.policy.eos_id is not None:
             tokens = np.where(inside & (within == length), self.policy.eos_id, tokens)
         segments = np.where(inside, number - number[:, :1] + 1, 0)
         if self.room < self.length:
@@ -166,14 +166,16 @@ class Corpus:
     def draw(self, samples: int, seed: int, fewer: bool = False) -> np.ndarray:
         """Return the positions of the first `samples` samples of the order, none twice.
 
-        Raises ValueError when the corpus holds fewer, unless `fewer` is accepted; the length of the result is what to record.
+        Raises ValueError when the corpus holds fewer, unless `fewer` is accepted; the length of the result is what to
+        record.
         """
         if samples < 1:
             raise ValueError(f"{samples} samples asked for: one or more are needed")
         if samples > len(self) and not fewer:
             raise ValueError(
-                f"{samples} samples of {self.length} tokens asked for, but {self.source} ({self.language}, split {self.split}) "
-                f"holds {len(self)}: ask for fewer, use shorter samples or more text, or allow fewer"
+                f"{samples} samples of {self.length} tokens asked for, but {self.source} ({self.language}, "
+                f"split {self.split}) holds {len(self)}: ask for fewer, use shorter samples or more text, or allow "
+                "fewer"
             )
         return self.order(seed, 0, min(samples, len(self)))
 
@@ -217,7 +219,7 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a sha256 of all that decides the samples: texts and their choice, tokenizer, length, packing, policy."""
+        """Return a sha256 of all that decides the samples: texts, choice, tokenizer, length, packing, policy."""
         content = {
             "language": self.language,
             "texts": self.tokens.digest,
@@ -230,7 +232,7 @@ class Corpus:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _locate(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return, for the stream's part of each sample, int64 [B, room] place in it and document, and bool: not padding."""
+        """Return, for each position in samples, int64 [B, room] place in the stream, document, and bool: no padding."""
         wanted = np.asarray(positions, np.int64).reshape(-1)
         if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
             raise IndexError(f"samples {int(wanted.min())}..{int(wanted.max())} of a corpus of {len(self)} samples")
@@ -256,8 +258,8 @@ def _rows(array: np.ndarray, rows: int) -> np.ndarray:
 def choose(tokens: Tokens, split: str, part: str, held: float | None, seed: int | None) -> np.ndarray:
     """Return int64 document numbers, increasing: the slice of `split`, then the `part` of it.
 
-    The parts "score" and "evaluation" are disjoint by text: a hash of the text and `seed` sends about `held` (a fraction) of
-    the documents to "evaluation", wherever and however often they stand, so no duplicate is on both sides.
+    The parts "score" and "evaluation" are disjoint by text: a hash of the text and `seed` sends about `held` (a
+    fraction) of the documents to "evaluation", wherever and however often they stand, so no duplicate is on both sides.
     """
     _, start, stop = sources.parse(split)
     first, last = sources.bounds(start, stop, len(tokens))
@@ -292,21 +294,36 @@ def open(
     document: str = "line",
     strict: bool = True,
     vocabulary: int | None = None,
+    cache: str | Path | None = None,
+    workers: int = 0,
 ) -> Corpus:
     """Return the corpus of a language: samples of `length` tokens.
 
-    `source` is a name of `source.py`; `split` its split with an optional slice by document (None: the source's own default),
-    `part`, `held` and `seed` as in `choose`; `packing` "packed" or "paper"; `bos` and `eos` as in `special.policy`; `column`,
-    `document` and `strict` as in `text.read`. `vocabulary` is the number of rows of the model's embedding; ids beyond it are
-    refused. Raises ValueError (TextError for bad texts, with file:line) or FileNotFoundError, each saying what to do.
+    `source` is a name of `source.py`; `split` its split with an optional slice by document (None: the source's own
+    default), `part`, `held` and `seed` as in `choose`; `packing` "packed" or "paper"; `bos` and `eos` as in
+    `special.policy`; `column`, `document` and `strict` as in `text.read`. `vocabulary` is the number of rows of the
+    model's embedding; a tokenizer with ids beyond it is refused. With `cache`, a folder, the tokens are read from files
+    there, built first by `workers` processes if need be; without, they are held in memory, 8 bytes a token. Raises
+    ValueError (TextError for bad texts, with file:line) or FileNotFoundError, each saying what to do.
     """
     code = lookup(language).code
-    place = sources.find(source, column=column, document=document) if isinstance(source, str) else source
-    split = split or place.split
     if vocabulary is not None:
         tokenizer.check(vocabulary)
-    reading = Reading(strict)
-    tokens = tokenize(place.documents(code, sources.parse(split)[0], reading), tokenizer, reading)
-    chosen = choose(tokens, split, part, held, seed)
-    named = split if part == "all" else f"{split}, {part}"
-    return Corpus(code, tokens, chosen, length, packing, special.policy(tokenizer, bos, eos), place.name, named)
+    if isinstance(source, str) and source.startswith("tokens:"):
+        name, split = source, split or "all"
+        root = Path(source.removeprefix("tokens:"))
+        tokens = build.load(build.pick(root, code, sources.parse(split)[0], tokenizer), tokenizer)
+        sliced = split
+    else:
+        place = sources.find(source, column=column, document=document) if isinstance(source, str) else source
+        name, split = place.name, split or place.split
+        whole, sliced = place.resolve(code, split)
+        if cache is None:
+            reading = Reading(strict)
+            tokens = tokenize(place.documents(code, whole, reading), tokenizer, reading)
+        else:
+            with build.Pool(tokenizer, workers, strict) as pool:
+                tokens = build.load(build.build(Path(cache), place, code, whole, pool), tokenizer)
+    chosen = choose(tokens, sliced, part, held, seed)
+    label = split if part == "all" else f"{split}, {part}"
+    return Corpus(code, tokens, chosen, length, packing, special.policy(tokenizer, bos, eos), name, label)

@@ -1,8 +1,8 @@
 """The thirty languages of the paper, in its alphabetical order: the one list that everything else asks.
 
-Codes are ISO 639-1; Norwegian is written Bokmal (`nb`; `no` is accepted). Scripts are Unicode script names, several where a
-language is written in several at once. Families and branches are those of Glottolog 5, shortened to the level at which the
-reports group languages. wiki40b has no edition in Malayalam, Swahili and Tamil; Wikipedia has all thirty.
+Codes are ISO 639-1; Norwegian is written Bokmal (`nb`; `no` is accepted). Scripts are Unicode script names, several
+where a language is written in several at once. Families and branches are those of Glottolog 5, shortened to the level
+at which the reports group languages. wiki40b has no edition in Malayalam, Swahili and Tamil; Wikipedia has all thirty.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Language:
-    """One language: ISO 639-1 code, English name, family and branch, scripts, and its names in TFDS (None: not there)."""
+    """One language: ISO 639-1 code, English name, family, branch, scripts, and its names in TFDS (None: none)."""
 
     code: str
     name: str

@@ -1,11 +1,12 @@
 """Where text comes from, behind one name in a config.
 
-    udhr                      the Universal Declaration of Human Rights in the package; splits all, first, second (its halves)
-    PATH/TO/FOLDER            `<code>.txt`, `<code>.jsonl`, `<code>.parquet`, more than one (`<code>-1.jsonl.gz`), or a
+    udhr                      the Universal Declaration of Human Rights in the package; splits all, first, second (its
+    halves) PATH/TO/FOLDER            `<code>.txt`, `<code>.jsonl`, `<code>.parquet`, more than one
+    (`<code>-1.jsonl.gz`), or a
                               folder `<code>/`; split all
-    PATH/TO/MANIFEST.json     per language: source, split, column, licence note
-    tfds:NAME                 a TFDS data set (`tfds.py`): tfds:wiki40b, tfds:wikipedia/20230601, tfds:lingregions_text, ...
-    tokens:PATH/TO/FOLDER     token files that `lingregions data build` wrote (`build.py`)
+    PATH/TO/MANIFEST.json     per language: source, split, column, licence note tfds:NAME                 a TFDS data
+    set (`tfds.py`): tfds:wiki40b, tfds:wikipedia/20230601, tfds:lingregions_text, ... tokens:PATH/TO/FOLDER     token
+    files that `lingregions data build` wrote (`build.py`)
 
 Any split may carry a slice by document, `all[:90%]` or `train[1000:2000]`.
 """
@@ -29,14 +30,22 @@ UDHR_LICENCE = "Universal Declaration of Human Rights, translations of the Unite
 class Source(Protocol):
     """A named place of documents in several languages."""
 
-    name: str
-    split: str  # the split that is meant when none is named
+    @property
+    def name(self) -> str:
+        """Return the name in the config."""
+
+    @property
+    def split(self) -> str:
+        """Return the split that is meant when none is named."""
 
     def languages(self) -> list[str]:
         """Return the ISO codes of the languages that are there, sorted."""
 
+    def resolve(self, language: str, split: str) -> tuple[str, str]:
+        """Return (split to read, split whose slice is to be taken by document from what was read)."""
+
     def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
-        """Yield the documents of one split in their fixed order; raises ValueError for a split or language not there."""
+        """Yield the documents of one split in their fixed order; raises ValueError for a split that is not there."""
 
     def identity(self, language: str, split: str) -> str:
         """Return a sha256 of what `documents` would read, without tokenizing it: the key of token files."""
@@ -58,6 +67,10 @@ class Udhr:
     def languages(self) -> list[str]:
         """Return all thirty codes."""
         return sorted(LANGUAGES)
+
+    def resolve(self, language: str, split: str) -> tuple[str, str]:
+        """Return the split's name, and the split itself for its slice."""
+        return parse(split)[0], split
 
     def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
         """Yield the whole document, or its first or second half."""
@@ -86,7 +99,7 @@ class Udhr:
 
 
 def halves(whole: str) -> tuple[str, str]:
-    """Return the two halves of a text, cut at the line boundary nearest to half of its UTF-8 bytes (the earlier of two).
+    """Return the halves of a text, cut at the line boundary nearest to half of its UTF-8 bytes (the earlier of two).
 
     The line feed at the cut and those at the ends belong to neither half. Raises ValueError for a text of one line.
     """
@@ -111,6 +124,10 @@ class Folder:
     def languages(self) -> list[str]:
         """Return the registered codes that have a file."""
         return sorted(code for code in LANGUAGES if self.files(code, missing=True))
+
+    def resolve(self, language: str, split: str) -> tuple[str, str]:
+        """Return the split's name, and the split itself for its slice."""
+        return parse(split)[0], split
 
     def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
         """Yield the documents of the language's files, file after file in natural order of their names."""
@@ -139,8 +156,8 @@ class Folder:
     def files(self, language: str, missing: bool = False) -> list[Path]:
         """Return the files of a language in natural order.
 
-        Raises FileNotFoundError that says what was looked for, unless `missing` is accepted; ValueError when one text lies
-        there twice under several endings.
+        Raises FileNotFoundError that says what was looked for, unless `missing` is accepted; ValueError when one text
+        lies there twice under several endings.
         """
         codes = [language, *(alias for alias, code in ALIASES.items() if code == language)]
         names = re.compile(rf"({'|'.join(map(re.escape, codes))})([-_.]?\d+)?(\.\w+)(\.\w+)?", re.IGNORECASE)
@@ -162,9 +179,9 @@ class Folder:
             stems[stem] = path
         if not found and not missing:
             raise FileNotFoundError(
-                f"no text in {LANGUAGES[language].name if language in LANGUAGES else language} in {self.root}: looked for "
-                f"{language}.txt, {language}.jsonl (also .gz, .xz, .zst), {language}.parquet, {language}-1.jsonl, ... and a "
-                f"folder {language}/; languages there: {' '.join(self.languages()) or 'none'}"
+                f"no text in {LANGUAGES[language].name} in {self.root}: looked for {language}.txt, "
+                f"{language}.jsonl (also .gz, .xz, .zst), {language}.parquet, {language}-1.jsonl, ... and a folder "
+                f"{language}/; languages there: {' '.join(self.languages()) or 'none'}"
             )
         return found
 
@@ -184,9 +201,9 @@ def _readable(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Sources by language, from a JSON file {"languages": {code: {"source": ..., "split", "column", "document", "licence"}}}.
+    """Sources by language, from a JSON file `{"languages": {"ar": {"source": ...}, ...}}`.
 
-    Relative folders are relative to the file.
+    An entry may also have split, column, document and licence (a note). Relative folders are relative to the file.
     """
 
     name: str
@@ -198,30 +215,33 @@ class Manifest:
         """Return the codes that the manifest lists."""
         return sorted(self.entries)
 
+    def resolve(self, language: str, split: str) -> tuple[str, str]:
+        """Return what the language's source makes of the split; `all` stands for the one in the manifest."""
+        source = self._source(language)
+        inner = self.entries[language].get("split", source.split) if split == "all" else split
+        return source.resolve(language, inner)
+
     def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
-        """Yield the documents of the language's source and split."""
-        source, inner = self._inner(language, split)
-        yield from source.documents(language, inner, reading)
+        """Yield the documents of a resolved split of the language's source."""
+        yield from self._source(language).documents(language, split, reading)
 
     def identity(self, language: str, split: str) -> str:
         """Return the identity of the language's source."""
-        source, inner = self._inner(language, split)
-        return source.identity(language, inner)
+        return self._source(language).identity(language, split)
 
     def size(self, language: str, split: str) -> int:
         """Return the size of the language's source."""
-        source, inner = self._inner(language, split)
-        return source.size(language, inner)
+        return self._source(language).size(language, split)
 
     def licence(self, language: str) -> str:
         """Return the manifest's note, or that of the language's source."""
-        return self.entries[language].get("licence") or self.sources[language].licence(language)
+        source = self._source(language)
+        return self.entries[language].get("licence") or source.licence(language)
 
-    def _inner(self, language: str, split: str) -> tuple[Source, str]:
+    def _source(self, language: str) -> Source:
         if language not in self.entries:
             raise ValueError(f"{self.name} does not list {language!r}; it lists {' '.join(self.languages())}")
-        source = self.sources[language]
-        return source, self.entries[language].get("split", source.split) if split == "all" else split
+        return self.sources[language]
 
 
 ENTRY = {"source", "split", "column", "document", "licence"}
@@ -248,9 +268,13 @@ def manifest(path: Path) -> Manifest:
 
 
 def find(name: str, *, base: Path | None = None, column: str = "text", document: str = "line") -> Source:
-    """Return the source of a name (see the head of this file); raises ValueError or FileNotFoundError saying what is wrong."""
+    """Return the source of a name (see the head of this file); raises ValueError or FileNotFoundError."""
     if name == "udhr":
         return Udhr()
+    if name.startswith("tfds:"):
+        from lingregions.corpus import tfds  # a second and more of imports, only where it is used
+
+        return tfds.find(name, column)
     path = (base or Path()) / name
     if path.is_dir():
         return Folder(name, path, column, document)
@@ -273,7 +297,8 @@ def parse(split: str) -> tuple[str, str, str]:
     match = SLICE.fullmatch(split.strip())
     if not match:
         raise ValueError(
-            f"a split is a name with at most one slice by document, such as all, all[:90%], train[1000:2000], not {split!r}"
+            "a split is a name with at most one slice by document, such as all[:90%] or train[1000:2000], not "
+            f"{split!r}"
         )
     name, start, stop = match.groups()
     return name or "all", start or "", stop or ""

@@ -1,8 +1,8 @@
 """Which special tokens stand where: the policy that decides half of all "absurd perplexity" reports.
 
-Explicit and recorded: `bos` is "none", "document" (before the first token of every document) or "sample" (first position of
-every sample), `eos` is "none" or "document" (after the last token of every document). A document that continues in the next
-sample gets no second BOS there. Special tokens stand for 0 bytes.
+Explicit and recorded: `bos` is "none", "document" (before the first token of every document) or "sample" (first
+position of every sample), `eos` is "none" or "document" (after the last token of every document). A document that
+continues in the next sample gets no second BOS there. Special tokens stand for 0 bytes.
 """
 
 from dataclasses import dataclass
@@ -43,9 +43,9 @@ class Policy:
 def policy(tokenizer: Tokenizer, bos: str | None = None, eos: str | None = None) -> Policy:
     """Return the special-token policy; None takes what the model's own tokenizer settings say.
 
-    A tokenizer whose settings put BOS before a text (`adds_bos`) gives bos="document", any other "none"; eos is "none" unless
-    asked for. Raises ValueError for an unknown place, for a token that the tokenizer does not have, and where BOS and EOS are one token
-    and both would stand between two documents.
+    A tokenizer whose settings put BOS before a text (`adds_bos`) gives bos="document", any other "none"; eos is "none"
+    unless asked for. Raises ValueError for an unknown place, for a token that the tokenizer does not have, and where
+    BOS and EOS are one token and both would stand between two documents.
     """
     bos = bos or ("document" if tokenizer.adds_bos else "none")
     eos = eos or "none"
@@ -59,7 +59,7 @@ def policy(tokenizer: Tokenizer, bos: str | None = None, eos: str | None = None)
         raise ValueError(f"the tokenizer {tokenizer.name} has no EOS token: set eos='none' instead of {eos!r}")
     if bos == eos == "document" and tokenizer.bos == tokenizer.eos:
         raise ValueError(
-            f"BOS and EOS of the tokenizer {tokenizer.name} are the same token (id {tokenizer.bos}), so two of it would "
-            "stand between documents: set bos='none' or eos='none'"
+            f"BOS and EOS of the tokenizer {tokenizer.name} are the same token (id {tokenizer.bos}), so two of it "
+            "would stand between documents: set bos='none' or eos='none'"
         )
     return Policy(bos, eos, None if bos == "none" else tokenizer.bos, None if eos == "none" else tokenizer.eos)

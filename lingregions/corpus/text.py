@@ -1,9 +1,10 @@
 """Documents out of files: `.txt`, `.jsonl` and `.parquet`, the first two also as `.gz`, `.xz` and `.zst`.
 
-A document is a line, a paragraph (blank lines separate) or a whole file of text, one object of JSONL, one row of Parquet.
-Everything is UTF-8, read as a stream; a byte order mark and the CR of CRLF are dropped, the rest of a text is kept as it is.
-Bad input stops with file:line and advice; with `strict=False` it is counted and left out instead. Texts without any
-visible character are counted as empty. Reading costs one pass; decompression runs at tens of megabytes a second.
+A document is a line, a paragraph (blank lines separate) or a whole file of text, one object of JSONL, one row of
+Parquet. Everything is UTF-8, read as a stream; a byte order mark and the CR of CRLF are dropped, the rest of a text is
+kept as it is. Bad input stops with file:line and advice; with `strict=False` it is counted and left out instead. Texts
+without any visible character are counted as empty. Reading costs one pass; decompression runs at tens of megabytes a
+second.
 """
 
 import gzip
@@ -33,8 +34,8 @@ class TextError(ValueError):
 class Reading:
     """How to read, and what was met on the way: one is passed along with an iteration and filled by it.
 
-    `strict` raises at the first bad text; otherwise bad texts are left out, counted in `skipped`, the first of them noted in
-    `messages`. `position` is the number of (compressed) bytes read so far, for progress bars.
+    `strict` raises at the first bad text; otherwise bad texts are left out, counted in `skipped`, the first of them
+    noted in `messages`. `position` is the number of (compressed) bytes read so far, for progress bars.
     """
 
     strict: bool = True
@@ -81,7 +82,7 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 
 def kind(path: Path) -> tuple[str, str]:
-    """Return (format, compression) of a file name, such as (".txt", ".xz"); raises ValueError for a name we do not read."""
+    """Return (format, compression) of a file name, such as (".txt", ".xz"); raises ValueError for any other."""
     compression = path.suffix if path.suffix in COMPRESSIONS[1:] else ""
     form = Path(path.name.removesuffix(compression)).suffix
     if form not in FORMATS or (form == ".parquet" and compression):
@@ -210,16 +211,16 @@ def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
 def _decompressed(raw: IO[bytes], compression: str, path: Path) -> IO[bytes]:
     """Return the stream of plain bytes."""
     if compression == ".gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), CHUNK)  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), CHUNK)
     if compression == ".xz":
-        return io.BufferedReader(lzma.LZMAFile(raw), CHUNK)  # type: ignore[arg-type]
+        return io.BufferedReader(lzma.LZMAFile(raw), CHUNK)
     if compression == ".zst":
         return io.BufferedReader(_Zstandard(raw, path), CHUNK)
     return raw
 
 
 class _Zstandard(io.RawIOBase):
-    """A readable stream over Zstandard frames that raises EOFError when the last one is cut (the package's own does not)."""
+    """A readable stream of Zstandard frames that raises EOFError when the last is cut (the package's own does not)."""
 
     def __init__(self, raw: IO[bytes], path: Path) -> None:
         try:

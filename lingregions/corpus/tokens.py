@@ -1,9 +1,9 @@
 """The tokens of one language's documents, without special tokens: what is built once and sampled from for ever.
 
-Four flat arrays, in memory for small texts and memory-mapped from files for large ones (`build.py` writes those): ids and
-bytes (int32, one a token), offsets (int64, one more than documents) and hashes (uint64, one a document: equal texts have
-equal hashes, which is what splits go by, so a duplicate never stands on both sides). 8 bytes a token, 16 a document.
-Token ids are int32 everywhere: uint16 files cut every vocabulary above 65,535.
+Four flat arrays, in memory for small texts and memory-mapped from files for large ones (`build.py` writes those): ids
+and bytes (int32, one a token), offsets (int64, one more than documents) and hashes (uint64, one a document: equal texts
+have equal hashes, which is what splits go by, so a duplicate never stands on both sides). 8 bytes a token, 16 a
+document. Token ids are int32 everywhere: uint16 files cut every vocabulary above 65,535.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from lingregions.models.tokenizer import Tokenizer
 class Tokens:
     """The tokens of documents 0..d-1: document i holds ids[offsets[i]:offsets[i + 1]].
 
-    `bytes` are the UTF-8 bytes of each token; `digest` is a sha256 of the texts in order, `tokenizer` the fingerprint of the
-    tokenizer; `empty` and `skipped` count the texts that gave no document.
+    `bytes` are the UTF-8 bytes of each token; `digest` is a sha256 of the texts in order, `tokenizer` the fingerprint
+    of the tokenizer; `empty` and `skipped` count the texts that gave no document.
     """
 
     ids: np.ndarray
@@ -73,8 +73,8 @@ def encode(texts: Iterable[str], tokenizer: Tokenizer, strict: bool = True) -> P
         counted = int(np.sum(encoding.bytes, dtype=np.int64))
         if counted != len(raw):
             raise ValueError(
-                f"the tokenizer {tokenizer.name} accounts for {counted} of the {len(raw)} UTF-8 bytes of {text[:40]!r}: "
-                "bits per byte would be wrong"
+                f"{tokenizer.name} accounts for {counted} of the {len(raw)} UTF-8 bytes of {text[:40]!r}, "
+                "so bits per byte would be wrong"
             )
         ids.append(np.asarray(encoding.ids, np.int32))
         sizes.append(np.asarray(encoding.bytes, np.int32))

@@ -1,0 +1,168 @@
+"""`lingregions data build | check | show`: prepare a corpus, look whether it is sound, and see what a model will see.
+
+These print to the console they are given and write only below the folder they are given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lingregions.corpus import build as builder
+from lingregions.corpus import check as checker
+from lingregions.corpus import source as sources
+from lingregions.corpus.check import Finding
+from lingregions.corpus.corpus import Corpus
+from lingregions.corpus.languages import LANGUAGES
+from lingregions.corpus.languages import language as lookup
+from lingregions.corpus.source import Source
+from lingregions.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Built:
+    """Token files of one language: their folder, or why there are none."""
+
+    language: str
+    folder: Path | None
+    documents: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    problem: str = ""
+
+
+def build(
+    name: str,
+    tokenizer: Tokenizer,
+    folder: Path,
+    console: Console,
+    *,
+    languages: Sequence[str] = (),
+    split: str | None = None,
+    column: str = "text",
+    document: str = "line",
+    strict: bool = True,
+    workers: int = 1,
+    download: bool = False,
+) -> list[Built]:
+    """Build the token files of all (or the named) languages of a source below `folder`, and print a table of them.
+
+    Finished languages are not built again, an interrupted one goes on where it was. A language that cannot be built
+    does not stop the others: its row says why, and the caller exits with an error when any row has a `problem`.
+    `download` prepares TFDS data sets first.
+    """
+    source = sources.find(name, column=column, document=document)
+    folder.mkdir(parents=True, exist_ok=True)
+    built: list[Built] = []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}% {task.fields[done]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with builder.Pool(tokenizer, workers, strict) as pool, Progress(*columns, console=console) as progress:
+        for code in _codes(source, languages):
+            task = progress.add_task(LANGUAGES[code].name, total=None, done="")
+
+            def notice(position: int, tokens: int, task: TaskID = task) -> None:
+                progress.update(task, completed=position, done=f"{tokens:,} tokens")
+
+            try:
+                if download and hasattr(source, "prepare"):
+                    source.prepare(code)
+                whole = source.resolve(code, split or source.split)[0]
+                progress.update(task, total=source.size(code, whole) or None)
+                place = builder.build(folder, source, code, whole, pool, notice)
+                meta = builder.read(place)
+                built.append(Built(code, place, meta["documents"], meta["tokens"], meta["skipped"]))
+                progress.update(task, total=1, completed=1, done=f"{meta['tokens']:,} tokens")
+            except (ValueError, OSError, ModuleNotFoundError) as error:
+                built.append(Built(code, None, problem=str(error)))
+                progress.update(task, done="failed")
+    table = Table("language", "documents", "tokens", "skipped", "folder or problem")
+    for row in built:
+        last = str(row.folder) if row.folder else f"[red]{escape(row.problem)}[/red]"
+        table.add_row(row.language, f"{row.documents:,}", f"{row.tokens:,}", f"{row.skipped:,}", last)
+    console.print(table)
+    console.print(f"Use them as source='tokens:{folder}', or as cache='{folder}' beside source='{name}'.")
+    return built
+
+
+def check(
+    name: str,
+    console: Console,
+    *,
+    tokenizer: Tokenizer | None = None,
+    languages: Sequence[str] = (),
+    split: str | None = None,
+    column: str = "text",
+    document: str = "line",
+) -> list[Finding]:
+    """Look at all (or the named) languages of a source, print figures, warnings and errors, return them.
+
+    Without `languages`, those of the thirty that the source lacks are named in a warning.
+    """
+    source = sources.find(name, column=column, document=document)
+    findings = [checker.check(source, code, split or source.split, tokenizer) for code in _codes(source, languages)]
+    table = Table(
+        "language", "documents", "empty", "bytes", "other script", "repeated", "U+FFFD", "tokens a byte", "looks like"
+    )
+    for finding in findings:
+        table.add_row(
+            finding.language,
+            f"{finding.documents:,}",
+            f"{finding.empty:,}",
+            f"{finding.bytes:,}",
+            f"{finding.foreign:.1%}",
+            f"{finding.repeated:.1%}",
+            f"{finding.replaced:.3%}",
+            "" if finding.density is None else f"{finding.density:.3f}",
+            finding.guess or "?",
+        )
+    console.print(table)
+    for finding in findings:
+        for warning in finding.warnings:
+            console.print(f"[yellow]{finding.language}: {escape(warning)}[/yellow]", soft_wrap=True)
+        for error in finding.errors:
+            console.print(f"[red]{escape(error)}[/red]", soft_wrap=True)
+        if finding.skipped > len(finding.errors):
+            console.print(f"[red]{finding.language}: and {finding.skipped - len(finding.errors):,} more[/red]")
+    missing = sorted(set(LANGUAGES) - {finding.language for finding in findings})
+    if missing and not languages:
+        names = ", ".join(f"{LANGUAGES[code].name} ({code})" for code in missing)
+        console.print(f"[yellow]not there of the thirty languages: {names}[/yellow]", soft_wrap=True)
+    return findings
+
+
+def show(corpus: Corpus, tokenizer: Tokenizer, console: Console, *, samples: int = 2) -> None:
+    """Print what a corpus holds, its special-token policy, and its first samples as token ids and text, by document."""
+    counts = corpus.counts
+    console.print(
+        f"{LANGUAGES[corpus.language].name}, {corpus.source}, split {corpus.split}: {corpus.fingerprint[:16]}",
+        markup=False,
+    )
+    console.print(
+        f"{counts.documents:,} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens, {counts.special:,} special, "
+        f"{counts.samples:,} samples of {corpus.length} ({corpus.packing}), {counts.padding:,} padding, "
+        f"{counts.truncated:,} tokens cut off, {counts.empty:,} empty and {counts.skipped:,} skipped texts",
+        markup=False,
+    )
+    console.print(f"special tokens: {corpus.policy}", markup=False)
+    for position in range(min(samples, len(corpus))):
+        sample = corpus[position]
+        for segment in range(1, int(np.max(sample.segments)) + 1):
+            ids = np.asarray(sample.tokens)[np.asarray(sample.segments) == segment]
+            listed = " ".join(map(str, ids[:12].tolist())) + (" ..." if len(ids) > 12 else "")
+            console.print(f"sample {position}, segment {segment}, {len(ids)} tokens: {listed}", markup=False)
+            console.print(tokenizer.decode(ids), markup=False, highlight=False)
+
+
+def _codes(source: Source, languages: Sequence[str]) -> list[str]:
+    """Return the codes that are meant: the named languages, or all that the source has."""
+    return [lookup(name).code for name in languages] or source.languages()
