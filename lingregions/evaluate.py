@@ -52,11 +52,15 @@ def perplexity(nats: float) -> str:
     """Return exp(nats) as decimal text with 9 significant digits; never overflows ("1.97007111e+434").
 
     Args:
-      nats: nats per token; a NaN gives "nan".
+      nats: nats per token; NaN gives "nan", infinity "inf".
     """
     if not math.isfinite(nats):
         return str(nats)
-    return f"{decimal.Decimal(nats).exp(decimal.Context(prec=20, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)):.9g}"
+    context = decimal.Context(prec=20, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+    try:
+        return f"{decimal.Decimal(nats).exp(context):.9g}"
+    except decimal.Overflow:  # more than 10^18 digits: a float64 of nats does not say how they begin
+        return f"1e+{int(decimal.Decimal(nats) / decimal.Decimal(10).ln())}"
 
 
 def build(config: Any, compute: models.Compute, mesh: Mesh | None = None) -> Evaluator:

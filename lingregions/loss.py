@@ -1,9 +1,9 @@
 """The one loss: next-token negative log-likelihood, as sums - nats, tokens, bytes - that are divided once, at the end.
 
-Scoring, evaluation and training all call `nll`. Softmax and sums are float32 whatever the compute dtype. The vocabulary is
-met in chunks of tokens, so no [B, T, V] array exists: forward costs 2 B T D V FLOPs and [B, chunk, V] floats of memory;
-with gradients the slope of the hidden state is found in the same pass, and the head's own gradient (training only) costs
-the logits once more.
+Scoring, evaluation and training all call `nll`. Softmax and sums are float32 whatever the compute dtype. The vocabulary
+is met in chunks of tokens, so no [B, T, V] array exists: forward costs 2 B T D V FLOPs and [B, chunk, V] floats of
+memory; with gradients the slope of the hidden state is found in the same pass, and the head's own gradient (training
+only) costs the logits once more.
 """
 
 from typing import Any, NamedTuple
@@ -110,7 +110,8 @@ def _chunk(hidden: jax.Array, table: jax.Array, following: jax.Array) -> tuple[j
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    return (jnp.log(total) + top)[..., 0] - picked, weights, total
+    # top - picked first: it is exact where they are close, so a large logit costs a small loss no digits.
+    return jnp.log(total)[..., 0] + (top[..., 0] - picked), weights, total
 
 
 def _hot(logits: jax.Array, following: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """The device mesh, and the one table that says which named axis lies on which mesh axis.
 
-Mesh axes: `data` (copies of the parameters, split batch), `fsdp` (split parameters, split batch), `tensor` (split heads,
-MLP and vocabulary). Parameters, gradient sums, scores, regions and batches derive their sharding from `AXIS_RULES`.
+Mesh axes: `data` (copies of the parameters, split batch), `fsdp` (split parameters, split batch), `tensor` (split
+heads, MLP and vocabulary). Parameters, gradient sums, scores, regions and batches derive their sharding from
+`AXIS_RULES`.
 """
 
 import math
@@ -54,8 +55,8 @@ def build(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.D
 def spec(axes: Sequence[str], shape: Sequence[int] | None = None, mesh: Any = None) -> PartitionSpec:
     """Return how an array with these named axes is split.
 
-    With `shape` and `mesh` an axis that the mesh does not divide evenly stays whole (a head count of 3 on `tensor` = 2):
-    correct everywhere, at the price of memory.
+    With `shape` and `mesh` an axis that the mesh does not divide evenly stays whole (a vocabulary of 32,003 on
+    `tensor` = 2): correct everywhere, at the price of memory.
 
     Raises:
       KeyError: an axis that has no rule.
@@ -104,7 +105,7 @@ def rows(mesh: Mesh) -> int:
 
 
 def constrain(values: jax.Array, *axes: str) -> jax.Array:
-    """Pin an activation with these named axes to its place on the mesh in use (`jax.set_mesh`); without one, nothing."""
+    """Pin an activation with these named axes to its place on the mesh in use (`jax.set_mesh`), if there is one."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return values

@@ -1,12 +1,12 @@
 """Importance of every parameter for a language: one pass over its samples, any number of definitions.
 
 A score rule is three functions of one array, as in optax: `init`, `update`, `finish`. The preset `paper` is what the
-released code computes (METHOD 1): |theta x the signed gradient summed over all batches|, summed in bfloat16 over means of
-batches; `sound` weighs every token alike and sums in float32. Scores are trees parallel to the parameters of the score
-scope, on the same shards. A score depends on (model, corpus, seed, number of samples, definition) alone.
+released code computes (METHOD 1): |theta x the signed gradient summed over all batches|, summed in bfloat16 over means
+of batches; `sound` weighs every token alike and sums in float32. Scores are trees parallel to the parameters of the
+score scope, on the same shards. A score depends on (model, corpus, seed, number of samples, definition) alone.
 
-Cost: one forward and backward pass a token, and one float32 array a rule beside the parameters in scope (`taylor_abs` and
-`fisher` need one more for the gradient of the group that is open).
+Cost: one forward and backward pass a token, and one float32 array a rule beside the parameters in scope (`taylor_abs`
+and `fisher`, and sums in bfloat16, need one more for the gradient of the group that is open).
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class Rule(NamedTuple):
 
     Attributes:
       init: theta -> sums, zeros of the shape that the rule keeps.
-      update: (sums, theta, slope) -> sums. `slope` is what the rule `reads`: the gradient, or the sums of squares of the
-        inputs [L, in].
+      update: (sums, theta, slope) -> sums. `slope` is what the rule `reads`: the gradient, or the sums of squares of
+        the inputs [L, in].
       finish: (sums, theta) -> scores, non-negative, shaped as theta.
       reads: "gradient", "inputs" or "nothing".
       additive: whether `update` is linear in `slope`, so that it may be fed in any pieces of a group.
@@ -108,9 +108,9 @@ class Definition:
 
     Attributes:
       rule: a key of `RULES`.
-      weighting: "token" (gradient of the summed NLL over the number of all tokens) or "batch_mean" (the mean loss of each
-        group counts once, as in the released code).
-      accumulator: dtype of the sums, "float32" or "bfloat16".
+      weighting: "token" (gradient of the summed NLL over the number of all tokens) or "batch_mean" (the mean loss of
+        each group counts once, as in the released code).
+      accumulator: dtype of the sums of gradients, "float32" or "bfloat16"; other sums are float32.
       normalised: whether each language is scaled to unit L1 per matrix before languages are summed.
       group: samples whose gradient is one g: what `batch_mean` averages over, and `taylor_abs` and `fisher` take the
         absolute value or the square of. Part of the definition, not of the machine: micro-batches only split it.
@@ -147,9 +147,10 @@ class Sums:
 
     Attributes:
       rules: {rule: tree of sums parallel to the scope}.
-      open: float32 gradient of the group that is not closed yet, parallel to the scope: the rules that read the gradient
-        are fed with it when the group closes. Empty where each micro-batch can be added at once: every rule is additive
-        and the sums are float32 (bfloat16 sums would depend on the number of additions).
+      open: float32 gradient of the group that is not closed yet, parallel to the scope: the rules that read the
+        gradient are fed with it when the group closes. Empty where each micro-batch can be added at once: every rule
+        that reads the gradient is additive and sums it in float32 (bfloat16 sums would depend on the number of
+        additions).
     """
 
     rules: dict[str, trees.Tree]
@@ -157,14 +158,27 @@ class Sums:
 
 
 def start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32", scope: str = "decoder") -> Sums:
-    """Return empty sums for these rules."""
+    """Return empty sums for these rules.
+
+    Raises:
+      ValueError: a rule reads the inputs of weights, and the scope holds a parameter for which no inputs are gathered.
+    """
     part, names = trees.restrict(params, scope), list(rules)
+    readers = [name for name in names if RULES[name].reads == "inputs"]
+    outside = [path for path in trees.flatten(part) if not path.startswith("layers.")]
+    if readers and outside:
+        raise ValueError(
+            f"the score {readers[0]!r} reads the inputs of weights, which are gathered in the decoder layers only, but "
+            f"the scope {scope!r} holds {outside[0]!r}; use a scope inside the layers, such as 'decoder'"
+        )
 
     def empty(init: Callable[[jax.Array], jax.Array], dtype: Any) -> trees.Tree:
         return jax.tree.map(lambda theta: init(theta).astype(dtype), part)
 
-    grouped = accumulator != "float32" or any(not RULES[name].additive for name in names)
-    sums = {name: empty(RULES[name].init, ACCUMULATORS[accumulator]) for name in names}
+    slopes = [name for name in names if RULES[name].reads == "gradient"]
+    grouped = any(accumulator != "float32" or not RULES[name].additive for name in slopes)
+    dtypes = {name: ACCUMULATORS[accumulator] if name in slopes else jnp.float32 for name in names}
+    sums = {name: empty(RULES[name].init, dtypes[name]) for name in names}
     return Sums(sums, empty(jnp.zeros_like, jnp.float32) if grouped else {})
 
 
@@ -284,21 +298,25 @@ def combine(total: trees.Tree | None, scores: trees.Tree, normalised: bool) -> t
     """Return the running sum over languages with one more language added (METHOD 1, "language combination").
 
     Args:
-      total: the sum so far; None for the first language.
+      total: the sum so far, donated: do not use it afterwards; None for the first language.
       scores: of one language.
       normalised: scale the language to unit L1 in every matrix first; a matrix of zeros stays zeros.
     """
     part = _unit(scores) if normalised else scores
-    return part if total is None else _add(total, part)
+    if total is not None:
+        return _add(total, part)
+    # The next call donates what this one returns: never the caller's own scores.
+    return part if normalised else jax.tree.map(jnp.copy, part)
 
 
 @jax.jit
 def _unit(scores: trees.Tree) -> trees.Tree:
-    def scale(values: jax.Array) -> jax.Array:
-        norm = jnp.sum(values, axis=tuple(range(1, values.ndim)), keepdims=True)
+    def scale(path: str, values: jax.Array) -> jax.Array:
+        first = 1 if path.startswith("layers.") else 0  # a matrix is one layer of a stacked array
+        norm = jnp.sum(values, axis=tuple(range(first, values.ndim)), keepdims=True)
         return values / jnp.where(norm == 0, jnp.ones_like(norm), norm)
 
-    return jax.tree.map(scale, scores)
+    return trees.transform(scale, scores)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -372,18 +390,19 @@ class Scorer:
         Raises:
           FloatingPointError: the loss is not finite; names the rows of the group.
         """
-        size, length = group.tokens.shape
+        size = group.tokens.shape[0]
         tokens = int(np.sum((group.segments[:, 1:] == group.segments[:, :-1]) & (group.segments[:, 1:] != 0)))
         weight = np.float32(weights(tokens, self.definition.weighting))
         nll = 0.0
         for begin in range(0, size, self.micro):
-            micro = Batch(*(_fill(values[begin : begin + self.micro], self.micro) for values in group))
+            micro = Batch(*(_fill(np.asarray(values)[begin : begin + self.micro], self.micro) for values in group))
             sums, found = self._step(params, sums, put(micro), weight)
             each = np.asarray(found.nll, np.float64)
             if not np.isfinite(each).all():
                 rows = [begin + int(row) for row in np.flatnonzero(~np.isfinite(each))]
                 raise FloatingPointError(
-                    f"the loss of sample(s) {rows} of this group of {size} is not finite ({each[~np.isfinite(each)][0]}); "
+                    f"the loss of sample(s) {rows} of this group of {size} is not finite "
+                    f"({each[~np.isfinite(each)][0]}); "
                     "the sums are not usable: look at the samples with `lingregions data show`, or at the weights"
                 )
             nll += float(each.sum())

@@ -63,8 +63,15 @@ PRESETS: dict[str, LlamaConfig] = dict(llama.PRESETS)
 
 
 def architecture(config: Any) -> Architecture:
-    """Return the architecture that a config belongs to."""
-    return next(each for each in ARCHITECTURES.values() if isinstance(config, each.config))
+    """Return the architecture that a config belongs to.
+
+    Raises:
+      TypeError: it is the config of none.
+    """
+    for each in ARCHITECTURES.values():
+        if isinstance(config, each.config):
+            return each
+    raise TypeError(f"{type(config).__name__} is no config of the architectures {', '.join(ARCHITECTURES)}")
 
 
 def parse(raw: Mapping[str, Any]) -> Any:
@@ -123,8 +130,8 @@ def hidden(
     """Run the decoder on int32 [B, T] tokens within documents `segments`.
 
     Returns:
-      The last hidden state [B, T, D], and with `watch` the sums of squares of what enters each weight: a tree of float32
-      [L, in] by the paths of the parameters (empty otherwise).
+      The last hidden state [B, T, D], and with `watch` the sums of squares of what enters each weight: a tree of
+      float32 [L, in] by the paths of the parameters (empty otherwise).
     """
     module = architecture(config).module(config, compute)
     out: Any = module.apply({"params": params}, tokens, segments, mutable=["inputs"] if watch else False)

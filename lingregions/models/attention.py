@@ -1,8 +1,8 @@
 """Causal attention within documents, grouped heads, softmax in float32.
 
 Query t sees key s where s <= t and both lie in one document (`segments` equal). Two implementations of one function:
-`reference` (one einsum over [T, T]) and `blocked` (blocks of queries against the keys up to their end, so that the upper
-triangle costs nothing; its own backward pass keeps one number a query instead of the probabilities).
+`reference` (one einsum over [T, T]) and `blocked` (blocks of queries against the keys up to their end, so that the
+upper triangle costs nothing; its own backward pass keeps one number a query instead of the probabilities).
 """
 
 import functools

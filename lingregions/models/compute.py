@@ -21,7 +21,7 @@ class Compute:
     """Settings of the forward and backward pass.
 
     Attributes:
-      dtype: type of activations and matrix products, "float32" or "bfloat16"; parameters, softmax and loss stay float32.
+      dtype: of activations and matrix products, "float32" or "bfloat16"; parameters, softmax and loss stay float32.
       remat: a key of `REMAT`; "full" lowers the memory of the backward pass for about a fifth more time.
       attention: "blocked" (query blocks, nothing above the diagonal, no [T, T] array kept) or "reference" (one einsum).
       block: queries a block of "blocked".

@@ -1,9 +1,10 @@
 """LLaMA: RMSNorm, rotary positions, grouped-query attention, SwiGLU; a thin Flax Linen decoder.
 
 Each weight is declared once (`Attention.declare` and its neighbours); the modules read the declaration for shapes, and
-initialisation, shardings, import and export read it too. Weights are in the index space of Hugging Face, [out, in], with the
-layers stacked on a leading axis that `nn.scan` walks. Follows transformers' LlamaForCausalLM, whose logits and gradients
-are the reference. Legend: B batch, T tokens, D embed, N heads, K kv heads, H head_dim, F mlp, V vocab, L layers.
+initialisation, shardings, import and export read it too. Weights are in the index space of Hugging Face, [out, in],
+with the layers stacked on a leading axis that `nn.scan` walks. Follows transformers' LlamaForCausalLM, whose logits and
+gradients are the reference. Legend: B batch, T tokens, D embed, N heads, K kv heads, H head_dim, F mlp, V vocab,
+L layers.
 """
 
 import dataclasses
@@ -290,10 +291,10 @@ def head(params: Mapping[str, Any]) -> jax.Array:
 # Keys of a Hugging Face config that change nothing here: names, training, serving, generation.
 INERT = frozenset(
     """architectures model_type torch_dtype dtype transformers_version _name_or_path name_or_path use_cache pad_token_id
-    bos_token_id eos_token_id initializer_range is_llama_config return_dict output_hidden_states output_attentions
-    tokenizer_class pretraining_tp id2label label2id problem_type task_specific_params chunk_size_feed_forward
-    is_encoder_decoder _attn_implementation _attn_implementation_autoset transformers.js_config unsloth_version
-    unsloth_fixed max_sequence_length vocab_type license finetuning_task rope_interleaved""".split()
+    bos_token_id eos_token_id is_llama_config return_dict output_hidden_states output_attentions tokenizer_class
+    pretraining_tp id2label label2id problem_type task_specific_params chunk_size_feed_forward is_encoder_decoder
+    _attn_implementation _attn_implementation_autoset transformers.js_config unsloth_version unsloth_fixed
+    max_sequence_length vocab_type license finetuning_task""".split()  # noqa: SIM905
 )
 # Keys whose value must be this one: any other changes the maths in a way that the decoder above does not have.
 FIXED = {
@@ -350,8 +351,8 @@ def parse(raw: Mapping[str, Any]) -> LlamaConfig:
         eps=float(take("rms_norm_eps", 1e-6)),
         rope_theta=theta,
         rope_scaling=scaling,
-        tied=bool(take("tie_word_embeddings", False)) if "tie_word_embeddings" in rest else False,
-        std=float(raw.get("initializer_range", 0.02)),
+        tied=bool(take("tie_word_embeddings", False)),
+        std=float(take("initializer_range", 0.02)),
     )
     unknown = sorted(key for key, value in rest.items() if key not in INERT and value is not None)
     if unknown:
