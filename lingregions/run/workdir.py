@@ -55,7 +55,7 @@ class Run:
         """For `open`, which has done the checks."""
         self.folder, self.config, self.resumed = folder, config, resumed
         self.notes: list[str] = []  # what was found, repaired or changed, in words
-        self.interrupted: int | None = None  # the signal that asks us to stop
+        self.interrupted: int | None = None  # the signal that asked this process to stop
         self._lock = lock
         self._tables: dict[str, Table] = {}
         self._handlers: dict[int, Any] = {}
@@ -198,11 +198,24 @@ class Run:
         Raises:
           Interrupted: a signal asked us to stop.
         """
+        number = self._requested()
+        if number:
+            raise Interrupted(number, self.folder)
+
+    def stopping(self) -> bool:
+        """Tell whether `check` would raise: the moment to save what is half done. All processes call it together."""
+        return bool(self._requested())
+
+    def _requested(self) -> int:
+        """The number of the signal that some process got, 0 if none."""
         number = self.interrupted or 0
         if jax.process_count() > 1:
             number = int(np.max(multihost_utils.process_allgather(np.int32(number))))
-        if number:
-            raise Interrupted(number, self.folder)
+        return number
+
+    def agree(self, value: Any) -> Any:
+        """Return process 0's `value` (JSON) in every process: for what a clock or a disk decides."""
+        return _agree(value)
 
     # Files
 
@@ -288,7 +301,7 @@ class Run:
 
     # Stages
 
-    def finish(self, name: str, *artefacts: str, **facts: Any) -> None:
+    def finish(self, name: str, /, *artefacts: str, **facts: Any) -> None:
         """Mark a stage as finished: done/<name>.json with facts and a checksum of the files or folders it vouches for.
 
         Reads the artefacts once, about a second a gigabyte.
@@ -333,7 +346,8 @@ class Run:
         Raises:
           RunError: the disk refuses; what was saved before is intact.
         """
-        checkpoint.save(self.path(name), tree, _finite(dict(header)))
+        version = _agree(checkpoint.newest(self.path(name))) + 1
+        checkpoint.save(self.path(name), version, tree, _finite(header))
 
     def load(self, name: str, like: Any) -> Any:
         """Return a saved tree with the structure, shapes, dtypes and shardings of `like`, whatever mesh it came from.
@@ -341,12 +355,16 @@ class Run:
         Raises:
           RunError: nothing is saved, it is another tree (the first path that differs is named), or a file is damaged.
         """
-        return checkpoint.load(self.path(name), like)
+        return checkpoint.load(self.path(name), _agree(checkpoint.newest(self.path(name))), like)
 
     def header(self, name: str) -> dict[str, Any] | None:
         """Return the header of a saved tree; None when nothing is saved under that name."""
-        found: dict[str, Any] | None = _agree(checkpoint.header(self.path(name)))
-        return found
+        return checkpoint.header(self.path(name), _agree(checkpoint.newest(self.path(name))))
+
+    def discard(self, name: str) -> None:
+        """Remove a saved tree that is no longer wanted, such as a resume point; nothing happens when there is none."""
+        if jax.process_index() == 0:
+            checkpoint.discard(self.path(name))
 
     # Progress
 

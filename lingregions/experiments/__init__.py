@@ -1,0 +1,11 @@
+"""Experiments: one function each, a dozen lines of the verbs above, and the registry that the command line reads."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from lingregions.experiments.core_removal import core_removal
+from lingregions.run import Run
+
+# The value of `config.experiment` -> (locked config, work directory) -> nothing: results are in the work directory.
+EXPERIMENTS: dict[str, Callable[[ConfigDict, Run], None]] = {"core_removal": core_removal}

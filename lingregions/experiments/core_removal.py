@@ -1,0 +1,98 @@
+"""Remove the core linguistic region, and what else a fair comparison needs, and see what each language loses.
+
+The paper's first experiment: the core is the top of the scores combined over the scored languages, taken in every
+matrix; its removal is set against removing the bottom and a random region of the same size.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from lingregions import regions, report
+from lingregions import tree as trees
+from lingregions.experiments import laboratory as lab
+from lingregions.experiments.laboratory import Laboratory
+from lingregions.regions import Region
+from lingregions.run import Run
+
+
+class Arm(NamedTuple):
+    """One region that is removed: what is selected from the combined scores."""
+
+    selector: str
+    fraction: str
+    seed: int | None
+
+    def __str__(self) -> str:
+        return f"{self.selector} {self.fraction}" + ("" if self.seed is None else f" seed {self.seed}")
+
+
+def core_removal(settings: ConfigDict, run: Run) -> None:
+    """Score, select, remove, evaluate, report.
+
+    Args:
+      settings: see configs/core_removal.py.
+      run: the work directory; what is finished in it is not done again.
+    """
+    laboratory = lab.prepare(settings, run)
+    for language in settings.score.languages:
+        lab.score(laboratory, language)
+    files = find(laboratory)
+    made: dict[str, Callable[[], trees.Tree]] = {"base": lambda: laboratory.params}
+    made |= {str(arm): functools.partial(lab.remove, laboratory, files[str(arm)]) for arm in arms(settings)}
+    lab.measure(laboratory, "core_removal", made)
+    lab.describe(laboratory)
+    report.write(run.folder)
+
+
+def arms(settings: ConfigDict) -> Iterator[Arm]:
+    """Yield the arms beside "base": every selector at every fraction, the random one with every seed."""
+    for fraction in settings.select.fractions:
+        for selector in settings.select.selectors:
+            seeds = settings.select.seeds if selector == "random" else (None,)
+            yield from (Arm(selector, fraction, seed) for seed in seeds)
+
+
+def find(laboratory: Laboratory) -> dict[str, str]:
+    """Make the regions of the config; returns {name: file}.
+
+    The arms; and for the first fraction, if `select.monolingual`, the top of each language and what of it no other
+    language has: top(A) minus the union of top(B) for every other scored B (METHOD 2).
+    """
+    settings = laboratory.settings
+    languages = settings.score.languages
+    known = lab.provenance(laboratory, languages)
+
+    @functools.cache
+    def combined() -> trees.Tree:
+        return lab.combine(laboratory, languages)
+
+    def take(arm: Arm) -> Region:
+        like = trees.restrict(laboratory.shapes if arm.selector == "random" else combined(), settings.select.scope)
+        named = known.replace(name=str(arm))
+        return regions.select(like, arm.fraction, arm.selector, seed=arm.seed, provenance=named)
+
+    files = lab.find(laboratory, {str(arm): functools.partial(take, arm) for arm in arms(settings)})
+    combined.cache_clear()
+    if not settings.select.monolingual:
+        return files
+
+    fraction = settings.select.fractions[0]
+    tops = {language: f"top {fraction} {language}" for language in languages}
+
+    def top(language: str) -> Region:
+        named = lab.provenance(laboratory, (language,)).replace(name=tops[language])
+        part = trees.restrict(lab.load(laboratory, language), settings.select.scope)
+        return regions.select(part, fraction, "top", provenance=named)
+
+    files |= lab.find(laboratory, {tops[language]: functools.partial(top, language) for language in languages})
+
+    def alone(language: str) -> Region:
+        first, *others = (
+            lab.read(laboratory, files[tops[each]]) for each in sorted(languages, key=lambda each: each != language)
+        )
+        return regions.subtract(first, *others, name=f"monolingual {language}")
+
+    return files | lab.find(laboratory, {f"monolingual {each}": functools.partial(alone, each) for each in languages})

@@ -1,0 +1,379 @@
+"""Laboratory: a model on its mesh, its tokenizer and its corpora, and the verbs that experiments are written in.
+
+`score`, `find` and `measure` each do what is not done yet in the work directory and skip the rest, so a run that was
+killed goes on where it stopped. Every number comes from the functional modules; here is only the order of things, and
+what is written down.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lingregions import evaluate, models, perturb, regions, scores
+from lingregions import mesh as meshes
+from lingregions import tree as trees
+from lingregions.corpus import corpus as corpora
+from lingregions.corpus.batch import Batch
+from lingregions.corpus.corpus import Corpus
+from lingregions.models import source as sources
+from lingregions.models.tokenizer import Tokenizer
+from lingregions.regions import Provenance, Region
+from lingregions.regions.region import axes
+from lingregions.run import Run
+from lingregions.run.progress import Bar
+
+# results.csv: one row per (experiment, arm, language).
+COLUMNS: dict[str, type] = {
+    "experiment": str,
+    "arm": str,
+    "language": str,
+    "nll_nats": float,
+    "tokens": int,
+    "bytes": int,
+    "perplexity": str,
+    "bits_per_byte": float,
+}
+KEYS = ("experiment", "arm", "language")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Laboratory:
+    """What an experiment works with. Make one with `prepare`.
+
+    Attributes:
+      settings: the resolved config of the run.
+      run: the work directory.
+      mesh: device mesh.
+      model: model config.
+      params: float32 parameters on the mesh; never changed.
+      identity: `tree.fingerprint` of parameters and model config: the model hash of every artefact.
+      tokenizer: of the model.
+      texts: corpora that were opened, by (language, split).
+    """
+
+    settings: ConfigDict
+    run: Run
+    mesh: Mesh
+    model: Any
+    params: trees.Tree
+    identity: str
+    tokenizer: Tokenizer
+    texts: dict[tuple[str, str], Corpus] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def compute(self) -> models.Compute:
+        """How the model is run."""
+        return models.Compute(dtype=self.settings.compute.dtype, **self.settings.machine.compute.to_dict())
+
+    @functools.cached_property
+    def definition(self) -> scores.Definition:
+        """How importance is defined: a preset with the changes that the config makes."""
+        chosen = self.settings.score.to_dict()
+        preset = scores.PRESETS[chosen["preset"]]
+        names = {field.name for field in dataclasses.fields(preset)}
+        changes = {name: value for name, value in chosen.items() if name in names and value is not None}
+        return dataclasses.replace(preset, **changes)
+
+    @functools.cached_property
+    def scorer(self) -> scores.Scorer:
+        """The compiled scoring steps, used for every language."""
+        micro = self.settings.machine.score_batch * meshes.rows(self.mesh)
+        return scores.Scorer(self.model, self.compute, self.definition, micro=micro, mesh=self.mesh)
+
+    @functools.cached_property
+    def evaluator(self) -> evaluate.Evaluator:
+        """The compiled evaluation, used for every arm and language."""
+        return evaluate.build(self.model, self.compute, self.mesh)
+
+    @functools.cached_property
+    def shapes(self) -> trees.Tree:
+        """Shapes and shards of the parameters, without their values."""
+        return models.shapes(self.model, meshes.shardings(models.declare(self.model), self.mesh))
+
+    def place(self, batch: Batch) -> Batch:
+        """Put a host batch on the mesh."""
+        placed: Batch = meshes.place(batch, self.mesh)
+        return placed
+
+    def corpus(self, language: str, split: str) -> Corpus:
+        """Return the samples of a language in one split of the config's data; read once."""
+        if (language, split) not in self.texts:
+            data = self.settings.data
+            self.texts[language, split] = corpora.open(
+                data.source,
+                language,
+                self.tokenizer,
+                length=data.length,
+                split=split,
+                packing=data.packing,
+                vocabulary=self.model.vocab,
+            )
+        return self.texts[language, split]
+
+
+def prepare(settings: ConfigDict, run: Run) -> Laboratory:
+    """Load the model of a config onto its mesh.
+
+    Raises:
+      ValueError: the model, its tokenizer or the mesh do not fit the config or each other.
+    """
+    # TPUs multiply float32 in bfloat16 unless told; said here, and recorded in environment.json's precision.
+    jax.config.update("jax_default_matmul_precision", settings.compute.precision)
+    mesh = meshes.build(**settings.machine.mesh.to_dict())
+    begin = time.monotonic()
+    source = sources.resolve(settings.model.source, settings.machine.cache or None)
+    params = source.load(mesh, jax.random.key(settings.seed))
+    config = source.config
+    identity = trees.fingerprint(params, json.dumps(models.dump(config), sort_keys=True))
+    run.log(
+        event="model",
+        source=settings.model.source,
+        config=models.dump(config),
+        parameters=trees.count(params),
+        model_hash=identity,
+        tokenizer=source.tokenizer.name,
+        tokenizer_hash=source.tokenizer.fingerprint,
+        seconds=round(time.monotonic() - begin, 3),
+    )
+    return Laboratory(settings, run, mesh, config, params, identity, source.tokenizer)
+
+
+def draw(laboratory: Laboratory, language: str, split: str, samples: int) -> tuple[Corpus, np.ndarray]:
+    """Return a corpus and the positions of the first `samples` of its seeded order (all of them when 0).
+
+    Fewer than asked is an error, or a note where the config allows it (`data.fewer`).
+    """
+    corpus, seed = laboratory.corpus(language, split), laboratory.settings.seed
+    positions = corpus.draw(samples or len(corpus), seed, fewer=laboratory.settings.data.fewer)
+    if len(positions) < samples:
+        laboratory.run.note(f"{language}, {split}: {len(positions)} samples, {samples} were asked for")
+    return corpus, positions
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def score(laboratory: Laboratory, language: str) -> None:
+    """Score one language and save the scores as `scores/<language>`; resumes inside the language.
+
+    The resume point is the sums and one integer, saved every `machine.save_seconds` and when a signal asks to stop.
+    """
+    run, scorer, settings = laboratory.run, laboratory.scorer, laboratory.settings
+    stage, draft = f"score-{language}", f"resume/{language}"
+    if run.done(stage) is not None:
+        return
+    corpus, positions = draw(laboratory, language, settings.data.score_split, settings.score.samples)
+    if run.header(draft) is None:
+        sums, at, tokens, nats = scorer.start(laboratory.params), 0, 0, 0.0
+    else:
+        found = run.header(draft) or {}
+        sums, at, tokens, nats = run.load(draft, scorer.shapes), found["position"], found["tokens"], found["nll"]
+        run.note(f"scoring {language} goes on from sample {at:,} of {len(positions):,}")
+    group, saved = laboratory.definition.group, time.monotonic()
+    with run.progress(f"score {language}", (len(positions) - at) * corpus.length, "tokens") as bar:
+        while at < len(positions):
+            chosen = positions[at : at + group]
+            try:
+                sums, counted, nll = scorer.add(laboratory.params, sums, corpus.batch(chosen), laboratory.place)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{language}, samples {at:,} to {at + len(chosen) - 1:,}: {error}") from error
+            at, tokens, nats = at + len(chosen), tokens + counted, nats + nll
+            bar.advance(len(chosen) * corpus.length)
+            due = time.monotonic() - saved > settings.machine.save_seconds
+            if at < len(positions) and (due or run.interrupted):
+                run.save(draft, sums, {"position": at, "tokens": tokens, "nll": nats})
+                saved = time.monotonic()
+            if at < len(positions):
+                run.check()
+    facts = {
+        "language": language,
+        "definition": dataclasses.asdict(laboratory.definition),
+        "samples": len(positions),
+        "tokens": tokens,
+        "nll": nats,
+        "seed": settings.seed,
+        "model": laboratory.identity,
+        "tokenizer": laboratory.tokenizer.fingerprint,
+        "data": corpus.fingerprint,
+    }
+    run.save(f"scores/{language}", scorer.finish(laboratory.params, sums, tokens), facts)
+    run.finish(stage, f"scores/{language}", **facts)
+    run.discard(draft)
+    run.check()
+
+
+def load(laboratory: Laboratory, language: str) -> trees.Tree:
+    """Return the saved scores of a language, on the shards of the parameters."""
+    like = trees.restrict(laboratory.shapes, laboratory.definition.scope)
+    found: trees.Tree = laboratory.run.load(f"scores/{language}", like)
+    return found
+
+
+def combine(laboratory: Laboratory, languages: Sequence[str]) -> trees.Tree:
+    """Return the scores summed over languages as the definition says, one language in memory at a time."""
+    total: trees.Tree | None = None
+    for language in languages:
+        total = scores.combine(total, load(laboratory, language), laboratory.definition.normalised)
+    if total is None:
+        raise ValueError("no language to combine: score.languages is empty")
+    return total
+
+
+def provenance(laboratory: Laboratory, languages: Sequence[str]) -> Provenance:
+    """Return what is known of a region before it is selected: model, tokenizer, text and score."""
+    run, definition = laboratory.run, laboratory.definition
+    headers = [run.header(f"scores/{language}") or {} for language in languages]
+    return Provenance(
+        score=json.dumps(dataclasses.asdict(definition), sort_keys=True),
+        languages=tuple(languages),
+        score_scope=definition.scope,
+        select_scope=laboratory.settings.select.scope,
+        model=laboratory.identity,
+        tokenizer=laboratory.tokenizer.fingerprint,
+        data=" ".join(str(header.get("data", "")) for header in headers),
+        axes=axes(trees.restrict(models.declare(laboratory.model), definition.scope)),
+    )
+
+
+# --- regions ----------------------------------------------------------------------------------------------------------
+
+
+def find(laboratory: Laboratory, wanted: Mapping[str, Callable[[], Region]]) -> dict[str, str]:
+    """Make every region that has no file yet, and save it; returns {name: file in the work directory}."""
+    run, files = laboratory.run, {}
+    run.path("regions").mkdir(exist_ok=True)
+    for name, make in wanted.items():
+        files[name] = f"regions/{slug(name)}.safetensors"
+        if run.done(f"region-{slug(name)}") is None:
+            region = make()
+            found = region.provenance.selection
+            if found is not None and (found.empty or found.zero or found.cut):
+                run.note(f"region {name}: {found}")
+            regions.save(region, run.path(files[name]))
+            run.finish(f"region-{slug(name)}", files[name], region=name)
+        run.check()
+    return files
+
+
+def slug(name: str) -> str:
+    """Return a name as a file name: "random 1% seed 2" -> "random-1pct-seed-2"."""
+    return name.replace("%", "pct").replace(" ", "-")
+
+
+def read(laboratory: Laboratory, file: str) -> Region:
+    """Return a region of this run, on the shards of the parameters."""
+    return regions.load(
+        laboratory.run.path(file), laboratory.shapes, laboratory.identity, laboratory.tokenizer.fingerprint
+    )
+
+
+# --- what the model loses ---------------------------------------------------------------------------------------------
+
+
+def measure(laboratory: Laboratory, experiment: str, arms: Mapping[str, Callable[[], trees.Tree]]) -> None:
+    """Evaluate every language under every arm: one row of results.csv each, as soon as it is known.
+
+    Args:
+      laboratory: the model and its texts.
+      experiment: the name in the first column.
+      arms: {arm: a function that makes its parameters}; called only if a cell of the arm is missing.
+    """
+    run, settings = laboratory.run, laboratory.settings
+    run.table("results", COLUMNS, KEYS)
+    languages = list(settings.evaluate.languages)
+    missing = [
+        (arm, language)
+        for arm in arms
+        for language in languages
+        if not run.has("results", experiment=experiment, arm=arm, language=language)
+    ]
+    texts = {language: _evaluation(laboratory, language) for language in {language for _, language in missing}}
+    total = sum(len(texts[language][1]) * texts[language][0].length for _, language in missing)
+    with run.progress("evaluate", total, "tokens") as bar:
+        for arm, make in arms.items():
+            cells = [language for where, language in missing if where == arm]
+            params = make() if cells else laboratory.params
+            for language in cells:
+                corpus, positions = texts[language]
+                batches = _batches(laboratory, corpus, positions, bar)
+                found = evaluate.evaluate(laboratory.evaluator, params, batches, laboratory.place)
+                run.log(event="evaluated", arm=arm, language=language, samples=found.samples.tolist())
+                run.add("results", row(experiment, arm, language, found))
+                run.check()
+
+
+def _evaluation(laboratory: Laboratory, language: str) -> tuple[Corpus, np.ndarray]:
+    settings = laboratory.settings
+    corpus, positions = draw(laboratory, language, settings.data.evaluate_split, settings.evaluate.samples)
+    return corpus, np.sort(positions)
+
+
+def _batches(laboratory: Laboratory, corpus: Corpus, positions: np.ndarray, bar: Bar) -> Iterator[Batch]:
+    """Yield the samples in batches of one shape; the bar advances when the next one is asked for."""
+    size = laboratory.settings.machine.evaluate_batch * meshes.rows(laboratory.mesh)
+    for begin in range(0, len(positions), size):
+        chosen = positions[begin : begin + size]
+        yield corpus.batch(chosen, size)
+        bar.advance(len(chosen) * corpus.length)
+
+
+def row(experiment: str, arm: str, language: str, found: evaluate.Result) -> dict[str, Any]:
+    """Return one line of results.csv."""
+    return {
+        "experiment": experiment,
+        "arm": arm,
+        "language": language,
+        "nll_nats": found.nll,
+        "tokens": found.tokens,
+        "bytes": found.bytes,
+        "perplexity": evaluate.perplexity(found.nats),
+        "bits_per_byte": found.bits if math.isfinite(found.nll) else math.nan,
+    }
+
+
+def remove(laboratory: Laboratory, file: str) -> trees.Tree:
+    """Return the parameters without a region of this run."""
+    return perturb.zero(laboratory.params, read(laboratory, file).masks)
+
+
+def describe(laboratory: Laboratory) -> None:
+    """Write the table of texts for the report: what was scored and evaluated, and how each text begins as tokens."""
+    settings = laboratory.settings
+    rows = []
+    for purpose, split, samples, languages in (
+        ("scored", settings.data.score_split, settings.score.samples, settings.score.languages),
+        ("evaluated", settings.data.evaluate_split, settings.evaluate.samples, settings.evaluate.languages),
+    ):
+        for language in languages:
+            corpus = laboratory.corpus(language, split)
+            used = min(samples or len(corpus), len(corpus))
+            first = " ".join(map(str, corpus.batch([0]).tokens[0, :8].tolist()))
+            rows.append([language, purpose, corpus.source, split, used, len(corpus), first, corpus.fingerprint[:16]])
+    example = laboratory.corpus(settings.evaluate.languages[0], settings.data.evaluate_split)
+    content = {
+        "title": "Texts",
+        "note": f"Samples of {settings.data.length} tokens, {settings.data.packing}; special tokens: {example.policy}; "
+        f"tokenizer {laboratory.tokenizer.name} ({laboratory.tokenizer.fingerprint[:16]}); "
+        f"model hash {laboratory.identity}.",
+        "columns": [
+            {"name": "language"},
+            {"name": "use"},
+            {"name": "source"},
+            {"name": "split"},
+            {"name": "samples used", "kind": "count"},
+            {"name": "samples there", "kind": "count"},
+            {"name": "first token ids"},
+            {"name": "fingerprint"},
+        ],
+        "rows": rows,
+    }
+    laboratory.run.write("tables/texts.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -1,0 +1,73 @@
+"""The command line: `lingregions VERB ...`. Reads flags, locks the config, opens the work directory, calls the verb.
+
+    lingregions run --config=configs/core_removal.py:smollm2 --workdir=runs/core_removal
+
+What a user can mend is told in one sentence, without a traceback, and ends with exit code 2 (1 for a run that failed);
+`run` stopped by a signal ends with 128 + its number, and the same command goes on from there.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+# Nothing heavy here: `lingregions --help` answers at once; each verb imports what it needs.
+USAGE = "usage: lingregions VERB ...\n\n"
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the experiment of a config in a work directory; the same command again resumes, or says that it is done."""
+    from lingregions import settings
+    from lingregions.experiments import EXPERIMENTS
+    from lingregions.run import Run
+
+    asked = settings.parse(words)
+    config = asked.config
+    if config.experiment not in EXPERIMENTS:
+        raise settings.SettingsError(
+            f"there is no experiment {config.experiment!r}; there are {', '.join(sorted(EXPERIMENTS))}"
+        )
+    if asked.dry_run:
+        print(config)
+        return 0
+    assert asked.workdir is not None
+    with Run.open(asked.workdir, config, asked.fresh) as opened:
+        if opened.done("run") is not None:
+            print(f"done already: {opened.path('report.html')}")
+            return 0
+        EXPERIMENTS[config.experiment](config, opened)
+        opened.finish("run", "results.csv", "report.html")
+        print(f"done: {opened.path('report.html')}")
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"run": run}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Call the verb; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(message)s")
+    listing = "\n".join(f"  {name:<10}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(f"{USAGE}{listing}")
+        return 0 if words else 2
+    if words[0] not in VERBS:
+        print(f"lingregions: there is no verb {words[0]!r}\n\n{USAGE}{listing}", file=sys.stderr)
+        return 2
+    from lingregions.run import Interrupted, RunError
+
+    try:
+        return VERBS[words[0]](words[1:])
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return int(stop.code or 1)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"lingregions {words[0]}: {error}", file=sys.stderr)
+        return 2
+    except (RunError, FloatingPointError) as error:
+        print(f"lingregions {words[0]}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
