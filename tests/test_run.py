@@ -488,9 +488,9 @@ class TestStages:
         with runs.Run.open(folder, config()) as run:
             assert run.done("select") is None
             run.write("regions/core.bin", b"bits")
-            run.finish("select", "regions/core.bin", entries=3, share=math.nan)
+            run.finish("select", "regions/core.bin", name="core", share=math.nan)
         with runs.Run.open(folder, config()) as run:
-            assert run.done("select") == {"entries": 3, "share": None, "share_repr": "nan"}
+            assert run.done("select") == {"name": "core", "share": None, "share_repr": "nan"}
         marker = json.loads((folder / "done" / "select.json").read_text())
         # printf bits | sha256sum
         bits = "e5e59d10f196504b6e08ac7785f84430a61e1558fd6246075a9566edaab2e814"
@@ -519,6 +519,7 @@ class TestStages:
         run.finish("stage")
         (folder / "done" / "stage.json").write_text('{"files')
         assert run.done("stage") is None
+        assert len(run.notes) == 1
         assert "is damaged; stage is done again" in run.notes[0]
 
 
@@ -559,6 +560,17 @@ class TestTrees:
         assert run.header("scores/ar") == {"samples": 3}
         np.testing.assert_array_equal(run.load("scores/ar", tree(0.0))["norm"], [3.0] * 4)
         assert [path.name for path in (folder / "scores" / "ar").iterdir()] == ["3"]
+
+    def test_a_resume_point_that_has_served_is_discarded(self, run, folder):
+        run.discard("draft/ar")
+        run.save("draft/ar", tree(1.0), {})
+        run.save("draft/zh", tree(2.0), {})
+        run.discard("draft/ar")
+        assert run.header("draft/ar") is None
+        assert run.header("draft/zh") == {}
+        assert [path.name for path in (folder / "draft").iterdir()] == ["zh"]
+        run.save("draft/ar", tree(3.0), {"again": True})
+        assert run.header("draft/ar") == {"again": True}
 
     def test_the_state_of_an_optimizer_is_a_tree_too(self, run):
         optimizer = optax.adam(0.1)
@@ -643,7 +655,9 @@ class TestInterrupt:
         def work():
             with runs.Run.open(folder, config()) as run:
                 run.check()
+                assert not run.stopping()
                 signal.raise_signal(number)
+                assert run.stopping()
                 finished.append("what was under way")
                 run.check()
 
@@ -758,6 +772,7 @@ def test_two_processes_write_once_agree_and_stop_together(tmp_path):
             run.write("a.txt", "once")
             run.finish("stage", "a.txt", entries=3)
             assert run.done("stage") == {{"entries": 3}}
+            assert run.agree(process) == 0
             assert run.header("scores") is None
             values = jax.make_array_from_callback((8,), sharding, lambda at: np.arange(8.0, dtype=np.float32)[at])
             for samples in (1, 2):
@@ -766,9 +781,12 @@ def test_two_processes_write_once_agree_and_stop_together(tmp_path):
             found = run.load("scores", {{"x": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}})["x"]
             for shard in found.addressable_shards:
                 np.testing.assert_array_equal(shard.data, np.arange(8.0)[shard.index])
+            assert not run.stopping()
             run.check()
             if process == 1:
-                run.interrupted = signal.SIGTERM
+                signal.raise_signal(signal.SIGTERM)
+            assert run.stopping()
+            run.discard("scores")
             run.check()
     """
     words = [sys.executable, "-c", textwrap.dedent(script)]
@@ -779,6 +797,7 @@ def test_two_processes_write_once_agree_and_stop_together(tmp_path):
     errors = [process.communicate(timeout=120)[1] for process in pair]
     assert [process.returncode for process in pair] == [143, 143], "\n".join(errors)
     assert [line.get("event", "step") for line in metrics(tmp_path / "run")] == ["opened", "step", "interrupted"]
+    assert not (tmp_path / "run" / "scores").exists()
     assert (tmp_path / "run" / "results.csv").read_text() == "arm,share\nbase,0.5\n"
 
 

@@ -9,8 +9,8 @@ whole or absent: a file appears under its name in one step, an appended line tha
             run.add("results", {"arm": "base", "language": "ar", "nll_nats": 3.1})
 
 In a run of several processes all of them call the same methods in the same order; only process 0 writes (arrays apart,
-which each process writes for its own shards), and what decides the flow (`rows`, `has`, `done`, `header`, `check`) is
-process 0's answer everywhere.
+which each process writes for its own shards), and what decides the flow (`rows`, `has`, `done`, `header`,
+`stopping`) is one answer everywhere; `agree` makes one of anything else.
 """
 
 from lingregions.run.files import RunError, replacing

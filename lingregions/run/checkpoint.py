@@ -16,37 +16,45 @@ import orbax.checkpoint as ocp
 from lingregions.run import files
 
 
-def save(folder: Path, tree: Any, header: dict[str, Any]) -> None:
-    """Save a pytree of arrays and a JSON header as the newest version under `folder`; it is on disk on return.
+def newest(folder: Path) -> int:
+    """Return the number of the newest complete version under `folder`; 0 when there is none."""
+    return max(_versions(folder), default=0)
+
+
+def save(folder: Path, version: int, tree: Any, header: dict[str, Any]) -> None:
+    """Save a pytree of arrays and a JSON header as a version under `folder`, on disk on return; older ones are removed.
 
     Raises:
       RunError: the disk refuses; the version before stays.
     """
     leaves = dict(_walk(tree))
     record = {"header": header, "leaves": {path: _shape(leaf) for path, leaf in leaves.items()}}
-    older = _versions(folder)
-    target = folder / str(max(older, default=0) + 1)
+    target = folder / str(version)
     with files.explained(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         folder.mkdir(parents=True, exist_ok=True)
         checkpointer.save(
             target, args=ocp.args.Composite(tree=ocp.args.StandardSave(leaves), header=ocp.args.JsonSave(record))
         )
         if jax.process_index() == 0:
-            for version in older:
-                shutil.rmtree(folder / str(version))
+            for older in _versions(folder):
+                if older < version:
+                    shutil.rmtree(folder / str(older))
 
 
-def load(folder: Path, like: Any) -> Any:
-    """Return the newest version under `folder` with the structure, shapes, dtypes and shardings of `like`.
+def load(folder: Path, version: int, like: Any) -> Any:
+    """Return a version under `folder` with the structure, shapes, dtypes and shardings of `like`.
 
     Args:
       folder: what `save` was given.
+      version: what `newest` returned.
       like: a pytree of arrays or of `jax.ShapeDtypeStruct`; a leaf without sharding goes to the first local device.
 
     Raises:
       RunError: nothing is saved there, it is not like `like` (the first path that differs is named), or it is damaged.
     """
-    stored = _record(folder)["leaves"]
+    if not version:
+        raise files.RunError(f"nothing is saved in {folder}")
+    stored = _restore(folder, version, header=ocp.args.JsonRestore()).header["leaves"]
     wanted = dict(_walk(like))
     for path in sorted({*stored, *wanted}):
         if path not in stored:
@@ -60,27 +68,33 @@ def load(folder: Path, like: Any) -> Any:
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or home)
         for path, leaf in wanted.items()
     }
-    leaves = _restore(folder, tree=ocp.args.StandardRestore(targets)).tree
+    leaves = _restore(folder, version, tree=ocp.args.StandardRestore(targets)).tree
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted])
 
 
-def header(folder: Path) -> dict[str, Any] | None:
-    """Return the header of the newest version under `folder`; None when nothing is saved there."""
-    if not _versions(folder):
+def header(folder: Path, version: int) -> dict[str, Any] | None:
+    """Return the header of a version under `folder`; None for version 0.
+
+    Raises:
+      RunError: it is damaged.
+    """
+    if not version:
         return None
-    found: dict[str, Any] = _record(folder)["header"]
+    found: dict[str, Any] = _restore(folder, version, header=ocp.args.JsonRestore()).header["header"]
     return found
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    if not _versions(folder):
-        raise files.RunError(f"nothing is saved in {folder}")
-    found: dict[str, Any] = _restore(folder, header=ocp.args.JsonRestore()).header
-    return found
+def discard(folder: Path) -> None:
+    """Remove all that is saved under `folder`; a process that dies meanwhile leaves what the next open sweeps away."""
+    if folder.exists():
+        going = folder.with_name(folder.name + files.PARTIAL)
+        with files.explained(folder):
+            folder.rename(going)
+            shutil.rmtree(going)
 
 
-def _restore(folder: Path, **items: Any) -> Any:
-    source = folder / str(max(_versions(folder)))
+def _restore(folder: Path, version: int, **items: Any) -> Any:
+    source = folder / str(version)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(source, args=ocp.args.Composite(**items))
