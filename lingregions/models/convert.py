@@ -215,7 +215,13 @@ def _matrices(
 
 def _host(leaf: Any, layer: int | None) -> np.ndarray:
     """Return one matrix on the host, gathered from all hosts if it lies on several."""
-    values = leaf if layer is None else leaf[layer]
+    values = leaf if layer is None else _layer(leaf, np.int32(layer))
     if isinstance(values, jax.Array) and not values.is_fully_addressable:
         values = multihost_utils.process_allgather(values, tiled=True)
     return np.asarray(values)
+
+
+@jax.jit
+def _layer(leaf: jax.Array, layer: jax.Array) -> jax.Array:
+    """Return one matrix of a stacked leaf; the layer is an argument, so that one program serves all of them."""
+    return jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
