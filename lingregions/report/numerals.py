@@ -1,0 +1,142 @@
+"""Numbers as a reader wants them, and as another program does.
+
+A perplexity after removal may be 1e5 or 1e400, past what a float holds, so a number that can grow like that is kept as
+its natural logarithm and turned into digits only here. Every kind of number has one way to be printed (`KINDS`) and one
+way to be stored (`raw`, full precision, for CSV). What is missing or not finite is printed as a dash, never as `nan`.
+"""
+
+import decimal as decimal_
+import math
+from collections.abc import Callable
+
+Cell = str | int | float | None
+
+DASH = "–"
+MINUS = "−"
+NARROW = "\u00a0"  # a space that does not break: a number and its power stay on one line
+LARGEST = 1e5  # from here on, and below SMALLEST, a number is printed with a power of ten
+SMALLEST = 1e-3
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def finite(value: Cell) -> bool:
+    """Whether a cell holds a finite number (a bool or a text does not)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def scientific(logarithm: float, digits: int = 2) -> str:
+    """exp(logarithm) as `1.7 × 10⁶`, whatever its size; `digits` significant digits in the mantissa."""
+    exponent = math.floor(logarithm / math.log(10))
+    mantissa = round(10 ** (logarithm / math.log(10) - exponent), digits - 1)
+    if mantissa >= 10:  # 9.96 rounds to 10.0
+        mantissa, exponent = mantissa / 10, exponent + 1
+    return f"{mantissa:.{digits - 1}f}{NARROW}×{NARROW}10{str(exponent).translate(SUPERSCRIPTS)}"
+
+
+def number(value: Cell, digits: int = 3) -> str:
+    """A number with `digits` significant digits, thousands apart; with a power of ten when very large or small."""
+    if not finite(value):
+        return DASH
+    assert isinstance(value, int | float)
+    size = abs(value)
+    sign = MINUS if value < 0 else ""
+    if size == 0:
+        return "0"
+    if size >= LARGEST or size < SMALLEST:
+        return sign + scientific(math.log(size))
+    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    return f"{sign}{size:,.{decimals}f}"
+
+
+def exponential(logarithm: Cell, digits: int = 3) -> str:
+    """exp(logarithm) for reading: a perplexity from nats per token, a factor from a damage in nats."""
+    if not finite(logarithm):
+        return DASH
+    assert isinstance(logarithm, int | float)
+    if math.log(SMALLEST) <= logarithm < math.log(LARGEST):
+        return number(math.exp(logarithm), digits)
+    return scientific(logarithm)
+
+
+def decimal(value: Cell) -> str:
+    """A number with three decimals, so that a column of nats or bits lines up."""
+    if not finite(value):
+        return DASH
+    assert isinstance(value, int | float)
+    if abs(value) >= LARGEST:
+        return number(value)
+    text = f"{abs(value):,.3f}"
+    return text if value >= 0 or text == "0.000" else MINUS + text
+
+
+def count(value: Cell) -> str:
+    """A whole number with its thousands apart."""
+    if not finite(value):
+        return DASH
+    assert isinstance(value, int | float)
+    return f"{value:,.0f}".replace("-", MINUS)
+
+
+def share(value: Cell) -> str:
+    """A share between 0 and 1 (an intersection over union): two decimals, two significant digits below 0.01."""
+    if not finite(value):
+        return DASH
+    assert isinstance(value, int | float)
+    if 0 < abs(value) < 0.01:
+        return number(value, 2)
+    return f"{MINUS if value < 0 else ''}{abs(value):.2f}"
+
+
+def percent(value: Cell) -> str:
+    """A fraction of 1 as a percentage: 0.01 is `1 %`."""
+    if not finite(value):
+        return DASH
+    assert isinstance(value, int | float)
+    scaled = round(100 * value, 9) if abs(value) < LARGEST else value * 100
+    digits = count(scaled) if abs(scaled) < LARGEST and scaled == int(scaled) else number(scaled)
+    return f"{digits}{NARROW}%"
+
+
+def text(value: Cell) -> str:
+    """Any cell as it is; a missing one as a dash."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return DASH
+    return str(value)
+
+
+KINDS: dict[str, Callable[[Cell], str]] = {
+    "text": text,
+    "count": count,
+    "number": number,
+    "decimal": decimal,
+    "exponential": exponential,
+    "share": share,
+    "percent": percent,
+}
+
+
+def raw(value: Cell, kind: str) -> str:
+    """The same cell for another program: full precision, empty where missing, `exponential` written out in decimals."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if kind == "exponential" and isinstance(value, int | float):
+        unbounded = decimal_.Context(prec=17, Emax=decimal_.MAX_EMAX, Emin=decimal_.MIN_EMIN)
+        return f"{decimal_.Decimal(value).exp(unbounded):.17g}"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def sentence(words: str) -> str:
+    """Words with their first letter as it begins a sentence; all others as they are."""
+    return words[:1].upper() + words[1:]
+
+
+def listed(words: list[str] | tuple[str, ...], last: str = "and") -> str:
+    """Words as a sentence lists them: `a, b and c`."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def plural(amount: int, noun: str, many: str = "") -> str:
+    """`1 language`, `11 languages`; `many` where the plural takes more than an s."""
+    return f"{count(amount)} {noun if amount == 1 else many or noun + 's'}"

@@ -1,0 +1,468 @@
+"""Section: a title, sentences, tables and figures; and the builders of the sections that many experiments share.
+
+A builder takes measured values and returns a section whose sentences are computed from them. An experiment adds its own
+by composing these, or without any code here by leaving a file `tables/<name>.json` in its work directory (see `facts`).
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lingregions.report import languages, numerals
+from lingregions.report.damage import BASE, Damage
+from lingregions.report.figures import Curve, Figure, Grid, Series, Strip, tallest
+from lingregions.report.numerals import Cell
+from lingregions.report.survey import Overlap, Survey
+from lingregions.report.tables import Column, Table, slug
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report. `items` follow the paragraphs in order."""
+
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    items: tuple[Table | Figure, ...] = ()
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def damage(figures: Damage, suffix: str = "") -> Section:
+    """The damage section: means per arm, dots, heat map, then perplexity, NLL and bits per byte of each language."""
+    stem = slug(figures.experiment) + "_" if suffix else ""
+    items: list[Table | Figure] = [summary(figures, stem)]
+    if strip := spread(figures, stem):
+        items.append(strip)
+    items.append(heatmap(figures, stem))
+    items += [
+        by_language(figures, f"{stem}perplexity", "Perplexity", "exponential"),
+        by_language(figures, f"{stem}nll_per_token", "NLL in nats per token", "decimal"),
+        by_language(figures, f"{stem}bits_per_byte", "Bits per byte", "decimal"),
+    ]
+    paragraph = (
+        "Damage is the difference in NLL per token from the untouched model, in nats: the logarithm of the ratio of "
+        "the two perplexities. 0.69 nats double the perplexity, 2.3 multiply it by ten. Perplexities of different "
+        "languages or tokenizers are not comparable; bits per byte are."
+    )
+    return Section(f"What each language loses{suffix}", (paragraph, *figures.notes), tuple(items))
+
+
+def summary(figures: Damage, stem: str = "") -> Table:
+    """One row per arm: geometric mean perplexity, its ratio to the base's, mean damage, extremes over languages."""
+    rows: list[tuple[Cell, ...]] = []
+    labels = figures.labels()
+    for arm in figures.arms:
+        cost = figures.cost(arm) if arm != BASE else None
+        harmed = {code: figures.damage(arm, code) or 0.0 for code in figures.measured(arm)} if arm != BASE else {}
+        least = min(harmed, key=lambda code: harmed[code]) if harmed else None
+        most = max(harmed, key=lambda code: harmed[code]) if harmed else None
+        rows.append(
+            (
+                labels[arm],
+                figures.mean(arm),
+                cost,
+                cost,
+                f"{languages.name(least)} {numerals.decimal(harmed[least])}" if least is not None else None,
+                f"{languages.name(most)} {numerals.decimal(harmed[most])}" if most is not None else None,
+                len(figures.measured(arm)),
+            )
+        )
+    return Table(
+        f"{stem}damage_by_arm",
+        "Damage by arm",
+        (
+            Column("arm"),
+            Column("perplexity (geometric mean)", "exponential"),
+            Column("times the base", "exponential"),
+            Column("damage (nats/token)", "decimal"),
+            Column("least harmed"),
+            Column("most harmed"),
+            Column("languages", "count"),
+        ),
+        tuple(rows),
+    )
+
+
+def spread(figures: Damage, stem: str = "") -> Strip | None:
+    """Perplexity of every language as a dot per arm, on a logarithmic axis; None before anything is measured."""
+    arms = [arm for arm in figures.arms if figures.mean(arm) is not None]
+    if not arms:
+        return None
+    points = tuple(
+        tuple((languages.name(code), nll) for code in figures.languages if (nll := figures.nll(arm, code)) is not None)
+        for arm in arms
+    )
+    return Strip(
+        f"{stem}perplexity_by_arm",
+        "Perplexity of every language, by arm",
+        "perplexity (logarithmic)",
+        tuple(figures.labels()[arm] for arm in arms),
+        points,
+        tuple(figures.mean(arm) for arm in arms),
+        "geometric mean",
+        "Each dot is one language; the bar is the geometric mean over languages.",
+    )
+
+
+def heatmap(figures: Damage, stem: str = "") -> Grid:
+    """Damage per (language, arm) in nats per token, relatives side by side, with the mean over languages last."""
+    arms = [arm for arm in figures.arms if arm != BASE]
+    codes = languages.arrange(figures.languages)
+    values = [tuple(figures.damage(arm, code) for arm in arms) for code in codes]
+    return Grid(
+        f"{stem}damage",
+        "Damage by language and arm",
+        "language",
+        (*(languages.name(code) for code in codes), "mean"),
+        tuple(figures.labels()[arm] for arm in arms),
+        (*values, tuple(figures.cost(arm) for arm in arms)),
+        kind="decimal",
+        unit="nats per token",
+        note="The mean of the damage is the logarithm of the ratio of the geometric-mean perplexities.",
+        groups=(*(languages.family(code) for code in codes), ""),
+        group="family",
+        totals=1,
+    )
+
+
+def by_language(figures: Damage, name: str, title: str, kind: str) -> Table:
+    """One measure per (language, arm), with its mean (of logarithms: the geometric mean) in the last row."""
+    codes = languages.arrange(figures.languages)
+    bits = name.endswith("bits_per_byte")
+
+    def cell(arm: str, code: str) -> float | None:
+        row = figures.cells.get((arm, code))
+        return None if row is None else row.bits_per_byte if bits else row.nll
+
+    def tokens(code: str) -> int | None:
+        return next((figures.cells[arm, code].tokens for arm in figures.arms if (arm, code) in figures.cells), None)
+
+    means = [[value for code in codes if (value := cell(arm, code)) is not None] for arm in figures.arms]
+    last = tuple(math.fsum(values) / len(values) if values else None for values in means)
+    rows = [
+        (languages.name(code), code, languages.family(code), tokens(code), *(cell(arm, code) for arm in figures.arms))
+        for code in codes
+    ]
+    label = "geometric mean" if kind == "exponential" else "mean"
+    return Table(
+        name,
+        title,
+        (
+            Column("language"),
+            Column("code"),
+            Column("family"),
+            Column("tokens", "count"),
+            *(Column(figures.labels()[arm], kind) for arm in figures.arms),
+        ),
+        (*rows, (label, "", "", None, *last)),
+        totals=1,
+    )
+
+
+# --- regions --------------------------------------------------------------------------------------------------------
+
+_SHORT = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+    "input_layernorm": "norm 1",
+    "post_attention_layernorm": "norm 2",
+}
+
+
+def short(matrix: str) -> str:
+    """A matrix's name for a narrow column: `self_attn.q_proj` is `q`."""
+    return _SHORT.get(matrix, matrix)
+
+
+def densities(surveys: Sequence[Survey]) -> Section:
+    """Where each region lies: layer x matrix heat maps (one for regions of equal counts), then the residual axis."""
+    items: list[Table | Figure] = []
+    groups: dict[tuple[tuple[int | None, ...], ...], list[Survey]] = {}
+    for survey in surveys:
+        groups.setdefault(survey.counts, []).append(survey)
+    items += [density(group[0], numerals.listed([survey.name for survey in group])) for group in groups.values()]
+    paragraphs = []
+    for survey in surveys:
+        sentence = f"{survey.name}: {numerals.count(survey.selected)} of {numerals.count(survey.size)} parameters"
+        sentence += f" ({numerals.percent(survey.selected / survey.size)})." if survey.size else "."
+        if survey.definition:
+            sentence += f" {numerals.sentence(survey.definition).rstrip('.')}."
+        if sum(survey.carried):
+            sentence += " " + _carriers(survey)
+            items.append(along(survey))
+            if _peaked(survey):
+                items.append(carriers(survey))
+        paragraphs.append(" ".join([sentence, *survey.notes]))
+    if any(survey.even for survey in surveys):
+        even = [survey.name for survey in surveys if survey.even]
+        who = "every region" if len(even) == len(surveys) > 1 else numerals.listed(even)
+        paragraphs.append(
+            f"In {who} every matrix holds the same share, because the selection is made per matrix: the map of layers "
+            "and matrices cannot tell which layer or module matters more, only the axis shows where inside the "
+            "matrices a region lies."
+        )
+    return Section("Where the regions lie", tuple(paragraphs), tuple(items))
+
+
+def density(survey: Survey, who: str = "") -> Grid:
+    """Density of a region per (layer, matrix) as colour, with the number of its entries in the cell."""
+    values = tuple(
+        tuple(count / size if size and count is not None else None for count, size in zip(counts, sizes, strict=True))
+        for counts, sizes in zip(survey.counts, survey.sizes, strict=True)
+    )
+    present = [value for row in values for value in row if value is not None]
+    mean = survey.selected / survey.size if survey.size else 0.0
+    return Grid(
+        f"density_{slug(survey.name)}",
+        f"Parameters by layer and matrix: {who or survey.name}",
+        "layer",
+        survey.layers,
+        tuple(map(short, survey.matrices)),
+        values,
+        kind="percent",
+        unit="of the matrix",
+        note="Printed: parameters of the region in the matrix. Colour: their share of the matrix.",
+        high=max([2 * mean, *present]),  # an even region is a middling colour, not the strongest
+        labels=survey.counts,
+        label="parameters",
+    )
+
+
+def _shares(survey: Survey) -> list[tuple[float, float]]:
+    return [
+        (float(index), count / capacity if capacity else 0.0)
+        for index, (count, capacity) in enumerate(zip(survey.carried, survey.capacity, strict=True))
+    ]
+
+
+def _peaked(survey: Survey) -> bool:
+    # Twice the mean of the axis: below that the fullest indices of a random region are noise.
+    return max(survey.carried) * len(survey.carried) >= 2 * sum(survey.carried)
+
+
+def _carriers(survey: Survey) -> str:
+    total = sum(survey.carried)
+    fullest = sorted(survey.carried, reverse=True)[: max(1, len(survey.carried) // 100)]
+    best = [str(int(index)) for index, _ in tallest(_shares(survey), 6)]
+    return (
+        f"Along the axis {survey.axis} the fullest 1 % of the {numerals.count(len(survey.carried))} indices hold "
+        f"{numerals.percent(round(sum(fullest) / total, 3))} of its entries"
+        + (f"; the fullest are {numerals.listed(best)}." if _peaked(survey) else ", and no index stands out.")
+    )
+
+
+def along(survey: Survey) -> Curve:
+    """Density of a region along the residual axis: the indices that carry it stand out."""
+    points = tuple(_shares(survey))
+    level = sum(survey.carried) / sum(survey.capacity) if sum(survey.capacity) else None
+    return Curve(
+        f"axis_{slug(survey.name)}",
+        f"Density of {survey.name} along the axis {survey.axis}",
+        f"index of the axis {survey.axis}",
+        "density",
+        (Series(survey.name, points),),
+        "Share of the entries at an index that the region holds, over every matrix that carries the axis; the highest "
+        "are labelled with their index.",
+        needles=True,
+        peaks=6 if _peaked(survey) else 0,
+        kind="percent",
+        level=level,
+        level_label="mean over the axis",
+    )
+
+
+def carriers(survey: Survey, most: int = 12) -> Table:
+    """The indices of the residual axis that hold the most entries of a region."""
+    total = sum(survey.carried)
+    order = sorted(range(len(survey.carried)), key=lambda index: (-survey.carried[index], index))[:most]
+    rows = [
+        (
+            str(index),
+            survey.carried[index],
+            survey.carried[index] / survey.capacity[index] if survey.capacity[index] else None,
+            survey.carried[index] / total if total else None,
+        )
+        for index in order
+    ]
+    return Table(
+        f"indices_{slug(survey.name)}",
+        f"Indices of the axis {survey.axis} that carry {survey.name}",
+        (
+            Column("index"),
+            Column("entries", "count"),
+            Column("density", "percent"),
+            Column("share of the region", "percent"),
+        ),
+        tuple(rows),
+    )
+
+
+def overlap(found: Overlap, title: str = "Overlap of the regions", name: str = "overlap") -> Section:
+    """Intersection over union between regions, as a heat map and a sentence."""
+    names = tuple(map(languages.name, found.names))
+    pairs = [
+        (value, names[column], names[row])
+        for row in range(len(names))
+        for column in range(row)
+        if (value := found.values[row][column]) is not None and math.isfinite(value)
+    ]
+    sentence = ""
+    if len(pairs) == 1:
+        value, first, second = pairs[0]
+        sentence = f"{first} and {second} share an intersection over union (IoU) of {numerals.share(value)}."
+    elif pairs:
+        low, high = min(pairs), max(pairs)
+        sentence = (
+            f"The intersection over union (IoU) of two regions lies between {numerals.share(low[0])} ({low[1]} and "
+            f"{low[2]}) and {numerals.share(high[0])} ({high[1]} and {high[2]}); 1 is the same region, 0 none in "
+            "common."
+        )
+    if pairs and found.chance is not None:
+        sentence += f" Independent regions of these sizes would share at most {numerals.share(found.chance)}."
+    grid = Grid(name, title, "region", names, names, found.values, kind="share", unit="IoU", low=0.0, high=1.0)
+    return Section(title, (sentence,) if sentence else (), (grid,))
+
+
+def reliability(
+    halves: Mapping[str, float] | None = None,
+    growth: Mapping[str, Mapping[float, float]] | None = None,
+    title: str = "Reliability",
+    name: str = "reliability",
+) -> Section:
+    """Whether the region would come out again: split-half IoU per region, and IoU against the number of samples.
+
+    `halves` maps a region to the IoU of the regions from two disjoint halves of its samples; `growth` maps a region to
+    {samples: IoU with the region from all samples}.
+    """
+    paragraphs: list[str] = []
+    items: list[Table | Figure] = []
+    if halves:
+        worst, best = min(halves, key=lambda region: halves[region]), max(halves, key=lambda region: halves[region])
+        span = (
+            f"between {numerals.share(halves[worst])} ({languages.name(worst)}) and {numerals.share(halves[best])} "
+            f"({languages.name(best)})"
+            if len(halves) > 1
+            else f"of {numerals.share(halves[best])}"
+        )
+        paragraphs.append(
+            f"Regions found from two disjoint halves of the samples share an IoU {span}: what differs between the "
+            "halves is sampling noise, and no overlap between languages or definitions can be trusted beyond it."
+        )
+        items.append(
+            Table(
+                f"{name}_split_half",
+                "Split-half IoU",
+                (Column("region"), Column("IoU of the two halves", "share")),
+                tuple((languages.name(region), value) for region, value in halves.items()),
+            )
+        )
+    if growth:
+        series = tuple(
+            Series(languages.name(region), tuple(sorted((float(x), y) for x, y in points.items())))
+            for region, points in growth.items()
+            if points
+        )
+        steps = [x for line in series for x, _ in line.points]
+        if series:
+            curve = Curve(
+                f"{name}_growth",
+                "IoU with the final region, against the number of samples",
+                "samples",
+                "IoU",
+                series,
+                logarithmic=min(steps) > 0 and max(steps) >= 8 * min(steps),
+                kind="share",
+            )
+            items.append(curve)
+    return Section(title, tuple(paragraphs), tuple(items))
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+_SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|[a-z]+://[^/\s:@]+:[^/\s@]+@)")
+_IDENTITY = re.compile(r"hash|fingerprint|sha256|checksum|tokenizer|token_ids|revision|special", re.IGNORECASE)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted key, value), with anything that looks like a credential left out."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            rows += flatten(value, f"{path}.")
+        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            for position, item in enumerate(value):
+                rows += flatten({str(position): item}, f"{path}.")
+        else:
+            rows.append((path, _SECRET.sub("[redacted]", _setting(value))))
+    return rows
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_setting(item) for item in value) or "none"
+    if isinstance(value, Mapping) or value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return repr(value) if isinstance(value, float) and math.isfinite(value) else numerals.text(value)
+
+
+def settings(
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    identity: Mapping[str, Any] | None = None,
+    timings: Sequence[Mapping[str, Any]] = (),
+) -> Section:
+    """Everything needed to repeat the run: identities (hashes, tokenizer), the configuration, the machine, the time."""
+    chosen, machine = flatten(config), flatten(environment)
+    exact = [*flatten(identity or {}), *(row for row in [*machine, *chosen] if _IDENTITY.search(row[0]))]
+    exact = list(dict.fromkeys(exact))
+    columns = (Column("setting"), Column("value"))
+    rest = tuple(row for row in machine if row not in exact)
+    tables = (
+        Table("identity", "Model, tokenizer and data", columns, tuple(exact), settings=True),
+        Table("configuration", "Configuration, as resolved", columns, tuple(chosen), settings=True),
+        Table("environment", "Environment", columns, rest, settings=True),
+        times(timings),
+    )
+    return Section("Settings", (), tuple(table for table in tables if table.rows))
+
+
+def times(timings: Sequence[Mapping[str, Any]]) -> Table:
+    """How long each piece of work took; pieces of one description (a run that was resumed) are added up."""
+    work: dict[tuple[str, str], list[float]] = {}
+    for record in timings:
+        amount, seconds = record.get("amount"), record.get("seconds")
+        if isinstance(amount, int | float) and isinstance(seconds, int | float):
+            total = work.setdefault((str(record.get("description", "")), str(record.get("unit", ""))), [0.0, 0.0])
+            total[0] += amount
+            total[1] += seconds
+    return Table(
+        "time",
+        "Time",
+        (
+            Column("work"),
+            Column("amount", "number"),
+            Column("unit"),
+            Column("seconds", "number"),
+            Column("a second", "number"),
+        ),
+        tuple(
+            (description, amount, unit, seconds, amount / seconds if seconds else None)
+            for (description, unit), (amount, seconds) in work.items()
+        ),
+    )
+
+
+def notes(sentences: Sequence[str]) -> Section:
+    """What a reader has to know before trusting the figures: warnings, shortfalls, ties."""
+    return Section("Notes", tuple(dict.fromkeys(sentences)))

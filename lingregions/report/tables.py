@@ -1,0 +1,120 @@
+"""Table: columns of one kind each, and rows. Printed as HTML, Markdown and CSV from the same cells."""
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from html import escape
+
+from lingregions.report import numerals
+from lingregions.report.numerals import Cell
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what stands over it, and the kind of its cells (a key of `numerals.KINDS`)."""
+
+    name: str
+    kind: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.kind not in numerals.KINDS:
+            raise ValueError(f"column {self.name!r} has kind {self.kind!r}; known kinds: {', '.join(numerals.KINDS)}")
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the column is set flush right."""
+        return self.kind != "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. `name` is its file stem; the last `totals` rows are set apart (means over the rows above)."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    totals: int = 0
+    settings: bool = False  # keys and long values, which may break anywhere
+
+    def __post_init__(self) -> None:
+        for position, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"table {self.name!r}: row {position} has {len(row)} cells for {len(self.columns)} columns"
+                )
+
+    def printed(self) -> list[list[str]]:
+        """Every cell as it is read."""
+        return [
+            [numerals.KINDS[column.kind](cell) for column, cell in zip(self.columns, row, strict=True)]
+            for row in self.rows
+        ]
+
+
+def slug(text: str) -> str:
+    """A title as a file stem and as an anchor: lower case, words joined by underscores."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "untitled"
+
+
+def column(name: str, cells: list[Cell]) -> Column:
+    """The column whose kind the cells suggest: whole numbers are counts, other numbers numbers, all else text."""
+    present = [cell for cell in cells if cell is not None]
+    if present and all(isinstance(cell, int) and not isinstance(cell, bool) for cell in present):
+        return Column(name, "count")
+    if present and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in present):
+        return Column(name, "number")
+    return Column(name)
+
+
+def html(table: Table) -> str:
+    """The table as HTML: headers with a scope, the first cell of a row its header, numbers flush right."""
+    classes = [' class="n"' if column.numeric else "" for column in table.columns]
+    heads = "".join(
+        f'<th scope="col"{css}>{escape(column.name)}</th>' for column, css in zip(table.columns, classes, strict=True)
+    )
+    lines = [
+        f'<figure class="table{" settings" if table.settings else ""}" id="table_{escape(table.name)}">',
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">',
+        f"<table><caption>{escape(table.title)}</caption>",
+        f"<thead><tr>{heads}</tr></thead>",
+        "<tbody>",
+    ]
+    for position, row in enumerate(table.printed()):
+        cells = "".join(
+            f'<th scope="row"{css}>{escape(cell)}</th>' if place == 0 else f"<td{css}>{escape(cell)}</td>"
+            for place, (cell, css) in enumerate(zip(row, classes, strict=True))
+        )
+        total = ' class="total"' if position >= len(table.rows) - table.totals else ""
+        lines.append(f"<tr{total}>{cells}</tr>")
+    lines.append("</tbody></table></div>")
+    if table.note:
+        lines.append(f"<figcaption>{escape(table.note)}</figcaption>")
+    lines.append("</figure>")
+    return "\n".join(lines)
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown, with its title above and its note below."""
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    lines = [f"**{table.title}**", "", line([column.name for column in table.columns])]
+    lines.append("|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|")
+    lines += [line(row) for row in table.printed()]
+    if table.note:
+        lines += ["", table.note]
+    return "\n".join(lines) + "\n"
+
+
+def spreadsheet(table: Table) -> str:
+    """The table as CSV with every number in full precision; a missing cell is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([column.name for column in table.columns])
+    for row in table.rows:
+        writer.writerow([numerals.raw(cell, column.kind) for column, cell in zip(table.columns, row, strict=True)])
+    return buffer.getvalue()
