@@ -1,4 +1,4 @@
-"""Regions: sets of parameters found by a score, given by place, or read from a file; their algebra and their geometry."""
+"""Regions: sets of parameters found by a score, given by place or read from a file; their algebra and geometry."""
 
 from lingregions.regions.algebra import complement, equals, intersect, restrict, subtract, union
 from lingregions.regions.file import load, save

@@ -1,6 +1,7 @@
 """Set algebra on regions: union, intersection, difference, complement, restriction, on masks that stay on their shards.
 
-Regions combine only when they are parallel (the same paths and shapes) and of one model; the result remembers its parents.
+Regions combine only when they are parallel (the same paths and shapes) and of one model; the result remembers its
+parents.
 """
 
 import functools
@@ -93,8 +94,8 @@ def restrict(
       first: the region.
       scope: a name in `tree.SCOPES` or path patterns ("layers.mlp.*").
       layers: layers to keep; leaves that stack no layers then become empty.
-      axis, indices: keep only these indices of a named axis ("embed"), in every matrix that carries it; matrices that do
-        not carry it become empty.
+      axis: a named axis ("embed"); matrices that do not carry it become empty.
+      indices: the indices of that axis to keep, in every matrix that carries it.
       name: name of the result.
 
     Raises:
@@ -105,9 +106,8 @@ def restrict(
     kept = set(first.leaves()) if scope is None else set(trees.flatten(trees.restrict(first.masks, scope)))
     named = dict(first.provenance.axes)
     if axis is not None and not any(axis in each for each in named.values()):
-        raise ValueError(
-            f"region {first.name!r} has no axis {axis!r}; it knows {sorted({a for each in named.values() for a in each})}"
-        )
+        known = sorted({each for names in named.values() for each in names})
+        raise ValueError(f"region {first.name!r} has no axis {axis!r}; it knows {known}")
 
     def part(path: str, mask: jax.Array) -> jax.Array:
         if path not in kept or (axis is not None and axis not in named.get(path, ())):

@@ -1,7 +1,7 @@
 """The region file: one safetensors file that holds a region, says what it is, and can be checked.
 
-One tensor a matrix, under its Hugging Face name, over the flattened [out, in] mask in C order. The type says the coding,
-whichever is smaller for that matrix:
+One tensor a matrix, under its Hugging Face name, over the flattened [out, in] mask in C order. The type says the
+coding, whichever is smaller for that matrix:
 
 - uint8: the mask packed eight entries a byte, lowest bit first (`numpy.packbits(mask, bitorder="little")`);
 - uint32 or uint64: the sorted flat indices of its entries.
@@ -12,6 +12,7 @@ depend on the coding. Files are written beside their place and moved there whole
 the host at a time; the file of a 1 % region takes 4 bytes an entry: 4 MB for SmolLM2, 260 MB for LLaMA-2-7B.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from lingregions import tree as trees
 from lingregions.regions import geometry, region, stack
 from lingregions.regions.region import Provenance, Region
+from lingregions.run import replacing
 
 FORMAT = 1
 KEY = "lingregions"
@@ -101,7 +103,7 @@ def save(what: Region, path: str | os.PathLike[str]) -> None:
     """Write a region file, whole or not at all; on several processes the first one writes and all must call.
 
     Raises:
-      OSError: the folder cannot be written to.
+      RunError: the disk is full, read-only or closed to us; a file that was there before is untouched.
     """
     target = Path(path)
     leaves = what.leaves()
@@ -115,27 +117,19 @@ def save(what: Region, path: str | os.PathLike[str]) -> None:
     # Wide types first, so that every tensor starts at a multiple of its item size.
     order = sorted(matrices, key=lambda name: -np.dtype(matrices[name].coding).itemsize)
     chief = jax.process_index() == 0
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        digests = {}
-        head = _head(what.provenance, matrices, order, "0" * 64)
-        with open(partial if chief else os.devnull, "wb") as stream:
-            stream.write(head)
-            for name in order:
-                where, layer = places[name]
-                mask = stack.read(where, leaves[where], layer)
-                digests[name] = _digest(name, mask)
-                stream.write(_encode(mask, matrices[name].coding).tobytes())
-            stream.seek(0)
-            stream.write(_head(what.provenance, matrices, order, _total(digests)))
-            stream.flush()
-            if chief:
-                os.fsync(stream.fileno())
-        if chief:
-            os.replace(partial, target)
-    finally:
-        if chief:
-            partial.unlink(missing_ok=True)
+    digests = {}
+    with (
+        replacing(target) if chief else contextlib.nullcontext(Path(os.devnull)) as partial,
+        open(partial, "wb") as stream,
+    ):
+        stream.write(_head(what.provenance, matrices, order, "0" * 64))
+        for name in order:
+            where, layer = places[name]
+            mask = stack.read(where, leaves[where], layer)
+            digests[name] = _digest(name, mask)
+            stream.write(_encode(mask, matrices[name].coding).tobytes())
+        stream.seek(0)
+        stream.write(_head(what.provenance, matrices, order, _total(digests)))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"region file {target.name}")
 
@@ -160,7 +154,7 @@ def _total(digests: Mapping[str, bytes]) -> str:
 
 
 def _head(provenance: Provenance, matrices: Mapping[str, Matrix], order: list[str], digest: str) -> bytes:
-    """Return the first bytes of the file: length and JSON of safetensors, of a length that the digest does not change."""
+    """Return the first bytes of the file, length and JSON as of safetensors; the digest does not change how many."""
     own = {
         "format": FORMAT,
         "layout": LAYOUT,
@@ -248,7 +242,7 @@ def header(path: str | os.PathLike[str]) -> Header:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Return {Hugging Face name: bool mask [out, in]}, for tools that want NumPy and the whole region; raises as `load` does."""
+    """Return {Hugging Face name: bool mask [out, in]}, for tools that want NumPy; raises as `load` does."""
     reader = _Reader(path)
     masks = {}
     for name, matrix in reader.header.matrices.items():
@@ -258,7 +252,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def entries(path: str | os.PathLike[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (Hugging Face name, sorted flat indices of its entries) by matrix, one on the host at a time; raises as `load`.
+    """Yield (Hugging Face name, sorted flat indices of its entries) by matrix, one at a time; raises as `load` does.
 
     A 1 % region of LLaMA-2-7B never takes more than one mask of its largest matrix, 45 MB.
     """
@@ -279,13 +273,14 @@ def load(
 
     Args:
       path: the region file.
-      like: tree of arrays or `ShapeDtypeStruct`s (the parameters will do) that gives shapes and shardings, and with which
-        the region must agree; None puts the masks on the default device.
+      like: tree of arrays or `ShapeDtypeStruct`s (the parameters will do) that gives shapes and shardings, and with
+        which the region must agree; None puts the masks on the default device.
       model: hash of the model that the region will be used on.
       tokenizer: fingerprint of its tokenizer.
 
     Raises:
-      ValueError: a file that is cut short, damaged, of another format, or of another model, tokenizer or shape; says which.
+      ValueError: a file that is cut short, damaged, of another format, or of another model, tokenizer or shape; says
+        which.
       FileNotFoundError: there is no such file.
     """
     reader = _Reader(path)
@@ -296,13 +291,16 @@ def load(
         if place not in wanted:
             raise ValueError(f"{reader.path}: the region has {place!r}, which the model lacks")
         if tuple(wanted[place].shape) != shape.shape:
-            raise ValueError(
-                f"{reader.path}: {place!r} has shape {shape.shape} in the region, {tuple(wanted[place].shape)} in the model"
-            )
+            theirs = tuple(wanted[place].shape)
+            raise ValueError(f"{reader.path}: {place!r} has shape {shape.shape} in the region, {theirs} in the model")
     masks = {}
     for place in shapes:
         named = region.matrices(place, shapes[place])
-        masks[place] = stack.build(place, wanted[place], lambda layer, out, named=named: reader.mask(named[layer], out))
+
+        def fill(layer: int, out: np.ndarray, named: list[str] = named) -> None:
+            reader.mask(named[layer], out)
+
+        masks[place] = stack.build(place, wanted[place], fill)
     return Region(trees.unflatten(masks), reader.header.provenance)
 
 
@@ -311,8 +309,8 @@ def _agree(reader: _Reader, model: str | None, tokenizer: str | None) -> None:
     for what, ours, theirs in (("model", own.model, model), ("tokenizer", own.tokenizer, tokenizer)):
         if theirs is not None and ours != theirs:
             raise ValueError(
-                f"{reader.path} is a region of another {what}: its {what} hash is {ours or 'not recorded'}, that of the "
-                f"{what} in use is {theirs}"
+                f"{reader.path} is a region of another {what}: its {what} hash is {ours or 'not recorded'}, "
+                f"that of the {what} in use is {theirs}"
             )
 
 

@@ -1,9 +1,9 @@
 """Region: a set of scalar parameters of one model, with everything needed to know where it came from.
 
-A region is a tree of boolean masks parallel to the parameters of its scope, in the index space of Hugging Face: the leaf
-`layers.self_attn.q_proj` is [L, out, in], and one layer's slice of it is a *matrix* with the name
-`model.layers.3.self_attn.q_proj.weight`. The masks lie on the devices as the parameters do, one byte an entry; nothing in
-this package gathers them.
+A region is a tree of boolean masks parallel to the parameters of its scope, in the index space of Hugging Face: the
+leaf `layers.self_attn.q_proj` is [L, out, in], and one layer's slice of it is a *matrix* with the name
+`model.layers.3.self_attn.q_proj.weight`. The masks lie on the devices as the parameters do, one byte an entry; nothing
+in this package gathers them whole.
 """
 
 import dataclasses
@@ -102,7 +102,7 @@ class Selection:
         if self.zero:
             notes.append(f"{len(self.zero):,} matrices whose scores are all zero (first: {self.zero[0]})")
         if self.cut:
-            tied, taken = (sum(each[place] for each in self.cut) for place in (1, 2))
+            tied, taken = sum(each[1] for each in self.cut), sum(each[2] for each in self.cut)
             notes.append(
                 f"{len(self.cut):,} matrices with ties at the threshold ({taken:,} of {tied:,} tied entries taken)"
             )
@@ -175,6 +175,9 @@ class Provenance:
             raise ValueError(f"the provenance has a field that this version does not know: {error}") from error
 
 
+UNKNOWN = Provenance()
+
+
 def _frozen(value: Any) -> Any:
     """Return JSON lists as tuples, so that what is read back equals what was written."""
     return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
@@ -185,11 +188,11 @@ def _frozen(value: Any) -> Any:
 class Region:
     """A set of parameters: boolean masks parallel to `tree.restrict(params, scope)`, and their provenance.
 
-    Give `region.masks`, not the region, to a jitted function: the provenance is static, and another one would compile anew.
+    Give `region.masks`, not the region, to a jitted function: the provenance is static, another one compiles anew.
     """
 
     masks: Tree
-    provenance: Provenance = Provenance()
+    provenance: Provenance = UNKNOWN
 
     @property
     def name(self) -> str:

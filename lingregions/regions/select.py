@@ -1,16 +1,16 @@
 """Selection: from a score tree to a region, exactly.
 
-A selector takes a fraction of every matrix (one layer's one tensor), k = floor(fraction x size) in whole numbers, or of the
-whole scope. What it takes equals the first k of a stable sort: entries that tie at the threshold are taken by their flat
-index in the [out, in] layout, lowest first. So a smaller fraction of the same scores is always a subset of a larger one.
+A selector takes a fraction of every matrix (one layer's one tensor), k = floor(fraction x size) in whole numbers, or of
+the whole scope. What it takes equals the first k of a stable sort: entries that tie at the threshold are taken by their
+flat index in the [out, in] layout, lowest first. So a smaller fraction of the same scores is always part of a larger.
 
 Two implementations, proven equal in the tests:
 
 - *host*, where one CPU sees the scores: a sample brackets the threshold, one pass collects the few entries inside the
   bracket, a partition of those finds it, one pass writes the mask. Memory beyond the mask: the candidates, about 1 % of
   one matrix a thread. Cost: three reads of the scores.
-- *device*, on any sharding: bisection over the bits of the non-negative float, read as an unsigned integer (31 counts of
-  "how many are at least this"), and over the flat index where ties are cut. The counts are all-reduced; nothing is
+- *device*, on any sharding: bisection over the bits of the non-negative float, read as an unsigned integer (32 counts
+  of "how many are at least this"), and over the flat index where ties are cut. The counts are all-reduced; nothing is
   gathered or sorted. Memory beyond the mask: what the compiler needs for one elementwise pass.
 """
 
@@ -90,7 +90,7 @@ def parse(fraction: float | str | fractions.Fraction) -> fractions.Fraction:
 
 
 def decimal(fraction: fractions.Fraction) -> str:
-    """Return a fraction as text that `parse` reads back exactly: a decimal where there is one, else numerator/denominator."""
+    """Return a fraction as text that `parse` reads back exactly: a decimal where there is one, else a quotient."""
     text = repr(float(fraction))
     return text if fractions.Fraction(text) == fraction else str(fraction)
 
@@ -102,7 +102,7 @@ def select(
     *,
     seed: int | None = None,
     within: region.Within = "matrix",
-    provenance: Provenance = Provenance(),
+    provenance: Provenance = region.UNKNOWN,
     method: str = "auto",
 ) -> Region:
     """Return the region that a selector takes from a tree of scores.
@@ -230,14 +230,14 @@ SELECTORS: dict[str, Selector] = {
 def _complain(name: str, missing: int, negative: int) -> ValueError:
     if missing:
         return ValueError(
-            f"{name}: {missing:,} scores are NaN; a selection over them would mean nothing - find the step that made them"
+            f"{name}: {missing:,} scores are NaN; a selection over them means nothing: find the step that made them"
         )
     return ValueError(
         f"{name}: {negative:,} scores are negative; a score is a magnitude, so take its absolute value first"
     )
 
 
-# ---- host ----------------------------------------------------------------------------------------------------------------
+# ---- host ----
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +286,7 @@ def _candidates(
     certain, parts = 0, []
     for start in range(0, values.size, CHUNK):
         chunk = values[start : start + CHUNK]
-        kept = chunk if low is None else chunk[order.within(chunk, low)]
+        kept = chunk if low is None else chunk[np.flatnonzero(order.within(chunk, low))]
         if high is not None:
             outside = order.beyond(kept, high)
             certain += int(np.count_nonzero(outside))
@@ -333,12 +333,13 @@ def _host(path: str, leaf: Any, count: int, largest: bool) -> _Found:
 
     def fill(layer: int, out: np.ndarray) -> None:
         values = _flat(path, leaf, layer, named[layer])
-        zero[layer] = bool(values.max() == 0)
         if not count:
+            zero[layer] = bool(values.max() == 0)
             out[...] = False
             return
         threshold, better, tied[layer] = _threshold(values, count, order)
         quota[layer] = count - better
+        zero[layer] = bool(threshold == 0 and tied[layer] == values.size)
         _write(values, threshold, tied[layer], quota[layer], out.reshape(-1), order)
 
     mask = stack.build(path, leaf, fill)
@@ -369,7 +370,8 @@ def _threshold_scope(
 ) -> tuple[np.float32, dict[str, list[int]], dict[str, list[int]], dict[str, list[bool]]]:
     """Return the value of the `count`-th best of the scope and, by path and layer: how many better, equal, all zero."""
     total = sum(math.prod(leaf.shape) for leaf in leaves.values())
-    samples, zero = [], {}
+    samples: list[np.ndarray] = []
+    zero: dict[str, list[bool]] = {}
     for path, leaf in leaves.items():
         zero[path] = []
         for layer, name in enumerate(region.matrices(path, leaf)):
@@ -417,7 +419,7 @@ def _share(equal: Mapping[str, list[int]], quota: int) -> dict[str, list[int]]:
     return shares
 
 
-# ---- device --------------------------------------------------------------------------------------------------------------
+# ---- device ----
 
 # Nothing below compares floats: the hardware may flush subnormals to zero, integers keep them apart.
 
@@ -452,7 +454,7 @@ def _spread(values: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _bisect(bits: int, keep: Callable[[jax.Array], jax.Array], layers: int) -> jax.Array:
-    """Return for each matrix the largest number of `bits` bits for which the falling predicate `keep` holds, uint32[L]."""
+    """Return for each matrix the largest number of so many bits for which `keep` holds (it must fall), uint32[L]."""
 
     def step(place: jax.Array, number: jax.Array) -> jax.Array:
         trial = number | (jnp.uint32(1) << place.astype(jnp.uint32))

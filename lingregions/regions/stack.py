@@ -1,12 +1,12 @@
 """Host views of stacked leaves: one layer's matrix at a time, out of and into arrays that stay sharded.
 
-Reading never holds more than one matrix; on one CPU device it copies nothing. Building a mask holds, beside the shards of
-this process, one boolean matrix a thread.
+Reading never holds more than one matrix; on one CPU device it copies nothing. Building a mask holds, beside the shards
+of this process, one boolean matrix a thread.
 """
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,15 +20,15 @@ _ALIGNMENT = 64  # bytes; an array that starts at such an address becomes a CPU 
 
 
 def sharding(leaf: Any) -> jax.sharding.Sharding:
-    """Return where `leaf` (an array or a `ShapeDtypeStruct`) lies; the default device for a NumPy array or where it says nothing."""
+    """Return where `leaf` lies; the default device for a NumPy array or a `ShapeDtypeStruct` without sharding."""
     found = getattr(leaf, "sharding", None)
     return jax.sharding.SingleDeviceSharding(jax.devices()[0]) if found is None else found
 
 
 def simple(leaf: Any) -> bool:
     """Whether the whole leaf can be seen from the host without a copy: NumPy, or one CPU device."""
-    devices = sharding(leaf).device_set
-    return isinstance(leaf, np.ndarray) or (len(devices) == 1 and next(iter(devices)).platform == "cpu")
+    devices: list[Any] = list(sharding(leaf).device_set)
+    return isinstance(leaf, np.ndarray) or (len(devices) == 1 and devices[0].platform == "cpu")
 
 
 def read(path: str, leaf: Any, layer: int) -> np.ndarray:
@@ -76,7 +76,7 @@ def build(path: str, like: Any, fill: Callable[[int, np.ndarray], None], threads
         _each(lambda layer: fill(layer, buffer[layer]), range(layers), threads)
         return jax.device_put(buffer.reshape(full), where)
 
-    indices = where.addressable_devices_indices_map(full)
+    indices: Mapping[Any, Any] = where.addressable_devices_indices_map(full)
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
     for index in indices.values():
         window = _window(index, full)
@@ -98,9 +98,7 @@ def build(path: str, like: Any, fill: Callable[[int, np.ndarray], None], threads
 
 def _each(function: Callable[[int], None], items: Iterable[int], threads: int | None) -> None:
     """Call `function` on every item, in threads: NumPy lets go of the interpreter while it works."""
-    workers = (
-        threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
-    )
+    workers = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if workers == 1:
         for item in items:
             function(item)

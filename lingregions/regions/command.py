@@ -1,0 +1,230 @@
+"""`lingregions regions show | diff | combine | verify | export | import`: look at region files, and make new ones.
+
+They print to the console they are given; `combine`, `export` and `import` write one file or folder.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lingregions import mesh as meshes
+from lingregions import models
+from lingregions import tree as trees
+from lingregions.models import source as sources
+from lingregions.regions import algebra, file, geometry, region, released, reliability
+from lingregions.regions.region import Provenance, Region
+
+OPERATIONS: dict[str, Callable[..., Region]] = {
+    "union": algebra.union,
+    "intersect": algebra.intersect,
+    "subtract": algebra.subtract,
+    "complement": algebra.complement,
+}
+
+
+def show(path: Path, console: Console, *, axis: str = "embed", leading: int = 8) -> None:
+    """Print what a region file says of itself, its density in every matrix, and the indices of an axis that carry it."""
+    header = file.header(path)
+    what = file.load(path)
+    _facts(path, header, console)
+    density, leaves = geometry.density(what), what.leaves()
+    stacks = [place for place in density if region.stacked(place)]
+    table = Table(title="density, percent of each matrix")
+    table.add_column("layer", justify="right")
+    for place in stacks:
+        table.add_column(place.removeprefix("layers.").split(".")[-1], justify="right")
+    for layer in range(max((len(density[place]) for place in stacks), default=0)):
+        table.add_row(str(layer), *(_percent(density[place][layer]) for place in stacks))
+    if stacks:
+        console.print(table)
+    for place in density.keys() - set(stacks):
+        console.print(f"{place} {list(leaves[place].shape)}: {_percent(density[place][0])} percent")
+    if any(axis in axes for _, axes in header.provenance.axes):
+        found = geometry.profile(what, axis)
+        best = ", ".join(f"{index} ({count:,})" for index, count in found.leading(leading))
+        console.print(
+            f"axis {axis}: Gini {found.gini:.3f}, {100 * found.fullest:.1f} percent in the fullest 1 percent of indices; "
+            f"most at {best or 'none'}"
+        )
+
+
+def _facts(path: Path, header: file.Header, console: Console) -> None:
+    own = header.provenance
+    table = Table(title=escape(str(path)), show_header=False)
+    rows = {
+        "name": own.name,
+        "definition": own.definition,
+        "entries": f"{header.count:,} of {header.size:,} in {len(header.matrices):,} matrices",
+        "selection": "" if own.selection is None else str(own.selection),
+        "score": own.score,
+        "languages": ", ".join(own.languages),
+        "scored in": own.score_scope,
+        "selected in": own.select_scope,
+        "seed": "" if own.seed is None else str(own.seed),
+        "model hash": own.model,
+        "tokenizer hash": own.tokenizer,
+        "data": own.data,
+        "made with": ", ".join(f"{name} {version}" for name, version in own.versions),
+        "parents": ", ".join(parent.name for parent in own.parents),
+        "digest": header.digest,
+    }
+    for label, value in rows.items():
+        if value:
+            table.add_row(label, escape(value))
+    console.print(table)
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.3g}"
+
+
+def diff(first: Path, second: Path, console: Console) -> None:
+    """Print what two region files share, overall, per kind of matrix and per layer, and where they say different things.
+
+    Raises:
+      ValueError: the regions are not parallel, or of different models.
+    """
+    regions = [file.load(path) for path in (first, second)]
+    algebra.combine("difference", [each.provenance for each in regions])  # of one model, or an error
+    overlap = geometry.overlap(regions)
+    table = Table(title=f"{escape(first.name)} against {escape(second.name)}")
+    table.add_column("where")
+    for label in ("first", "second", "both", "IoU", "first in second", "second in first"):
+        table.add_column(label, justify="right")
+
+    def add(where: str, path: str | None, layer: int | None) -> None:
+        shared, iou = overlap.table(path, layer), overlap.iou(path, layer)
+        inside = overlap.containment(path, layer)
+        counts = (f"{int(each):,}" for each in (shared[0, 0], shared[1, 1], shared[0, 1]))
+        table.add_row(where, *counts, *(f"{each:.4f}" for each in (iou[0, 1], inside[0, 1], inside[1, 0])))
+
+    add("everything", None, None)
+    for place in overlap.shared:
+        add(place, place, None)
+    for layer in range(overlap.layers):
+        add(f"layer {layer}", None, layer)
+    console.print(table)
+    fraction = math.sqrt(math.prod(geometry.total(each) / trees.count(each.masks) for each in regions))
+    if 0 < fraction < 1:
+        beyond = reliability.kappa(float(overlap.iou()[0, 1]), fraction)
+        console.print(f"agreement beyond chance (kappa, for regions of one size): {beyond:.4f}")
+    ours, theirs = (each.provenance.describe() for each in regions)
+    for field in ours:
+        if ours[field] != theirs[field] and field not in ("selection", "parents"):
+            console.print(f"{field}: {escape(str(ours[field]))} | {escape(str(theirs[field]))}")
+
+
+def combine(operation: str, paths: Sequence[Path], out: Path, console: Console, *, name: str = "") -> None:
+    """Write the union, intersection, difference or complement of region files.
+
+    Raises:
+      ValueError: an unknown operation, or regions that are not parallel or of different models.
+    """
+    if operation not in OPERATIONS:
+        raise ValueError(f"there is no operation {operation!r}; there are {', '.join(OPERATIONS)}")
+    if operation == "complement" and len(paths) != 1:
+        raise ValueError(f"a complement is of one region, not of {len(paths)}")
+    result = OPERATIONS[operation](*(file.load(path) for path in paths), name=name)
+    file.save(result, out)
+    console.print(f"{escape(str(out))}: {geometry.total(result):,} entries, {out.stat().st_size:,} bytes")
+
+
+def verify(path: Path, console: Console, *, model: str = "", tokenizer: str = "") -> None:
+    """Read every mask of a file and check its digest; with a model, also that it is a region of that model.
+
+    Args:
+      path: the region file.
+      console: where to print.
+      model: a model hash, or a model source (folder, hub id, `package:`, `preset:`), which is loaded and hashed.
+      tokenizer: fingerprint of a tokenizer; that of the model source when there is one.
+
+    Raises:
+      ValueError: says what does not hold.
+    """
+    like, wanted = None, model
+    if model and not _is_hash(model):
+        source = sources.resolve(model)
+        params = source.load(meshes.build(devices=jax.devices()[:1]), jax.random.key(0))
+        wanted = identity(params, source.config)
+        tokenizer = tokenizer or source.tokenizer.fingerprint
+        like = trees.flatten(params)
+    header = file.verify(path, None if like is None else trees.unflatten(like), wanted or None, tokenizer or None)
+    checked = ["content"] + ["model"] * bool(wanted) + ["tokenizer"] * bool(tokenizer)
+    console.print(
+        f"{escape(str(path))}: {header.count:,} entries in {len(header.matrices):,} matrices; "
+        f"{', '.join(checked)} as recorded"
+    )
+
+
+def identity(params: trees.Tree, config: object) -> str:
+    """Return the model hash of parameters and their config, as runs record it."""
+    return trees.fingerprint(params, json.dumps(models.dump(config), sort_keys=True))
+
+
+def _is_hash(text: str) -> bool:
+    return len(text) >= 16 and all(letter in "0123456789abcdef" for letter in text)
+
+
+def export(path: Path, folder: Path, console: Console) -> None:
+    """Write a region file as a folder of boolean `.pt` files, as the paper's released code reads it."""
+    what = file.load(path)
+    released.save(what, folder)
+    console.print(
+        f"{escape(str(folder))}: {len(list(folder.glob('*.pt'))):,} files, {trees.count(what.masks):,} entries"
+    )
+
+
+def import_(folder: Path, out: Path, console: Console, *, provenance: Provenance) -> None:
+    """Write the region file of a folder of boolean `.pt` files, as the paper's released code writes it."""
+    what = released.load(folder, None, provenance)
+    file.save(what, out)
+    console.print(f"{escape(str(out))}: {geometry.total(what):,} entries, {out.stat().st_size:,} bytes")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lingregions regions", description=(__doc__ or "").splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    def add(name: str, function: Callable[..., None], *places: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
+        for place in places:
+            verb.add_argument(place, type=Path)
+        return verb
+
+    shown = add("show", show, "path")
+    shown.add_argument("--axis", default="embed", help="axis along which the region is summed (default: embed)")
+    shown.add_argument("--leading", type=int, default=8, help="how many of its indices to name (default: 8)")
+    add("diff", diff, "first", "second")
+    combined = add("combine", combine)
+    combined.add_argument("operation", choices=list(OPERATIONS))
+    combined.add_argument("paths", type=Path, nargs="+")
+    combined.add_argument("--out", type=Path, required=True, help="region file to write")
+    combined.add_argument("--name", default="", help="name of the result")
+    verified = add("verify", verify, "path")
+    verified.add_argument("--model", default="", help="model hash, or a model source to load and hash")
+    verified.add_argument("--tokenizer", default="", help="tokenizer fingerprint")
+    add("export", export, "path", "folder")
+    imported = add("import", import_, "folder", "out")
+    for field in ("name", "definition", "model", "tokenizer"):
+        imported.add_argument(f"--{field}", default="", help=f"{field} to record in the header")
+    return parser
+
+
+def main(words: Sequence[str], console: Console | None = None) -> int:
+    """Show, compare, combine, verify, export or import region files; returns the exit code."""
+    flags = vars(_parser().parse_args(list(words)))
+    verb = flags.pop("verb")
+    if verb == "import":
+        known = {field.name for field in dataclasses.fields(Provenance)} & flags.keys()
+        flags["provenance"] = Provenance(**{field: flags.pop(field) for field in known})
+    functions = {"show": show, "diff": diff, "combine": combine, "verify": verify, "export": export, "import": import_}
+    functions[verb](**flags, console=console or Console())
+    return 0
