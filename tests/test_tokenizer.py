@@ -232,6 +232,7 @@ def test_gguf_may_lack_bos_and_eos_or_have_them_equal():
         ({"tokenizer.ggml.model": None}, "None is not byte-level BPE"),
         ({"tokenizer.ggml.pre": "tekken"}, "'tekken' is not known"),
         ({"tokenizer.ggml.tokens": ["a", "a", "b"]}, "1 tokens of the GGUF vocabulary occur twice"),
+        ({"tokenizer.ggml.merges": ["a b"]}, "the merges of the GGUF tokenizer are broken"),
         ({"tokenizer.ggml.eos_token_id": 999}, "the eos id 999 is not in its vocabulary"),
     ],
 )

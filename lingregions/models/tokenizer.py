@@ -151,7 +151,11 @@ class Tokenizer:
         if len(vocab) != len(tokens):
             raise ValueError(f"{name}: {len(tokens) - len(vocab)} tokens of the GGUF vocabulary occur twice; {advice}")
         pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre == "llama-bpe"))
+        try:
+            model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre == "llama-bpe")
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{name}: the merges of the GGUF tokenizer are broken ({error}); {advice}") from error
+        backend = tokenizers.Tokenizer(model)
         backend.pre_tokenizer = pre_tokenizers.Sequence(PRETOKENIZERS[pre]())
         backend.decoder = decoders.ByteLevel()
         types = metadata.get("tokenizer.ggml.token_type") or []
