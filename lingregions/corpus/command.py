@@ -148,8 +148,8 @@ def show(corpus: Corpus, tokenizer: Tokenizer, console: Console, *, samples: int
         markup=False,
     )
     console.print(
-        f"{counts.documents:,} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens, {counts.special:,} special, "
-        f"{counts.samples:,} samples of {corpus.length} ({corpus.packing}), {counts.padding:,} padding, "
+        f"{counts.documents:,} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens, {counts.special:,} "
+        f"special ones; {counts.samples:,} samples of {corpus.length} ({corpus.packing}), {counts.padding:,} padding, "
         f"{counts.truncated:,} tokens cut off, {counts.empty:,} empty and {counts.skipped:,} skipped texts",
         markup=False,
     )

@@ -107,7 +107,7 @@ def halves(whole: str) -> tuple[str, str]:
     boundaries = [match.start() for match in re.finditer(b"\n", raw)]
     if not boundaries:
         raise ValueError("a text of one line has no line boundary to cut it in halves at")
-    cut = min(boundaries, key=lambda place: (abs(2 * place - len(raw)), place))
+    cut = min(boundaries, key=lambda place: (abs(2 * place - (len(raw) - 1)), place))
     return raw[:cut].decode().strip("\n"), raw[cut:].decode().strip("\n")
 
 
