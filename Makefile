@@ -61,7 +61,7 @@ define install
 	$(call say,making $(1))
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	$(call say,installing lingregions$(2) into $(1) (one to three minutes the first time))
-	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.$(2)'
+	@$(1)/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c requirements.lock -e '.$(2)'
 	@touch $@
 endef
 
