@@ -296,8 +296,8 @@ def test_the_udhr_is_there_in_full_and_in_two_halves(code: str) -> None:
 def test_the_registry_holds_the_thirty_languages_of_the_paper() -> None:
     names = (
         "Arabic Chinese Czech Danish Dutch English Finnish French German Greek Hungarian Indonesian Italian Japanese "
-        "Korean Malay Malayalam Norwegian Persian Polish Portuguese Romanian Russian Spanish Swahili Swedish Tamil Turkish "
-        "Ukrainian Vietnamese"
+        "Korean Malay Malayalam Norwegian Persian Polish Portuguese Romanian Russian Spanish Swahili Swedish Tamil "
+        "Turkish Ukrainian Vietnamese"
     )
     assert " ".join(entry.name for entry in languages.LANGUAGES.values()) == names
     assert languages.SCORED == ("ar", "es", "ru", "zh", "ko", "vi")

@@ -24,7 +24,6 @@ import tensorflow_datasets as tfds
 from lingregions.corpus.languages import LANGUAGES
 from lingregions.corpus.text import Reading
 
-BLOCK = 256  # examples read at once
 MARKERS = ("_START_ARTICLE_\n", "_START_SECTION_\n", "_START_PARAGRAPH_\n")  # of wiki40b; `_NEWLINE_` is a line feed
 OWN = "lingregions_text"
 
@@ -128,22 +127,21 @@ class Tfds:
         """Yield the texts of a split in the order of the data set."""
         data = self._open(language, split)
         clean = self.template == "wiki40b"
-        for start in range(0, len(data), BLOCK):
-            indices = range(start, min(start + BLOCK, len(data)))
-            for number, example in zip(indices, data.__getitems__(list(indices)), strict=True):
-                where = f"{self.dataset(language)} {split}:{number}"
-                reading.finished = number + 1
-                if self.column not in example:
-                    raise ValueError(
-                        f"{where}: no feature {self.column!r}; features there: {', '.join(sorted(example))}"
-                    )
-                value = example[self.column]
-                try:
-                    text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
-                except UnicodeDecodeError as error:
-                    reading.refuse(where, f"invalid UTF-8 (byte 0x{value[error.start]:02x} at byte {error.start + 1})")
-                    continue
-                yield from reading.accept(unmark(text) if clean else text, where)
+        for number in range(
+            len(data)
+        ):  # reading several at once would save 50 microseconds an example, of a millisecond
+            where = f"{self.dataset(language)} {split}:{number}"
+            reading.finished = number + 1
+            example = data[number]
+            if self.column not in example:
+                raise ValueError(f"{where}: no feature {self.column!r}; features there: {', '.join(sorted(example))}")
+            value = example[self.column]
+            try:
+                text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+            except UnicodeDecodeError as error:
+                reading.refuse(where, f"invalid UTF-8 (byte 0x{value[error.start]:02x} at byte {error.start + 1})")
+                continue
+            yield from reading.accept(unmark(text) if clean else text, where)
 
     def identity(self, language: str, split: str) -> str:
         """Return a sha256 of the data set's name with version, its own description of what was built, and the split."""
