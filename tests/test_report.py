@@ -219,6 +219,7 @@ def hand() -> tuple[Row, ...]:
         (numerals.number, -0.03, "−0.0300"),
         (numerals.number, 1.7e6, "1.7 × 10⁶"),
         (numerals.number, 9.96e6, "1.0 × 10⁷"),
+        (numerals.number, 0.9998, "1.00"),
         (numerals.number, 0.00012, "1.2 × 10⁻⁴"),
         (numerals.number, math.nan, "–"),
         (numerals.number, math.inf, "–"),
@@ -302,6 +303,8 @@ def test_the_headline_says_what_the_arms_do():
 def test_the_headline_takes_the_draws_of_a_random_arm_together_and_only_four_arms():
     rows = [*hand(), row("random_0.01_seed1", "en", 80), row("random_0.01_seed1", "ru", 320)]
     assert "a random 1 % (2 draws) by 4.00" in plain(damage.headline(damage.collect(rows)[0]))  # sqrt(2 x 8)
+    rows += [row(f"{kind}_0.05", "en", 1e9) for kind in ("top", "bottom")]
+    assert "5 %" not in plain(damage.headline(damage.collect(rows)[0]))  # the first arm's size
     rows = [row("base", "en", 1)] + [row(f"layer_{place}", "en", 10.0 + place) for place in range(9)]
     assert damage.headline(damage.collect(rows)[0]) == (
         "Removing layer 8 multiplies the geometric-mean perplexity over 1 language by 18.0; layer 7 by 17.0; layer 6 "
@@ -422,8 +425,7 @@ def test_missing_and_overflowing_cells_are_dashes_with_a_note():
     markup = report.render(report.Facts("core_removal", rows))
     page_ = parsed(markup)
     text = plain(" ".join(page_.text))
-    assert "2 of 9 cells are not measured" in text
-    assert "top_0.01 / tr, random_0.01 / tr" in text
+    assert "2 of 9 cells (top_0.01 / tr, random_0.01 / tr), shown as a dash." in text
     assert "not finite for top_0.01 / ru and random_0.01 / ru" in text
     assert "No token was evaluated for random_0.01 / en" in text
     assert page_.tables["Damage by language and arm"][1:] == [

@@ -89,7 +89,7 @@ def parse(name: str, fraction: float | None = None) -> Arm:
     amount = f" {numerals.percent(part)}" if part is not None else "" if kind == "core" else " region"
     phrase, label = (words + amount for words in _PHRASES[kind])
     if match["draw"]:
-        label += f", draw {match['draw']}"
+        label += f", draw{numerals.NARROW}{match['draw']}"
     return Arm(name, "top" if kind == "core" else kind, phrase, label, size=part)
 
 
@@ -169,8 +169,9 @@ def _damage(experiment: str, cells: Mapping[tuple[str, str], Row], fraction: flo
     if missing:
         shown = ", ".join(f"{arm} / {code}" for arm, code in missing[:6]) + (", …" if len(missing) > 6 else "")
         notes.append(
-            f"{len(missing)} of {len(arms) * len(languages)} cells are not measured (the run has not finished, or "
-            f"failed there) and are shown as a dash: {shown}. Means are over the languages that are there."
+            f"Not measured, because the run has not finished or failed there: {len(missing)} of "
+            f"{len(arms) * len(languages)} cells ({shown}), shown as a dash. Means are over the languages that are "
+            "there."
         )
     if empty := [key for key, row in cells.items() if row.tokens <= 0]:
         notes.append(
@@ -196,8 +197,10 @@ def headline(damage: Damage, verb: str = "Removing") -> str:
     if BASE not in damage.arms:
         return f"{damage.experiment}: the untouched model was not measured, so no damage can be stated."
     groups: dict[str, list[str]] = {}
+    sizes: dict[str, float | None] = {}
     for arm in damage.parsed():
         groups.setdefault(arm.phrase, []).append(arm.name)
+        sizes[arm.phrase] = arm.size
     costs = {phrase: average([damage.cost(name) for name in names]) for phrase, names in groups.items()}
     known = [(phrase, cost) for phrase, cost in costs.items() if cost is not None]
     base = damage.mean(BASE)
@@ -208,7 +211,11 @@ def headline(damage: Damage, verb: str = "Removing") -> str:
             f"The untouched model has a geometric-mean perplexity of {numerals.exponential(base)} over "
             f"{numerals.plural(len(damage.measured(BASE)), 'language')}; no perturbed arm has been measured yet."
         )
-    if len(known) > 4:  # a sentence holds four arms: the three worst and the mildest
+    size = sizes[known[0][0]]
+    alike = [(phrase, cost) for phrase, cost in known if size is not None and sizes[phrase] == size]
+    if len(known) > 4 and 2 <= len(alike) <= 4:  # a sentence holds four arms: those of the first one's size
+        known = alike
+    elif len(known) > 4:  # or the three worst and the mildest
         ranked = sorted(known, key=lambda item: -item[1])
         known = [*ranked[:3], ranked[-1]]
     most = max(len(damage.measured(name)) for names in groups.values() for name in names)

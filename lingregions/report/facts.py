@@ -296,8 +296,9 @@ def find(config: Mapping[str, Any], key: str) -> Any:
     return None
 
 
-def _regions(folder: Path) -> tuple[tuple[Survey, ...], Overlap | None, dict[str, Any]]:
-    paths = sorted(folder.glob("*.safetensors"))
+def _regions(folder: Path, arms: list[str]) -> tuple[tuple[Survey, ...], Overlap | None, dict[str, Any]]:
+    places = {arm: place for place, arm in reversed(list(enumerate(arms)))}  # in the order of the arms, if named so
+    paths = sorted(folder.glob("*.safetensors"), key=lambda path: (places.get(path.stem, len(arms)), path.name))
     try:
         surveys, overlap = surveying.read(paths)
         headers = [file.header(path) for path in paths]
@@ -348,7 +349,7 @@ def gather(folder: Path) -> Facts:
             identity[path.stem] = stage
     files = sorted((folder / "tables").glob("*.json")) if (folder / "tables").is_dir() else []
     extras = tuple(extra(path) for path in files)
-    surveys, overlap, hashes = _regions(folder / "regions")
+    surveys, overlap, hashes = _regions(folder / "regions", [row.arm for row in rows])
     fraction = find(config, "fraction")
     perturbation = find(config, "perturbation")
     return Facts(

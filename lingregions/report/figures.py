@@ -249,7 +249,9 @@ def powers(low: float, high: float, most: int = 8) -> list[int]:
     """Whole powers of ten from below exp(low) to above exp(high), every n-th so that there are at most `most`."""
     first, last = math.floor(low / math.log(10) + 1e-9), math.ceil(high / math.log(10) - 1e-9)
     last = max(last, first + 1)
-    stride = max(1, math.ceil((last - first) / (most - 1)))
+    least = (last - first) / (most - 1)
+    stride = next(times * 10**place for place in range(9) for times in (1, 2, 5) if times * 10**place >= least)
+    first -= first % stride
     return list(range(first, last + stride, stride))
 
 
@@ -457,12 +459,14 @@ def _draw_grid(figure: Grid, axes: Any) -> None:
             axes.text(place + 0.5, row + 0.5, cell, ha="center", va="center", color=colour, fontsize=8)
     if figure.totals and figure.totals < len(figure.rows):
         axes.axhline(len(figure.rows) - figure.totals, color="black", linewidth=1.2)
-    axes.set_xticks([place + 0.5 for place in range(len(figure.columns))], figure.columns, fontsize=9)
-    if sum(map(len, figure.columns)) > 13 * len(figure.columns):
-        axes.tick_params(axis="x", labelrotation=30)
+    axes.xaxis.tick_top()
+    places = [place + 0.5 for place in range(len(figure.columns))]
+    if max(map(len, figure.columns), default=0) > 12:  # wider than a cell
+        axes.set_xticks(places, figure.columns, fontsize=9, rotation=25, ha="left", rotation_mode="anchor")
+    else:
+        axes.set_xticks(places, figure.columns, fontsize=9)
     axes.set_yticks([place + 0.5 for place in range(len(figure.rows))], figure.rows, fontsize=9)
     axes.tick_params(length=0)
-    axes.xaxis.tick_top()
     axes.spines[:].set_visible(False)
     bar = axes.figure.colorbar(picture, ax=axes, label=figure.unit or None, fraction=0.04, pad=0.02)
     if figure.kind in ("percent", "share"):

@@ -44,7 +44,8 @@ def number(value: Cell, digits: int = 3) -> str:
         return "0"
     if size >= LARGEST or size < SMALLEST:
         return sign + scientific(math.log(size))
-    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    exponent = int(f"{size:.{digits - 1}e}".partition("e")[2])  # of the rounded number: 0.9998 is 1.00, not 1.000
+    decimals = max(0, digits - 1 - exponent)
     return f"{sign}{size:,.{decimals}f}"
 
 

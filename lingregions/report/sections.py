@@ -230,7 +230,7 @@ def density(survey: Survey, who: str = "") -> Grid:
         kind="percent",
         unit="of the matrix",
         note="Printed: parameters of the region in the matrix. Colour: their share of the matrix.",
-        high=max([2 * mean, *present]),  # an even region is a middling colour, not the strongest
+        high=max([1.5 * mean, *present]),  # an even region is a middling colour, not the strongest
         labels=survey.counts,
         label="parameters",
     )

@@ -37,6 +37,7 @@ figcaption { color: var(--quiet); font-size: .85rem; margin-top: .4rem; max-widt
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px }
 table { border-collapse: collapse; font-size: .85rem; line-height: 1.35; font-variant-numeric: tabular-nums }
 caption, .caption { text-align: left; font-weight: 600; font-size: .95rem; margin: 0; padding: 0 0 .5rem }
+caption { white-space: nowrap }
 th, td { padding: .3rem .7rem; text-align: left; font-weight: 400; vertical-align: baseline }
 thead th { font-weight: 600; border-bottom: 1px solid var(--ink); vertical-align: bottom }
 .n { text-align: right; white-space: nowrap }
@@ -46,6 +47,7 @@ tr.total > * { font-weight: 600; border-top: 1px solid var(--ink) }
 .grid td.n { border: 1px solid var(--paper); min-width: 3.9rem }
 .grid tr.total > td.n { border-top: 1px solid var(--ink) }
 .group, .snone { color: var(--quiet) }
+.group { white-space: nowrap }
 .settings td { overflow-wrap: anywhere; min-width: 14rem }
 .legend { display: flex; align-items: center; gap: .5rem; font-size: .8rem; color: var(--quiet); margin: .5rem 0 0 }
 .legend .bar { display: flex; border: 1px solid var(--rule) }
@@ -72,6 +74,7 @@ circle.point { fill: var(--paper); stroke-width: 1.5 }
 
 _PHONE = """
 h1 { font-size: 1.35rem }
+caption { white-space: normal }
 header { padding-top: 1.5rem }
 th[scope="row"], thead th:first-child { position: sticky; left: 0; background: var(--paper) }
 .table tbody tr:nth-child(even):not(.total) th { background: var(--band) }
