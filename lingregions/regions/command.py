@@ -31,7 +31,7 @@ OPERATIONS: dict[str, Callable[..., Region]] = {
 
 
 def show(path: Path, console: Console, *, axis: str = "embed", leading: int = 8) -> None:
-    """Print what a region file says of itself, its density in every matrix, and the indices of an axis that carry it."""
+    """Print what a region file says of itself, its density in every matrix, and the indices that carry it."""
     header = file.header(path)
     what = file.load(path)
     _facts(path, header, console)
@@ -51,8 +51,8 @@ def show(path: Path, console: Console, *, axis: str = "embed", leading: int = 8)
         found = geometry.profile(what, axis)
         best = ", ".join(f"{index} ({count:,})" for index, count in found.leading(leading))
         console.print(
-            f"axis {axis}: Gini {found.gini:.3f}, {100 * found.fullest:.1f} percent in the fullest 1 percent of indices; "
-            f"most at {best or 'none'}"
+            f"axis {axis}: Gini {found.gini:.3f}; the fullest 1 percent of its indices hold {100 * found.fullest:.1f} "
+            f"percent of the region; most at {best or 'none'}"
         )
 
 
@@ -87,7 +87,7 @@ def _percent(part: float) -> str:
 
 
 def diff(first: Path, second: Path, console: Console) -> None:
-    """Print what two region files share, overall, per kind of matrix and per layer, and where they say different things.
+    """Print what two region files share, overall, per kind of matrix and per layer, and where their headers differ.
 
     Raises:
       ValueError: the regions are not parallel, or of different models.
@@ -149,14 +149,13 @@ def verify(path: Path, console: Console, *, model: str = "", tokenizer: str = ""
     Raises:
       ValueError: says what does not hold.
     """
-    like, wanted = None, model
+    params, wanted = None, model
     if model and not _is_hash(model):
         source = sources.resolve(model)
-        params = source.load(meshes.build(devices=jax.devices()[:1]), jax.random.key(0))
+        params = source.load(meshes.build(devices=jax.devices()[:1]))
         wanted = identity(params, source.config)
         tokenizer = tokenizer or source.tokenizer.fingerprint
-        like = trees.flatten(params)
-    header = file.verify(path, None if like is None else trees.unflatten(like), wanted or None, tokenizer or None)
+    header = file.verify(path, params, wanted or None, tokenizer or None)
     checked = ["content"] + ["model"] * bool(wanted) + ["tokenizer"] * bool(tokenizer)
     console.print(
         f"{escape(str(path))}: {header.count:,} entries in {len(header.matrices):,} matrices; "
@@ -225,6 +224,13 @@ def main(words: Sequence[str], console: Console | None = None) -> int:
     if verb == "import":
         known = {field.name for field in dataclasses.fields(Provenance)} & flags.keys()
         flags["provenance"] = Provenance(**{field: flags.pop(field) for field in known})
-    functions = {"show": show, "diff": diff, "combine": combine, "verify": verify, "export": export, "import": import_}
+    functions: dict[str, Callable[..., None]] = {
+        "show": show,
+        "diff": diff,
+        "combine": combine,
+        "verify": verify,
+        "export": export,
+        "import": import_,
+    }
     functions[verb](**flags, console=console or Console())
     return 0

@@ -88,7 +88,7 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     if len(size) != len(stride) or not all(isinstance(each, int) and each >= 0 for each in numbers):
         refuse(f"its shape {size} does not go with its strides {stride}")
     last = offset + sum((each - 1) * step for each, step in zip(size, stride, strict=True))
-    if len(data) != storage.numel or (math.prod(size) and last >= len(data)):
+    if len(data) != storage.numel or math.prod(size) > len(data) or (math.prod(size) and last >= len(data)):
         refuse(f"{len(data)} bytes of storage do not hold a tensor of shape {size}")
     values = np.frombuffer(data, np.uint8)
     if values.size and values.max() > 1:
