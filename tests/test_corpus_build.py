@@ -1,0 +1,311 @@
+"""Token files: the same bytes whatever built them, however often it was interrupted; never those of another text."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lingregions.corpus import build as builds
+from lingregions.corpus import command
+from lingregions.corpus import corpus as corpora
+from lingregions.corpus import source as sources
+from lingregions.corpus.source import Source
+from lingregions.corpus.text import TextError
+from lingregions.corpus.tokens import Piece
+from lingregions.models.tokenizer import Tokenizer
+
+BYTES = Tokenizer.bytes()
+TEXTS = [f"text {number} {'ж' * (number % 11)}" for number in range(400)]
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """A folder of texts in Russian, and pieces of about ten texts."""
+    monkeypatch.setattr(builds, "PIECE", 150)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/ru.txt").write_text("\n".join(TEXTS) + "\n\n", "utf-8")
+    return sources.find(str(tmp_path / "texts"))
+
+
+def build(root: Path, source: Source, tokenizer: Tokenizer = BYTES, workers: int = 0, strict: bool = True) -> Path:
+    with builds.Pool(tokenizer, workers, strict) as pool:
+        return builds.build(root, source, "ru", "all", pool)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+class Stops(Exception):
+    """What interrupts a build in these tests."""
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, pieces: int) -> list[int]:
+    """Let `pieces` pieces be tokenized, then raise; return the list of the sizes of all pieces that were."""
+    done: list[int] = []
+    real = builds.stores.encode
+
+    def encode(texts: list[str], tokenizer: Tokenizer, strict: bool = True) -> Piece:
+        if len(done) == pieces:
+            raise Stops
+        done.append(len(texts))
+        return real(texts, tokenizer, strict)
+
+    monkeypatch.setattr(builds.stores, "encode", encode)
+    return done
+
+
+def test_files_hold_what_memory_holds(source: Source, tmp_path: Path) -> None:
+    folder = build(tmp_path / "cache", source)
+    options = {"length": 16, "bos": "document"}
+    held, mapped = (
+        corpora.open(source, "ru", BYTES, **options, **cache) for cache in ({}, {"cache": tmp_path / "cache"})
+    )
+    assert isinstance(mapped.tokens.ids, np.memmap)
+    assert mapped.fingerprint == held.fingerprint
+    assert mapped.counts == held.counts
+    assert mapped.counts.empty == 1
+    for array, other in zip(held.batch(range(len(held))), mapped.batch(range(len(mapped))), strict=True):
+        assert array.tobytes() == other.tobytes()
+    meta = json.loads((folder / "meta.json").read_text())
+    assert (meta["documents"], meta["tokens"], meta["vocabulary"]) == (400, sum(map(len, map(str.encode, TEXTS))), 258)
+
+
+def test_worker_processes_write_the_same_files(source: Source, tmp_path: Path) -> None:
+    folders = [build(tmp_path / str(workers), source, workers=workers) for workers in (0, 2)]
+    assert folders[0].name == folders[1].name
+    assert content(folders[0]) == content(folders[1])
+    assert sorted(path.name for path in (tmp_path / "2").iterdir()) == [folders[0].name]
+
+
+def test_a_finished_build_is_not_done_again(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build(tmp_path / "cache", source)
+    stopping(monkeypatch, 0)
+    assert build(tmp_path / "cache", source) == folder
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 2, 17, 30])
+def test_an_interrupted_build_goes_on_where_it_was(
+    pieces: int, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = build(tmp_path / "whole", source)
+    with monkeypatch.context() as patch:
+        done = stopping(patch, pieces)
+        with pytest.raises(Stops):
+            build(tmp_path / "cache", source)
+    (partial,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert partial.name.startswith(".ru-")
+    # The write that the interruption fell into may have left anything behind the end that the journal knows.
+    for name in builds.DTYPES:
+        with (partial / f"{name}.bin").open("ab") as file:
+            file.write(b"torn")
+    with monkeypatch.context() as patch:
+        rest = stopping(patch, 10**6)
+        folder = build(tmp_path / "cache", source)
+    assert content(folder) == content(whole)
+    assert sum(done) + sum(rest) == 400
+    assert not partial.exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lingregions.corpus import build, source
+from lingregions.models.tokenizer import Tokenizer
+
+build.PIECE = 150
+save, count = build._save, 0
+
+def dying(path, content):
+    global count
+    count += 1
+    if count == int(sys.argv[3]):
+        path.with_suffix(".new").write_text("{")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(path, content)
+
+build._save = dying
+with build.Pool(Tokenizer.bytes(), 0) as pool:
+    build.build(Path(sys.argv[1]), source.find(sys.argv[2]), "ru", "all", pool)
+"""
+
+
+def test_a_killed_build_leaves_nothing_that_looks_finished(source: Source, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    arguments = [sys.executable, "-c", KILLED, str(cache), source.name, "9"]
+    killed = subprocess.run(arguments, cwd=Path(__file__).parent.parent, check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(
+        FileNotFoundError, match="has no tokens in 'ru' for the tokenizer bytes .*; there: none. Build them"
+    ):
+        corpora.open(f"tokens:{cache}", "ru", BYTES, length=16)
+    assert content(build(cache, source)) == content(build(tmp_path / "whole", source))
+
+
+def test_a_second_process_waits_and_uses_what_the_first_one_built(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = builds.place(tmp_path / "cache", source, "ru", "all", BYTES, True)
+    found: list[Path] = []
+    built = build(tmp_path / "elsewhere", source)
+    (tmp_path / "cache").mkdir()
+    stopping(monkeypatch, 0)  # the second one must not tokenize anything
+    with builds._lock(final.with_name(f".{final.name}.lock")):
+        second = threading.Thread(target=lambda: found.append(build(tmp_path / "cache", source)))
+        second.start()
+        built.rename(final)
+    second.join(60)
+    assert found == [final]
+
+
+def test_other_texts_or_another_tokenizer_get_files_of_their_own(source: Source, tmp_path: Path) -> None:
+    assert isinstance(source, sources.Folder)
+    folders = {
+        build(tmp_path / "cache", source),
+        build(tmp_path / "cache", source, dataclasses.replace(BYTES, adds_bos=True)),
+        build(tmp_path / "cache", dataclasses.replace(source, document="file")),
+        build(tmp_path / "cache", source, strict=False),
+    }
+    (source.root / "ru.txt").write_text("other", "utf-8")
+    folders.add(build(tmp_path / "cache", source))
+    assert len(folders) == 5
+
+
+def test_token_files_of_another_tokenizer_are_refused(source: Source, tmp_path: Path) -> None:
+    folder = build(tmp_path / "cache", source)
+    other = dataclasses.replace(BYTES, adds_bos=True, name="other")
+    with pytest.raises(ValueError, match=r"was built with the tokenizer bytes \(\w{12}\), not with other"):
+        builds.load(folder, other)
+    with pytest.raises(
+        FileNotFoundError, match=r"no tokens in 'ru' for the tokenizer other .*; there: ru-\w+: .*, split all, bytes"
+    ):
+        corpora.open(f"tokens:{tmp_path / 'cache'}", "ru", other, length=16)
+
+
+def test_cut_or_foreign_folders_are_refused(source: Source, tmp_path: Path) -> None:
+    folder = build(tmp_path / "cache", source)
+    ids = (folder / "ids.bin").read_bytes()
+    (folder / "ids.bin").write_bytes(ids[:-1])
+    with pytest.raises(
+        ValueError, match=rf"ids\.bin has {len(ids) - 1} bytes, not {len(ids) // 4} x 4: delete .*, build again"
+    ):
+        builds.load(folder, BYTES)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "format": 99}))
+    with pytest.raises(ValueError, match="has token files of format 99, this version reads 1: build them again"):
+        builds.load(folder, BYTES)
+    (folder / "meta.json").write_text("{")
+    with pytest.raises(ValueError, match="holds no token files of `lingregions data build`"):
+        builds.load(folder, BYTES)
+
+
+def test_a_folder_that_cannot_be_written_fails_before_the_work(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping(monkeypatch, 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        build(tmp_path / "file", source)
+
+
+def test_tokens_are_a_source_of_their_own(source: Source, tmp_path: Path) -> None:
+    build(tmp_path / "cache", source)
+    corpus = corpora.open(f"tokens:{tmp_path / 'cache'}", "ru", BYTES, length=16, split="all[:50%]")
+    assert corpus.fingerprint == corpora.open(source, "ru", BYTES, length=16, split="all[:50%]").fingerprint
+    (tmp_path / "texts/ru.txt").write_text("changed", "utf-8")
+    build(tmp_path / "cache", source)
+    with pytest.raises(ValueError, match=r"has 2 sets of tokens in 'ru' for bytes, keep one: ru-\w+: .*; ru-\w+: "):
+        corpora.open(f"tokens:{tmp_path / 'cache'}", "ru", BYTES, length=16)
+
+
+class Picky(Tokenizer):
+    """A tokenizer that keeps nothing of texts with a 7."""
+
+    def encode(self, text: str):
+        if "7" in text:
+            raise ValueError(f"tokenizer {self.name} keeps nothing of the text {text!r}; skip this document")
+        return super().encode(text)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_text_that_the_tokenizer_refuses_stops_or_is_counted(workers: int, source: Source, tmp_path: Path) -> None:
+    picky = Picky(BYTES.backend, "picky", None, None)
+    with pytest.raises(ValueError, match="tokenizer picky keeps nothing of the text 'text 7"):
+        build(tmp_path / "cache", source, picky, workers)
+    meta = builds.read(build(tmp_path / "cache", source, picky, workers, strict=False))
+    refused = sum("7" in text for text in TEXTS)
+    assert (meta["documents"], meta["skipped"], len(meta["messages"])) == (400 - refused, refused, 20)
+
+
+def test_a_bad_text_stops_with_its_line_and_what_was_built_is_kept(source: Source, tmp_path: Path) -> None:
+    with (tmp_path / "texts/ru.txt").open("ab") as file:
+        file.write(b"\xff\n")
+    with pytest.raises(TextError, match=r"ru\.txt:402: invalid UTF-8"):
+        build(tmp_path / "cache", source)
+    meta = builds.read(build(tmp_path / "cache", source, strict=False))
+    assert (meta["documents"], meta["skipped"], meta["empty"]) == (400, 1, 1)
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200, force_terminal=False)
+
+
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return " ".join(console.file.getvalue().split())
+
+
+def test_data_build_does_all_it_can_and_says_what_it_could_not(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "texts/sw.txt").write_bytes(b"sawa\n\xff\n")
+    output = console()
+    built = command.build(source.name, BYTES, tmp_path / "cache", output, workers=0)
+    assert [(row.language, row.documents, bool(row.problem)) for row in built] == [("ru", 400, False), ("sw", 0, True)]
+    assert "sw.txt:2: invalid UTF-8" in printed(output)
+    assert "source='tokens:" in printed(output)
+    again = command.build(
+        source.name, BYTES, tmp_path / "cache", console(), workers=0, strict=False, languages=["Swahili"]
+    )
+    assert [(row.language, row.documents, row.skipped) for row in again] == [("sw", 1, 1)]
+
+
+def test_data_check_names_what_is_missing_and_what_is_wrong(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "texts/sw.txt").write_bytes("слова\n".encode() + b"\xff\n")
+    output = console()
+    findings = command.check(source.name, output, tokenizer=BYTES)
+    assert [finding.language for finding in findings] == ["ru", "sw"]
+    text = printed(output)
+    assert "sw: 100.0% of the letters are not in the script of Swahili (Latin): most are Cyrillic 100.0%" in text
+    assert "sw.txt:2: invalid UTF-8" in text
+    assert "not there of the thirty languages: Arabic (ar), Czech (cs)" in text
+
+
+def test_data_show_prints_the_policy_the_tokens_and_the_text() -> None:
+    output = console()
+    command.show(corpora.open("udhr", "en", BYTES, length=40, bos="document"), BYTES, output, samples=1)
+    text = printed(output)
+    assert "English, udhr, split all: " in text
+    assert "1 documents, 10,282 bytes, 10,282 tokens, 1 special ones; 258 samples of 40 (packed)" in text
+    assert "special tokens: BOS (id 256) at the start of every document, no EOS" in text
+    assert "sample 0, segment 1, 40 tokens: 256 85 110 105 118" in text
+    assert "<bos>Universal Declaration of Human Rights" in text
+
+
+def test_the_udhr_of_all_languages_builds_and_checks(tmp_path: Path) -> None:
+    built = command.build("udhr", BYTES, tmp_path, console(), workers=0, split="first")
+    assert len(built) == 30
+    assert not any(row.problem for row in built)
+    corpus = corpora.open(f"tokens:{tmp_path}", "zh", BYTES, length=64)
+    assert corpus.fingerprint == corpora.open("udhr", "zh", BYTES, length=64, split="first").fingerprint
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
