@@ -1,0 +1,377 @@
+"""Regions as sets: algebra, densities, concentration, overlap, places, reliability, matched controls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lingregions import mesh as meshes
+from lingregions import tree as trees
+from lingregions.models.parameter import Parameter
+from lingregions.regions import (
+    Provenance,
+    Region,
+    complement,
+    counts,
+    density,
+    equals,
+    geometry,
+    intersect,
+    reliability,
+    restrict,
+    select,
+    subtract,
+    total,
+    union,
+)
+from lingregions.regions.matched import QUANTILES, match
+from lingregions.regions.region import axes, locate, matrices, names
+
+DECLARATION = {
+    "embed_tokens": Parameter("model.embed_tokens.weight", (6, 4), ("vocab", "embed"), 0.1),
+    "layers": {
+        "input_layernorm": Parameter("model.layers.{layer}.input_layernorm.weight", (2, 4), ("layers", "embed"), None),
+        "mlp": {
+            "down_proj": Parameter(
+                "model.layers.{layer}.mlp.down_proj.weight", (2, 4, 3), ("layers", "embed", "mlp"), 0.1
+            ),
+            "up_proj": Parameter("model.layers.{layer}.mlp.up_proj.weight", (2, 3, 4), ("layers", "mlp", "embed"), 0.1),
+        },
+    },
+}
+SHAPES = {path: parameter.shape for path, parameter in trees.walk(DECLARATION)}
+LIKE = trees.unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in SHAPES.items()})
+
+
+def build(masks: dict[str, np.ndarray], name: str = "a region", **known: object) -> Region:
+    tree = trees.unflatten({path: jnp.asarray(mask, bool) for path, mask in masks.items()})
+    return Region(tree, Provenance(name=name, axes=axes(DECLARATION), **known))
+
+
+def empty() -> dict[str, np.ndarray]:
+    return {path: np.zeros(shape, bool) for path, shape in SHAPES.items()}
+
+
+def shard(what: Region) -> Region:
+    """The same region on eight devices."""
+    mesh = meshes.build(fsdp=2, tensor=4)
+    specs = {"embed_tokens": PartitionSpec(None, "tensor")} | {
+        path: PartitionSpec(None, *["tensor" if size == 4 else None for size in shape[1:]])
+        for path, shape in SHAPES.items()
+        if path != "embed_tokens"
+    }
+    masks = {path: jax.device_put(mask, NamedSharding(mesh, specs[path])) for path, mask in what.leaves().items()}
+    return Region(trees.unflatten(masks), what.provenance)
+
+
+regions = st.fixed_dictionaries({path: hnp.arrays(bool, shape) for path, shape in SHAPES.items()}).map(build)
+
+
+# ---- names ----
+
+
+def test_names_and_places_are_inverse() -> None:
+    for path, parameter in trees.walk(DECLARATION):
+        assert matrices(path, parameter) == parameter.names()
+        for layer, name in enumerate(parameter.names()):
+            assert locate(name) == (path, layer if parameter.stacked else None)
+    assert names("lm_head", None) == ["lm_head.weight"]
+    assert locate("lm_head.weight") == ("lm_head", None)
+    with pytest.raises(ValueError, match="'model.rotary.inv_freq' is not the name of a weight"):
+        locate("model.rotary.inv_freq")
+
+
+# ---- algebra ----
+
+
+@given(a=regions, b=regions, c=regions)
+@settings(max_examples=40)
+def test_the_laws_of_sets(a: Region, b: Region, c: Region) -> None:
+    nothing = build(empty())
+    assert equals(union(a, b), union(b, a))
+    assert equals(union(a, b, c), union(a, union(b, c)))
+    assert equals(intersect(a, union(b, c)), union(intersect(a, b), intersect(a, c)))
+    assert equals(subtract(a, b), intersect(a, complement(b)))
+    assert equals(subtract(a, b, c), subtract(a, union(b, c)))
+    assert equals(complement(union(a, b)), intersect(complement(a), complement(b)))
+    assert equals(complement(complement(a)), a)
+    assert equals(union(a, nothing), a)
+    assert equals(subtract(a, a), nothing)
+    assert total(union(a, b)) == total(a) + total(b) - total(intersect(a, b))
+    assert equals(a, b) == all((np.asarray(x) == np.asarray(b.leaves()[path])).all() for path, x in a.leaves().items())
+
+
+@given(a=regions, b=regions)
+@settings(max_examples=5)
+def test_algebra_on_shards_stays_there(a: Region, b: Region) -> None:
+    left, right = shard(a), shard(b)
+    for whole, spread in ((union(a, b), union(left, right)), (subtract(a, b), subtract(left, b))):
+        assert equals(whole, spread)
+        for path, mask in spread.leaves().items():
+            assert mask.sharding.is_equivalent_to(left.leaves()[path].sharding, mask.ndim)
+    assert counts(left) == counts(a)
+    np.testing.assert_array_equal(geometry.overlap([left, b]).table(), geometry.overlap([a, b]).table())
+    np.testing.assert_array_equal(geometry.profile(left, "embed").counts, geometry.profile(a, "embed").counts)
+
+
+def test_results_remember_where_they_come_from() -> None:
+    one = build(empty(), "vi", model="m1", languages=("vi",), score="taylor")
+    two = build(empty(), "ru", model="m1", languages=("ru", "vi"), score="fisher")
+    own = subtract(one, two, name="monolingual vi").provenance
+    assert (own.name, own.model, own.languages, own.score) == ("monolingual vi", "m1", ("vi", "ru"), "")
+    assert own.parents == (one.provenance, two.provenance)
+    assert union(one, two).name == "union(vi, ru)"
+    assert own.axes == axes(DECLARATION)
+    assert isinstance(hash(own), int)
+
+
+def test_what_does_not_fit_is_refused_by_path_and_model() -> None:
+    masks = empty()
+    masks["layers.mlp.up_proj"] = np.zeros((2, 5, 4), bool)
+    with pytest.raises(ValueError, match=r"region 'odd': 'layers.mlp.up_proj' has shape \(2, 5, 4\)"):
+        union(build(empty()), build(masks, "odd"))
+    del masks["layers.mlp.up_proj"]
+    with pytest.raises(ValueError, match="'layers.mlp.up_proj' is missing"):
+        equals(build(empty()), build(masks))
+    with pytest.raises(ValueError, match="different models: m1 and m2"):
+        union(build(empty(), model="m1"), build(empty(), model="m2"))
+    with pytest.raises(ValueError, match="at least one region"):
+        union()
+
+
+def test_restriction_by_scope_layer_and_axis() -> None:
+    full = complement(build(empty()))
+    assert {path: sum(each) for path, each in counts(restrict(full, "layers.mlp.*")).items()} == {
+        "embed_tokens": 0,
+        "layers.input_layernorm": 0,
+        "layers.mlp.down_proj": 24,
+        "layers.mlp.up_proj": 24,
+    }
+    assert counts(restrict(full, layers=[1])) == {
+        "embed_tokens": [0],
+        "layers.input_layernorm": [0, 4],
+        "layers.mlp.down_proj": [0, 12],
+        "layers.mlp.up_proj": [0, 12],
+    }
+    part = restrict(full, axis="embed", indices=[3, 1])
+    assert counts(part) == {
+        "embed_tokens": [12],
+        "layers.input_layernorm": [2, 2],
+        "layers.mlp.down_proj": [6, 6],
+        "layers.mlp.up_proj": [6, 6],
+    }
+    np.testing.assert_array_equal(np.asarray(part.masks["layers"]["mlp"]["down_proj"])[0].any(axis=1), [0, 1, 0, 1])
+    np.testing.assert_array_equal(np.asarray(part.masks["layers"]["mlp"]["up_proj"])[0].any(axis=0), [0, 1, 0, 1])
+    for words, wrong in (
+        ("index 2 lies outside the 2 layers", {"layers": [2]}),
+        ("index 4 lies outside the 4 axis 'embed'", {"axis": "embed", "indices": [4]}),
+        ("has no axis 'heads'", {"axis": "heads", "indices": [0]}),
+        ("go together", {"axis": "embed"}),
+        ("holds no parameter", {"scope": "layers.self_attn.*"}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            restrict(full, **wrong)
+
+
+# ---- geometry ----
+
+
+def test_density_counts_every_matrix() -> None:
+    masks = empty()
+    masks["layers.mlp.up_proj"][1, 0] = True
+    masks["layers.input_layernorm"][0, 2] = True
+    masks["embed_tokens"][5] = True
+    what = build(masks)
+    assert total(what) == 4 + 1 + 4
+    assert density(what) == {
+        "embed_tokens": [4 / 24],
+        "layers.input_layernorm": [1 / 4, 0.0],
+        "layers.mlp.down_proj": [0.0, 0.0],
+        "layers.mlp.up_proj": [0.0, 4 / 12],
+    }
+
+
+def test_concentration_along_a_named_axis() -> None:
+    masks = empty()
+    masks["layers.mlp.up_proj"][0, :, 2] = True  # [mlp, embed]: all of dimension 2
+    masks["layers.mlp.down_proj"][0, 2, :2] = True  # [embed, mlp]: two of dimension 2
+    masks["layers.mlp.down_proj"][1, 1, 0] = True
+    masks["layers.input_layernorm"][1, 3] = True
+    what = build(masks)
+    found = geometry.profile(what, "embed")
+    np.testing.assert_array_equal(found.counts, [0, 1, 5, 1])
+    assert found.leading(3) == [(2, 5), (1, 1), (3, 1)]
+    assert found.leading(9) == found.leading(3)
+    assert found.fullest == 5 / 7
+    assert found.gini == pytest.approx(2 * (2 * 1 + 3 * 1 + 4 * 5) / (4 * 7) - 5 / 4)
+    table = {each.where: each.counts.tolist() for each in geometry.concentration(what, "mlp")}
+    assert table == {
+        "model.layers.0.mlp.down_proj.weight": [1, 1, 0],
+        "model.layers.1.mlp.down_proj.weight": [1, 0, 0],
+        "model.layers.0.mlp.up_proj.weight": [1, 1, 1],
+        "model.layers.1.mlp.up_proj.weight": [0, 0, 0],
+    }
+    with pytest.raises(ValueError, match="no matrix of region 'a region' carries the axis 'heads'"):
+        geometry.profile(what, "heads")
+    with pytest.raises(ValueError, match="does not know the axes of 'embed_tokens'"):
+        geometry.profile(Region(what.masks), "embed")
+
+
+@given(values=st.lists(st.integers(0, 50), min_size=1, max_size=20))
+def test_gini_is_the_mean_difference(values: list[int]) -> None:
+    array = np.array(values, np.int64)
+    pairs = np.abs(array[:, None] - array[None, :]).sum()
+    expected = pairs / (2 * len(values) * array.sum()) if array.sum() else 0.0
+    assert geometry.Concentration("", "embed", array).gini == pytest.approx(expected)
+
+
+def test_gini_by_hand() -> None:
+    for values, gini in (([1, 1, 1, 1], 0.0), ([0, 0, 0, 8], 0.75), ([0, 0], 0.0), ([1, 3], 0.25)):
+        assert geometry.Concentration("", "embed", np.array(values)).gini == pytest.approx(gini)
+    even = geometry.Concentration("", "embed", np.full(300, 2))
+    assert even.fullest == pytest.approx(0.01)
+
+
+def test_a_dimension_and_a_scalar_by_place() -> None:
+    dimension = geometry.slab(LIKE, DECLARATION, "embed", [2])
+    assert equals(dimension, restrict(complement(build(empty())), axis="embed", indices=[2]))
+    assert dimension.name == "embed 2"
+    super_weight = geometry.points(LIKE, [("model.layers.1.mlp.down_proj.weight", (3, 1))])
+    assert total(super_weight) == 1
+    assert bool(super_weight.masks["layers"]["mlp"]["down_proj"][1, 3, 1])
+    both = geometry.points(
+        LIKE, [("model.embed_tokens.weight", (5, 0)), ("model.layers.0.input_layernorm.weight", [1])]
+    )
+    assert total(both) == 2
+    for words, wrong in (
+        ("no entry", ("model.layers.1.mlp.down_proj.weight", (4, 0))),
+        ("no entry", ("model.layers.1.mlp.down_proj.weight", (0,))),
+        ("no entry", ("model.layers.2.mlp.down_proj.weight", (0, 0))),
+        ("not in the scope", ("model.layers.0.self_attn.q_proj.weight", (0, 0))),
+    ):
+        with pytest.raises(ValueError, match=words):
+            geometry.points(LIKE, [wrong])
+
+
+def test_overlap_by_hand_and_its_conventions() -> None:
+    first, second = empty(), empty()
+    first["layers.mlp.up_proj"][0, 0] = True  # 4
+    second["layers.mlp.up_proj"][0, 0, :2] = True  # 2 of them
+    second["layers.mlp.down_proj"][1, 0, 0] = True  # and 1 elsewhere
+    found = geometry.overlap([build(first, "a"), build(second, "b"), build(empty(), "none")])
+    np.testing.assert_array_equal(found.table(), [[4, 2, 0], [2, 3, 0], [0, 0, 0]])
+    np.testing.assert_allclose(found.iou(), [[1, 2 / 5, 0], [2 / 5, 1, 0], [0, 0, 1]])
+    np.testing.assert_allclose(found.containment(), [[1, 2 / 4, 0], [2 / 3, 1, 0], [1, 1, 1]])
+    np.testing.assert_allclose(found.iou(path="layers.mlp.up_proj")[0, 1], 2 / 4)
+    np.testing.assert_allclose(found.iou(layer=1)[0, 1], 0)
+    np.testing.assert_array_equal(found.table("layers.mlp.up_proj", 0)[:2, :2], [[4, 2], [2, 2]])
+    with pytest.raises(ValueError, match="there is no matrix 'embed_tokens' in layer 0"):
+        found.table("embed_tokens", 0)
+
+
+def test_clusters_by_hand() -> None:
+    similarity = np.array([[1, 0.1, 0.8, 0.1], [0.1, 1, 0.3, 0.7], [0.8, 0.3, 1, 0.1], [0.1, 0.7, 0.1, 1]])
+    found = geometry.cluster(similarity)
+    assert [(first, second, size) for first, second, _, size in found.merges] == [(0, 2, 2), (1, 3, 2), (4, 5, 4)]
+    np.testing.assert_allclose([each[2] for each in found.merges], [0.2, 0.3, 1 - (0.1 + 0.1 + 0.3 + 0.1) / 4])
+    assert found.order == (0, 2, 1, 3)
+    assert geometry.cluster(np.ones((1, 1))).order == (0,)
+
+
+# ---- reliability ----
+
+
+def test_agreement_of_halves_per_layer_and_matrix() -> None:
+    first = {"layers": {"w": np.array([[[9, 8, 1, 1]], [[9, 8, 1, 1]]], np.float32)}}
+    second = {"layers": {"w": np.array([[[9, 8, 1, 1]], [[9, 1, 8, 1]]], np.float32)}}
+    found = reliability.halves(first, second, 0.5)
+    assert found.layers == (1.0, pytest.approx(1 / 3))
+    assert found.matrices == {"layers.w": (1.0, pytest.approx(1 / 3))}
+    assert found.iou == pytest.approx(3 / 5)
+
+
+def test_growth_and_the_stable_core() -> None:
+    rows = [[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]]
+    several = [Region({"layers": {"w": jnp.asarray([[row]], bool)}}, Provenance(name=str(row))) for row in rows]
+    found = reliability.growth({10: several[1], 100: several[2]})
+    assert {samples: each.iou for samples, each in found.items()} == {10: pytest.approx(1 / 3)}
+    for least, row in ((1, [1, 1, 1, 0]), (2, [1, 1, 0, 0]), (3, [1, 0, 0, 0])):
+        core = reliability.stable(several, least)
+        np.testing.assert_array_equal(np.asarray(core.masks["layers"]["w"])[0, 0], row)
+    with pytest.raises(ValueError, match="1 to 3 of 3"):
+        reliability.stable(several, 4)
+
+
+def test_kappa_and_the_noise_ceiling() -> None:
+    # By chance two halves of a set share a quarter of it: IoU 1/3, agreement beyond chance 0.
+    assert reliability.kappa(1 / 3, 0.5) == pytest.approx(0)
+    assert reliability.kappa(1.0, 0.01) == 1
+    assert reliability.iou(reliability.kappa(0.37, 0.01), 0.01) == pytest.approx(0.37)
+    # kappa 1/2 on halves is 2/3 on the whole; with p = 0 in the limit IoU 1/3 (o = 1/2) becomes 1/2 (o = 2/3).
+    assert reliability.extrapolate(1 / 3, 1e-12) == pytest.approx(1 / 2)
+    assert reliability.ceiling(1 / 3, 1 / 3, 1e-12) == pytest.approx(1 / 2)
+    assert reliability.ceiling(1.0, 1.0, 0.01) == 1
+    assert reliability.ceiling(0.001, 1.0, 0.01) == pytest.approx(0.01 / 1.99)  # below chance counts as chance
+
+
+# ---- matched controls ----
+
+
+@pytest.fixture(scope="module")
+def crowded() -> tuple[Region, trees.Tree]:
+    """A region on large weights and few rows, as a Taylor score gives it, and the weights."""
+    generator = np.random.default_rng(0)
+    theta = generator.standard_normal((2, 90, 80)).astype(np.float32)
+    gain = generator.standard_normal((2, 80)).astype(np.float32)
+    slope = np.exp(1.5 * generator.standard_normal((2, 90, 1)) + generator.standard_normal((2, 1, 80)))
+    scores = np.abs(theta * slope * generator.standard_normal(theta.shape)).astype(np.float32)
+    params = {"layers": {"input_layernorm": gain, "w": theta}}
+    return select({"layers": {"input_layernorm": np.abs(gain), "w": scores}}, 0.05), params
+
+
+def test_matched_regions_have_the_margins(crowded: tuple[Region, trees.Tree]) -> None:
+    what, params = crowded
+    drawn = [match(what, params, seed) for seed in range(12)]
+    theta, kept = np.abs(params["layers"]["w"]), np.asarray(what.masks["layers"]["w"])
+    for layer in range(2):
+        edges = np.quantile(theta[layer], QUANTILES)
+        bins = [
+            np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(QUANTILES) + 1)
+            for values in (theta[layer][kept[layer]], theta[layer][np.asarray(drawn[0].masks["layers"]["w"])[layer]])
+        ]
+        np.testing.assert_array_equal(bins[0], bins[1])
+        for axis in (0, 1):
+            wanted = kept[layer].sum(axis=axis)
+            found = np.mean([np.asarray(each.masks["layers"]["w"])[layer].sum(axis=axis) for each in drawn], axis=0)
+            # A mean of 12 draws of a count c has a standard deviation of at most sqrt(c / 12).
+            assert np.abs(found - wanted).max() < 5 * np.sqrt(max(wanted) / 12)
+            assert np.abs(found - wanted).mean() < np.sqrt(wanted / 12).mean()
+    assert all(counts(each) == counts(what) for each in drawn)
+    assert len({np.asarray(each.masks["layers"]["w"]).tobytes() for each in drawn}) == 12
+    assert drawn[0].provenance.parents == (what.provenance,)
+    assert drawn[0].provenance.seed == 0
+
+
+def test_matched_regions_are_the_same_on_every_mesh(crowded: tuple[Region, trees.Tree]) -> None:
+    what, params = crowded
+    mesh = meshes.build(fsdp=2, tensor=4)
+    place = {"input_layernorm": PartitionSpec(None, "fsdp"), "w": PartitionSpec(None, "fsdp", "tensor")}
+    spread = jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), params["layers"], place)
+    masks = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), what.masks["layers"], spread)
+    assert equals(match(what, params, 3), match(Region({"layers": masks}, what.provenance), {"layers": spread}, 3))
+
+
+def test_a_region_that_fills_a_row_is_matched_there() -> None:
+    mask = np.zeros((1, 4, 6), bool)
+    mask[0, 2] = True
+    what = Region({"layers": {"w": jnp.asarray(mask)}})
+    theta = np.random.default_rng(0).standard_normal((1, 4, 6)).astype(np.float32)
+    assert equals(match(what, {"layers": {"w": theta}}, 0), what)
+    nothing = Region({"layers": {"w": jnp.zeros((1, 4, 6), bool)}})
+    assert total(match(nothing, {"layers": {"w": theta}}, 0)) == 0
+    with pytest.raises(ValueError, match=r"parameters: 'layers.w' has shape \(1, 4, 5\)"):
+        match(what, {"layers": {"w": theta[..., :5]}}, 0)
