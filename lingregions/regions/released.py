@@ -194,7 +194,7 @@ def load(
 
 
 def _guess(files: Mapping[str, Path]) -> dict[str, ShapeDtypeStruct]:
-    """Return the stacked shapes that the files of a folder suggest, from the first layer of each kind."""
+    """Return the stacked shapes that the files suggest: every kind of matrix in every layer up to the last there."""
     layers: dict[str, list[int]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, file in files.items():
@@ -203,10 +203,11 @@ def _guess(files: Mapping[str, Path]) -> dict[str, ShapeDtypeStruct]:
             shapes[path] = read(file).shape
         if layer is not None:
             layers.setdefault(path, []).append(layer)
-    for path, found in layers.items():
+    deepest = max((max(found) for found in layers.values()), default=0)
+    for path in layers:
         if path not in shapes:
             raise ValueError(f"{region.names(path, 1)[0]}.pt is missing, though {path!r} is there for other layers")
-        shapes[path] = (max(found) + 1, *shapes[path])
+        shapes[path] = (deepest + 1, *shapes[path])
     return {path: ShapeDtypeStruct(shape, np.bool_) for path, shape in sorted(shapes.items())}
 
 
