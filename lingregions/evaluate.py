@@ -69,7 +69,14 @@ def build(config: Any, compute: models.Compute, mesh: Mesh | None = None) -> Eva
     With a mesh the sums come back on every device, so that every host can read them.
     """
     whole = None if mesh is None else meshes.replicated(mesh)
-    return jax.jit(functools.partial(loss.nll, config, compute), out_shardings=whole)
+    compiled = jax.jit(functools.partial(loss.nll, config, compute), out_shardings=whole)
+
+    def run(params: trees.Tree, batch: Batch) -> loss.Loss:
+        with meshes.use(mesh):
+            out: loss.Loss = compiled(params, batch)
+            return out
+
+    return run
 
 
 def evaluate(

@@ -5,6 +5,7 @@ heads, MLP and vocabulary). Parameters, gradient sums, scores, regions and batch
 `AXIS_RULES`.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -104,8 +105,13 @@ def rows(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which `constrain` pins activations to this mesh; without a mesh, one that does nothing."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
 def constrain(values: jax.Array, *axes: str) -> jax.Array:
-    """Pin an activation with these named axes to its place on the mesh in use (`jax.set_mesh`), if there is one."""
+    """Pin an activation with these named axes to its place on the mesh in `use`, if there is one."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return values

@@ -345,7 +345,7 @@ class Scorer:
         micro: int = 1,
         mesh: Mesh | None = None,
     ) -> None:
-        self.definition, self.micro = definition, micro
+        self.definition, self.micro, self.mesh = definition, micro, mesh
         self.rules = tuple(dict.fromkeys((definition.rule, *rules)))
         unknown = [rule for rule in self.rules if rule not in RULES]
         if unknown:
@@ -396,7 +396,8 @@ class Scorer:
         nll = 0.0
         for begin in range(0, size, self.micro):
             micro = Batch(*(_fill(np.asarray(values)[begin : begin + self.micro], self.micro) for values in group))
-            sums, found = self._step(params, sums, put(micro), weight)
+            with meshes.use(self.mesh):
+                sums, found = self._step(params, sums, put(micro), weight)
             each = np.asarray(found.nll, np.float64)
             if not np.isfinite(each).all():
                 rows = [begin + int(row) for row in np.flatnonzero(~np.isfinite(each))]

@@ -37,6 +37,7 @@ def core_removal(settings: ConfigDict, run: Run) -> None:
       run: the work directory; what is finished in it is not done again.
     """
     laboratory = lab.prepare(settings, run)
+    lab.check(laboratory)
     for language in settings.score.languages:
         lab.score(laboratory, language)
     files = find(laboratory)

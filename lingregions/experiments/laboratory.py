@@ -78,6 +78,10 @@ class Laboratory:
     def definition(self) -> scores.Definition:
         """How importance is defined: a preset with the changes that the config makes."""
         chosen = self.settings.score.to_dict()
+        if chosen["preset"] not in scores.PRESETS:
+            raise ValueError(
+                f"score.preset is {chosen['preset']!r}; it must be one of {', '.join(sorted(scores.PRESETS))}"
+            )
         preset = scores.PRESETS[chosen["preset"]]
         names = {field.name for field in dataclasses.fields(preset)}
         changes = {name: value for name, value in chosen.items() if name in names and value is not None}
@@ -150,13 +154,30 @@ def prepare(settings: ConfigDict, run: Run) -> Laboratory:
 def draw(laboratory: Laboratory, language: str, split: str, samples: int) -> tuple[Corpus, np.ndarray]:
     """Return a corpus and the positions of the first `samples` of its seeded order (all of them when 0).
 
-    Fewer than asked is an error, or a note where the config allows it (`data.fewer`).
+    Raises:
+      ValueError: there are fewer than asked, and the config does not allow it (`data.fewer`).
     """
     corpus, seed = laboratory.corpus(language, split), laboratory.settings.seed
-    positions = corpus.draw(samples or len(corpus), seed, fewer=laboratory.settings.data.fewer)
+    return corpus, corpus.draw(samples or len(corpus), seed, fewer=laboratory.settings.data.fewer)
+
+
+def check(laboratory: Laboratory) -> None:
+    """Open every text of the config, so that what is missing is told before the first hour of work, not after it.
+
+    Raises:
+      ValueError: a text is missing, unusable or shorter than asked; the message says which.
+    """
+    settings = laboratory.settings
+    for language in settings.score.languages:
+        _count(laboratory, language, settings.data.score_split, settings.score.samples)
+    for language in settings.evaluate.languages:
+        _count(laboratory, language, settings.data.evaluate_split, settings.evaluate.samples)
+
+
+def _count(laboratory: Laboratory, language: str, split: str, samples: int) -> None:
+    _, positions = draw(laboratory, language, split, samples)
     if len(positions) < samples:
         laboratory.run.note(f"{language}, {split}: {len(positions)} samples, {samples} were asked for")
-    return corpus, positions
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -188,8 +209,8 @@ def score(laboratory: Laboratory, language: str) -> None:
                 raise FloatingPointError(f"{language}, samples {at:,} to {at + len(chosen) - 1:,}: {error}") from error
             at, tokens, nats = at + len(chosen), tokens + counted, nats + nll
             bar.advance(len(chosen) * corpus.length)
-            due = time.monotonic() - saved > settings.machine.save_seconds
-            if at < len(positions) and (due or run.interrupted):
+            due = run.agree(time.monotonic() - saved > settings.machine.save_seconds) or run.stopping()
+            if at < len(positions) and due:
                 run.save(draft, sums, {"position": at, "tokens": tokens, "nll": nats})
                 saved = time.monotonic()
             if at < len(positions):

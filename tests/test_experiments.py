@@ -1,0 +1,199 @@
+"""Every experiment, whole, on the tiny model: what it writes, that it resumes, and that the machine changes nothing."""
+
+import csv
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lingregions import mesh as meshes
+from lingregions import regions, settings
+from lingregions.experiments import EXPERIMENTS, laboratory
+from lingregions.run import Interrupted, Run
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMALL = (
+    "--config.score.languages=ar,zh",
+    "--config.score.samples=2",
+    "--config.evaluate.languages=ar,sw",
+    "--config.evaluate.samples=1",
+    "--config.machine.progress=none",
+)
+
+
+def config(*overrides: str):
+    return settings.load(f"{CONFIGS / 'core_removal.py'}:tiny", [*SMALL, *overrides])
+
+
+def finish(folder: Path, *overrides: str) -> list[dict[str, str]]:
+    chosen = config(*overrides)
+    with Run.open(folder, chosen) as run:
+        EXPERIMENTS[chosen.experiment](chosen, run)
+    return list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, finish(folder)
+
+
+def test_a_config_for_every_experiment_and_an_experiment_for_every_config():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(EXPERIMENTS)
+    for name, experiment in EXPERIMENTS.items():
+        assert experiment.__name__ == name
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("variant", ["tiny", "smollm2", "llama2_7b", "llama2_13b"])
+def test_every_variant_resolves(path, variant):
+    chosen = settings.load(f"{path}:{variant}")
+    assert chosen.experiment == path.stem
+    assert len(chosen.score.languages) == 6
+    if variant.startswith("llama2"):
+        assert chosen.score.samples == 10_000
+        assert len(set(chosen.evaluate.languages)) == 30
+
+
+def test_results_hold_one_row_per_arm_and_language(whole):
+    _, rows = whole
+    assert list(rows[0]) == list(laboratory.COLUMNS)
+    arms = ["base", "top 1%", "bottom 1%", "random 1% seed 0"]
+    assert [(row["arm"], row["language"]) for row in rows] == [(arm, code) for arm in arms for code in ("ar", "sw")]
+    for row in rows:
+        nats, tokens, size = float(row["nll_nats"]), int(row["tokens"]), int(row["bytes"])
+        # 64 byte tokens a sample, the first without context: 63 targets of one byte each.
+        assert (tokens, size) == (63, 63)
+        np.testing.assert_allclose(float(row["perplexity"]), np.exp(nats / tokens), rtol=1e-8)
+        np.testing.assert_allclose(float(row["bits_per_byte"]), nats / np.log(2) / size, rtol=1e-12)
+
+
+def test_arms_differ_from_the_base(whole):
+    _, rows = whole
+    nats = {(row["arm"], row["language"]): row["nll_nats"] for row in rows}
+    for arm, language in nats:
+        assert (nats[arm, language] == nats["base", language]) == (arm == "base")
+
+
+def test_regions_are_found_and_saved_with_their_origin(whole):
+    folder, _ = whole
+    names = {path.stem for path in (folder / "regions").glob("*.safetensors")}
+    assert names == {
+        *("top-1pct", "bottom-1pct", "random-1pct-seed-0", "top-1pct-ar", "top-1pct-zh"),
+        *("monolingual-ar", "monolingual-zh"),
+    }
+    found = {name: regions.load(folder / "regions" / f"{name}.safetensors") for name in names}
+    core = found["top-1pct"]
+    # floor(1 %) of each matrix of the tiny preset, by hand: q, o 64 x 64 -> 40; k, v 32 x 64 -> 20; gate, up, down
+    # 128 x 64 -> 81; norms of 64 -> 0; two layers.
+    assert regions.total(core) == 2 * (2 * 40 + 2 * 20 + 3 * 81)
+    assert core.provenance.languages == ("ar", "zh")
+    assert len(core.provenance.model) == 32
+    assert regions.equals(found["monolingual-ar"], regions.subtract(found["top-1pct-ar"], found["top-1pct-zh"]))
+    assert regions.total(regions.intersect(found["monolingual-ar"], found["monolingual-zh"])) == 0
+
+
+def test_report_and_settings_are_written(whole):
+    folder, _ = whole
+    page = (folder / "report.html").read_text()
+    assert "core_removal" in page
+    for name in ("config.json", "environment.json", "metrics.jsonl", "tables/texts.json"):
+        assert (folder / name).stat().st_size > 0
+    assert list((folder / "figures").glob("*.png"))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9, 12, 15])
+def test_an_interrupted_run_goes_on_and_gives_the_same(whole, tmp_path, monkeypatch, steps):
+    """Stop at the n-th safe point - inside a language, between regions, between cells - and run the command again."""
+    _, expected = whole
+    folder = tmp_path / "run"
+    left = steps
+    check = Run.check
+
+    def stop(self):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Interrupted(15, self.folder)
+        check(self)
+
+    monkeypatch.setattr(Run, "check", stop)
+    with pytest.raises(Interrupted):
+        finish(folder)
+    monkeypatch.setattr(Run, "check", check)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "regions").glob("*.safetensors")}
+    assert finish(folder) == expected
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # what was finished is not made again
+
+
+def test_a_signal_inside_a_language_saves_the_sums(whole, tmp_path, monkeypatch):
+    """The sums so far are saved, and read back: 1 + 1 samples give the scores of 2."""
+    reference, expected = whole
+    folder = tmp_path / "run"
+    read = []
+    load = Run.load
+    monkeypatch.setattr(Run, "load", lambda self, name, like: read.append(name) or load(self, name, like))
+    begin = Run._begin
+    monkeypatch.setattr(Run, "_begin", lambda self, *words: begin(self, *words) or setattr(self, "interrupted", 15))
+    with pytest.raises(Interrupted):
+        finish(folder)
+    monkeypatch.setattr(Run, "_begin", begin)
+    assert (folder / "resume" / "ar").is_dir()
+    assert read == []
+    assert finish(folder) == expected
+    assert read[0] == "resume/ar"
+    assert not (folder / "resume" / "ar").exists()
+    ours, theirs = (regions.load(place / "regions" / "top-1pct-ar.safetensors") for place in (folder, reference))
+    assert regions.equals(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_the_mesh_changes_nothing(whole, tmp_path, monkeypatch, shape):
+    reference, expected = whole
+    build = functools.partial(meshes.build, devices=jax.devices()[: int(np.prod(shape))])
+    monkeypatch.setattr(meshes, "build", build)
+    sizes = [f"--config.machine.mesh.{axis}={size}" for axis, size in zip(meshes.MESH_AXES, shape, strict=True)]
+    rows = finish(tmp_path / "run", *sizes)
+    for row, other in zip(rows, expected, strict=True):
+        assert row["arm"] == other["arm"]
+        np.testing.assert_allclose(float(row["nll_nats"]), float(other["nll_nats"]), rtol=1e-6)
+    for path in (reference / "regions").glob("*.safetensors"):
+        assert regions.equals(regions.load(path), regions.load(tmp_path / "run" / "regions" / path.name)), path.stem
+
+
+def test_batches_change_nothing(whole, tmp_path):
+    _, expected = whole
+    rows = finish(tmp_path / "run", "--config.machine.score_batch=3", "--config.machine.evaluate_batch=2")
+    for row, other in zip(rows, expected, strict=True):
+        np.testing.assert_allclose(float(row["nll_nats"]), float(other["nll_nats"]), rtol=1e-6)
+
+
+def test_preset_paper_runs_and_differs(whole, tmp_path):
+    _, expected = whole
+    rows = finish(tmp_path / "run", "--config.score.preset=paper")
+    assert [row["nll_nats"] for row in rows if row["arm"] == "base"] == [
+        row["nll_nats"] for row in expected if row["arm"] == "base"
+    ]
+    assert [row["nll_nats"] for row in rows if row["arm"] == "top 1%"] != [
+        row["nll_nats"] for row in expected if row["arm"] == "top 1%"
+    ]
+
+
+def test_fewer_samples_than_asked(tmp_path):
+    with pytest.raises(ValueError, match=r"100000 samples of 64 tokens asked for.*allow fewer"):
+        finish(tmp_path / "strict", "--config.score.samples=100000")
+
+
+def test_not_a_number_in_the_weights_stops_with_language_and_sample(tmp_path, monkeypatch):
+    prepare = laboratory.prepare
+
+    def poison(chosen, run):
+        found = prepare(chosen, run)
+        found.params["norm"] = found.params["norm"] * np.float32(np.nan)
+        return found
+
+    monkeypatch.setattr(laboratory, "prepare", poison)
+    with pytest.raises(FloatingPointError, match=r"ar, samples 0 to 0: the loss of sample\(s\) \[0\]"):
+        finish(tmp_path / "run")

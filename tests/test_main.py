@@ -1,0 +1,92 @@
+"""The command line: verbs, exit codes, and messages for what a user can mend."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lingregions.main import VERBS, main
+
+CONFIG = f"--config={Path(__file__).parent.parent / 'configs' / 'core_removal.py'}:tiny"
+SMALL = [
+    "--config.score.languages=ar",
+    "--config.evaluate.languages=sw",
+    "--config.select.monolingual=False",
+    "--config.machine.progress=none",
+]
+
+
+def test_help_lists_the_verbs(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for verb in VERBS:
+        assert f"\n  {verb} " in out
+
+
+def test_no_words_and_unknown_verbs_are_errors(capsys):
+    assert main([]) == 2
+    assert main(["rum"]) == 2
+    assert "there is no verb 'rum'" in capsys.readouterr().err
+
+
+def test_run_then_again(tmp_path, capsys):
+    words = ["run", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL]
+    assert main(words) == 0
+    assert f"done: {tmp_path / 'run' / 'report.html'}" in capsys.readouterr().out
+    before = (tmp_path / "run" / "results.csv").read_bytes()
+    assert main(words) == 0
+    assert "done already" in capsys.readouterr().out
+    assert (tmp_path / "run" / "results.csv").read_bytes() == before
+    # Another config on the same work directory is refused, key by key; nothing is touched.
+    assert main([*words, "--config.seed=1"]) == 1
+    assert "seed" in capsys.readouterr().err
+    assert (tmp_path / "run" / "results.csv").read_bytes() == before
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    assert main(["run", CONFIG, f"--workdir={tmp_path / 'run'}", "--dry_run"]) == 0
+    assert "preset:tiny" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.scoer.samples=1"], "did you mean"),
+        (["--config.score.samples=many"], "samples"),
+        (["--config.experiment=core_removla"], "there is no experiment 'core_removla'"),
+        (["--config.score.preset=papre"], "papre"),
+        (["--config.compute.dtype=float16"], "compute.dtype is 'float16'"),
+        (["--config.machine.mesh.tensor=3"], "does not fit 8 devices"),
+        (["--config.select.fractions=2"], "fraction"),
+        (["--config.data.length=1"], "length"),
+        (["--config.model.source=package:nothing"], "nothing"),
+    ],
+)
+def test_mistakes_are_answered_in_words(tmp_path, capsys, words, message):
+    assert main(["run", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL, *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_sigterm_resumes(tmp_path):
+    """The real thing: a process that is told to stop says how to go on, and the next one finishes."""
+    words = [sys.executable, "-m", "lingregions.main", "run", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL]
+    words += ["--config.score.samples=40", "--config.data.fewer=True"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"model"' in metrics.read_text()):
+        time.sleep(0.05)  # poll for the state, not for a time
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 143, error
+    assert "the same command goes on from there" in error
+    assert not (tmp_path / "run" / "report.html").exists()
+    subprocess.run(words, env=environment, check=True, timeout=300)
+    assert (tmp_path / "run" / "report.html").exists()
