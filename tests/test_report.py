@@ -653,7 +653,8 @@ def test_every_kind_of_file_adds_its_section(tmp_path):
     assert "lies between 0.12 (Arabic and Chinese) and 0.20 (Arabic and Russian)" in text
     assert "Independent regions of these sizes would share at most 0.0050." in text
     assert "between 0.30 (Arabic) and 0.50 (Russian)" in text
-    assert "the fullest are 7, 90, 43," in text
+    assert page_.tables["Regions"][1][:2] == ["core", "23,580"]
+    assert page_.tables["Regions"][1][4].startswith("7, 90, 43, ")
     assert "In core every matrix holds the same share" in text
 
 
@@ -723,10 +724,13 @@ def test_the_regions_of_a_run_are_reported(tmp_path):
     (folder / "tables" / "densities.json").unlink()
     page_ = parsed(report.write(folder).read_text())
     text = plain(" ".join(page_.text))
-    assert "r<1>: 4 of 15 parameters (26.7 %). Drawn by hand." in text
+    assert page_.tables["Regions"][1][:3] == ["r<1>", "4", "26.7\u00a0%"]
+    assert "Every region: 1 matrix is too small for the fraction to select one entry (k < 1)." in text
     assert page_.tables["Parameters by layer and matrix: r<1>"] == [["layer", "q", "norm 1"], ["0", "4", "0"]]
     assert page_.tables["Overlap of the regions"][1:] == [["r<1>", "1.00", "0.00"], ["r<1> (2)", "0.00", "–"]]
-    assert dict(page_.tables["Model, tokenizer and data"][1:])["region r<1>.model hash"] == "m0"
+    identity = dict(page_.tables["Model, tokenizer and data"][1:])
+    assert (identity["region.model hash"], identity["region.definition"]) == ("m0", "drawn by hand")
+    assert [line[0] for line in page_.tables["Region: what differs"]] == ["region", "r<1>", "r<1> (2)"]
 
 
 def test_a_damaged_region_file_is_named(tmp_path):
@@ -735,6 +739,41 @@ def test_a_damaged_region_file_is_named(tmp_path):
     (folder / "regions" / "a.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(report.ReportError, match=r"a\.safetensors"):
         report.gather(folder)
+
+
+def test_regions_come_in_the_order_of_the_arms(tmp_path):
+    folder = synthetic(tmp_path)
+    (folder / "regions").mkdir()
+    for stem, name in (("a", "extra"), ("b", "random_0.01"), ("c", "top_0.01")):
+        regions.save(region(name, [[1, 0, 0]] * 4, [0, 0, 0]), folder / "regions" / f"{stem}.safetensors")
+    assert [each.name for each in report.gather(folder).surveys] == ["top_0.01", "random_0.01", "extra"]
+
+
+def test_many_different_regions_are_set_side_by_side():
+    surveys = [
+        survey.Survey(f"only {place}", ("0", "1"), ("self_attn.q_proj", "mlp.up_proj"), counts, ((10, 10), (10, 10)))
+        for place, counts in enumerate([((place, 9), (1, 1)) for place in range(5)])
+    ]
+    items = {item.name: item for item in sections.densities(surveys).items}
+    assert set(items) == {"regions", "density_by_layer", "density_by_matrix"}
+    assert items["density_by_layer"].labels == ((9, 10, 11, 12, 13), (2, 2, 2, 2, 2))
+    assert items["density_by_matrix"].labels == ((1, 2, 3, 4, 5), (10, 10, 10, 10, 10))
+    assert items["density_by_matrix"].rows == ("q", "up")
+    assert items["density_by_layer"].values[0][4] == 13 / 20
+
+
+def test_what_stages_have_in_common_is_said_once(tmp_path):
+    folder = synthetic(tmp_path)
+    (folder / "done").mkdir()
+    for code, samples in (("ar", 3), ("zh", 2)):
+        record = {"facts": {"seed": 0, "samples": samples, "data": "ab" * 32}, "files": {}}
+        (folder / "done" / f"score-{code}.json").write_text(json.dumps(record))
+    (folder / "done" / "region-top.json").write_text(json.dumps({"facts": {"region": "top"}, "files": {}}))
+    page_ = parsed(report.write(folder).read_text())
+    identity = dict(page_.tables["Model, tokenizer and data"][1:])
+    assert (identity["score.seed"], identity["score.data"]) == ("0", "ab" * 32)
+    assert page_.tables["Score: what differs"] == [["score", "samples"], ["ar", "3"], ["zh", "2"]]
+    assert not [key for key in identity if key.startswith("region")]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=9))

@@ -44,10 +44,10 @@ class ReportError(ValueError):
 class Facts:
     """What a run measured and how: the input of `render`.
 
-    `identity` says exactly which model, tokenizer and text it was, stage by stage; `timings` are records of
-    description, amount, unit and seconds. `tables` names the extra sections' files, which the verdict takes as what
-    else was measured; `fraction` is the size of a region where an arm's name doesn't say it; `verb` is what was done to
-    the regions ("Removing").
+    `identity` says exactly which model, tokenizer and text it was; `stages` is {kind: {name: facts}}, what finished
+    stages and regions record of themselves; `timings` are records of description, amount, unit and seconds. `tables`
+    names the extra sections' files, which the verdict takes as what else was measured; `fraction` is the size of a
+    region where an arm's name doesn't say it; `verb` is what was done to the regions ("Removing").
     """
 
     experiment: str
@@ -55,6 +55,7 @@ class Facts:
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     timings: tuple[Mapping[str, Any], ...] = ()
     surveys: tuple[Survey, ...] = ()
     overlap: Overlap | None = None
@@ -296,20 +297,26 @@ def find(config: Mapping[str, Any], key: str) -> Any:
     return None
 
 
-def _regions(folder: Path, arms: list[str]) -> tuple[tuple[Survey, ...], Overlap | None, dict[str, Any]]:
-    places = {arm: place for place, arm in reversed(list(enumerate(arms)))}  # in the order of the arms, if named so
-    paths = sorted(folder.glob("*.safetensors"), key=lambda path: (places.get(path.stem, len(arms)), path.name))
+def _regions(folder: Path, arms: list[str]) -> tuple[tuple[Survey, ...], Overlap | None, dict[str, dict[str, Any]]]:
     try:
+        headers = {path: file.header(path) for path in sorted(folder.glob("*.safetensors"))}
+        # In the order of the arms, where they are called like one.
+        places = {arm: place for place, arm in reversed(list(enumerate(arms)))}
+        paths = sorted(headers, key=lambda path: places.get(headers[path].provenance.name, len(arms)))
         surveys, overlap = surveying.read(paths)
-        headers = [file.header(path) for path in paths]
     except (ValueError, KeyError) as error:
         raise ReportError(f"{folder}: {error}") from error
-    identity: dict[str, Any] = {}
-    for head, found in zip(headers, surveys, strict=True):
-        origin = head.provenance
-        hashes = {"model hash": origin.model, "tokenizer hash": origin.tokenizer, "data fingerprint": origin.data}
-        identity[f"region {found.name}"] = {**hashes, "content hash": head.digest}
-    return surveys, overlap, identity
+    records: dict[str, dict[str, Any]] = {}
+    for path, found in zip(paths, surveys, strict=True):
+        origin = headers[path].provenance
+        records[found.name] = {
+            "definition": found.definition,
+            "model hash": origin.model,
+            "tokenizer hash": origin.tokenizer,
+            "data fingerprint": origin.data,
+            "content hash": headers[path].digest,
+        }
+    return surveys, overlap, records
 
 
 IDENTITY = ("model", "tokenizer", "data")  # events of metrics.jsonl whose fields say what was measured
@@ -335,6 +342,7 @@ def gather(folder: Path) -> Facts:
     environment = _object(folder / "environment.json", notes)
     rows = results(folder / "results.csv")
     identity: dict[str, Any] = {}
+    stages: dict[str, dict[str, Any]] = {}
     timings = []
     for record in metrics(folder / "metrics.jsonl", notes):
         event = record.get("event")
@@ -345,11 +353,13 @@ def gather(folder: Path) -> Facts:
         elif event == "timed":
             timings.append(record)
     for path in sorted((folder / "done").glob("*.json")):
-        if stage := _object(path, notes).get("facts"):
-            identity[path.stem] = stage
+        stage = _object(path, notes).get("facts") or {}
+        if len(stage) > 1:  # a stage that only names itself says nothing
+            kind, _, name = path.stem.partition("-")
+            stages.setdefault(kind, {})[name or path.stem] = stage
     files = sorted((folder / "tables").glob("*.json")) if (folder / "tables").is_dir() else []
     extras = tuple(extra(path) for path in files)
-    surveys, overlap, hashes = _regions(folder / "regions", [row.arm for row in rows])
+    surveys, overlap, records = _regions(folder / "regions", [row.arm for row in rows])
     fraction = find(config, "fraction")
     perturbation = find(config, "perturbation")
     return Facts(
@@ -357,7 +367,8 @@ def gather(folder: Path) -> Facts:
         rows=rows,
         config=config,
         environment=environment,
-        identity={**identity, **hashes},
+        identity=identity,
+        stages={**stages, **({"region": records} if records else {})},
         timings=tuple(timings),
         surveys=surveys,
         overlap=overlap,

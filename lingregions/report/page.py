@@ -5,7 +5,7 @@ themselves on a phone. `compose` turns facts into sections and `render` sections
 facts give equal pages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import lingregions
@@ -27,7 +27,7 @@ def compose(facts: Facts) -> tuple[Section, ...]:
     if facts.overlap is not None:
         parts.append(sections.overlap(facts.overlap, name="overlap_of_regions"))
     parts += facts.extras
-    parts.append(sections.settings(facts.config, facts.environment, facts.identity, facts.timings))
+    parts.append(sections.settings(facts.config, facts.environment, facts.identity, facts.timings, facts.stages))
     if facts.notes:
         parts.append(sections.notes(facts.notes))
     return tuple(part for part in parts if part.paragraphs or part.items)
@@ -68,7 +68,8 @@ def render(facts: Facts) -> str:
     names = anchors(parts)
     weighed = "\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in verdict)
     model = facts.config.get("model")
-    kicker = " · ".join([facts.experiment, *([str(model)] if isinstance(model, str) else [])])
+    source = model.get("source") if isinstance(model, Mapping) else model
+    kicker = " · ".join([facts.experiment, *([source] if isinstance(source, str) else [])])
     links = "".join(
         f'<li><a href="#{name}">{escape(part.title)}</a></li>' for name, part in zip(names, parts, strict=True)
     )

@@ -182,34 +182,114 @@ def short(matrix: str) -> str:
     return _SHORT.get(matrix, matrix)
 
 
+DRAWN = 4  # regions that get a figure each; more are compared in one
+
+
 def densities(surveys: Sequence[Survey]) -> Section:
-    """Where each region lies: layer x matrix heat maps (one for regions of equal counts), then the residual axis."""
-    items: list[Table | Figure] = []
+    """Where each region lies: a table of all, layer x matrix heat maps, and the residual axis of the first ones.
+
+    Regions with the same count in every matrix share one heat map. Where more than a few differ, as the monolingual
+    regions do, they are set side by side: one map of layers x regions, one of matrices x regions.
+    """
     groups: dict[tuple[tuple[int | None, ...], ...], list[Survey]] = {}
     for survey in surveys:
         groups.setdefault(survey.counts, []).append(survey)
-    items += [density(group[0], numerals.listed([survey.name for survey in group])) for group in groups.values()]
+    alike, alone = list(groups.values()), []
+    if len(alike) > DRAWN:
+        alone = [group[0] for group in alike if len(group) == 1 and not group[0].even]
+        alike = [group for group in alike if len(group) > 1 or group[0].even]
+    items: list[Table | Figure] = [catalogue(surveys)]
+    items += [density(group[0], _several([survey.name for survey in group])) for group in alike]
+    if alone:
+        items += [profile(alone, "layer"), profile(alone, "matrix")]
+    carrying = [survey for survey in surveys if sum(survey.carried)]
+    items += [along(survey) for survey in carrying[:DRAWN]]
+    items += [carriers(survey) for survey in carrying if _peaked(survey)][:1]
     paragraphs = []
-    for survey in surveys:
-        sentence = f"{survey.name}: {numerals.count(survey.selected)} of {numerals.count(survey.size)} parameters"
-        sentence += f" ({numerals.percent(survey.selected / survey.size)})." if survey.size else "."
-        if survey.definition:
-            sentence += f" {numerals.sentence(survey.definition).rstrip('.')}."
-        if sum(survey.carried):
-            sentence += " " + _carriers(survey)
-            items.append(along(survey))
-            if _peaked(survey):
-                items.append(carriers(survey))
-        paragraphs.append(" ".join([sentence, *survey.notes]))
-    if any(survey.even for survey in surveys):
-        even = [survey.name for survey in surveys if survey.even]
-        who = "every region" if len(even) == len(surveys) > 1 else numerals.listed(even)
+    if even := [survey.name for survey in surveys if survey.even]:
         paragraphs.append(
-            f"In {who} every matrix holds the same share, because the selection is made per matrix: the map of layers "
-            "and matrices cannot tell which layer or module matters more, only the axis shows where inside the "
-            "matrices a region lies."
+            f"In {_whom(even, surveys)} every matrix holds the same share, because the selection is made per matrix: "
+            "the map of layers and matrices cannot tell which layer or module matters more, only the axis shows where "
+            "inside the matrices a region lies."
         )
+    said: dict[str, list[str]] = {}
+    for survey in surveys:
+        for note in survey.notes:
+            said.setdefault(note, []).append(survey.name)
+    paragraphs += [f"{numerals.sentence(_whom(names, surveys))}: {note}" for note, names in said.items()]
     return Section("Where the regions lie", tuple(paragraphs), tuple(items))
+
+
+def _several(names: Sequence[str]) -> str:
+    if len(names) <= 3:
+        return numerals.listed(list(names))
+    return f"{names[0]}, {names[1]} and {len(names) - 2} others"
+
+
+def _whom(names: Sequence[str], surveys: Sequence[Survey]) -> str:
+    return "every region" if len(names) == len(surveys) > 1 else _several(names)
+
+
+def catalogue(surveys: Sequence[Survey]) -> Table:
+    """One row per region: its size, and how much of it the fullest indices of the residual axis hold."""
+    axis = surveys[0].axis if surveys else "embed"
+    rows: list[tuple[Cell, ...]] = []
+    for survey in surveys:
+        total = sum(survey.carried)
+        fullest = sorted(survey.carried, reverse=True)[: max(1, len(survey.carried) // 100)]
+        best = ", ".join(str(int(index)) for index, _ in tallest(_shares(survey), 6))
+        rows.append(
+            (
+                survey.name,
+                survey.selected,
+                survey.selected / survey.size if survey.size else None,
+                sum(fullest) / total if total else None,
+                None if not total else best if _peaked(survey) else "none stands out",
+            )
+        )
+    return Table(
+        "regions",
+        "Regions",
+        (
+            Column("region"),
+            Column("parameters", "count"),
+            Column("share of the scope", "percent"),
+            Column(f"held by the fullest 1 % of the axis {axis}", "percent"),
+            Column("fullest indices"),
+        ),
+        tuple(rows),
+        f"The fullest 1 % are the indices of the axis {axis} with the most entries, at least one; in a region spread "
+        "evenly over the axis they hold their own share of the indices.",
+    )
+
+
+def profile(surveys: Sequence[Survey], by: str) -> Grid:
+    """Density of several regions by layer, or by matrix over all layers, with counts; parallel regions only."""
+    first = surveys[0]
+    labels = first.layers if by == "layer" else tuple(map(short, first.matrices))
+
+    def sums(table: tuple[tuple[int | None, ...], ...]) -> list[int]:
+        lines = table if by == "layer" else tuple(zip(*table, strict=True))
+        return [sum(cell or 0 for cell in line) for line in lines]
+
+    counts = list(zip(*(sums(survey.counts) for survey in surveys), strict=True))
+    sizes = list(zip(*(sums(survey.sizes) for survey in surveys), strict=True))
+    return Grid(
+        f"density_by_{by}",
+        f"Parameters by {by}, region by region",
+        by,
+        labels,
+        tuple(survey.name for survey in surveys),
+        tuple(
+            tuple(count / size if size else None for count, size in zip(*pair, strict=True))
+            for pair in zip(counts, sizes, strict=True)
+        ),
+        kind="percent",
+        unit=f"of the {by}",
+        note=f"Printed: parameters of the region. Colour: their share of the {by}.",
+        labels=tuple(counts),
+        label="parameters",
+    )
 
 
 def density(survey: Survey, who: str = "") -> Grid:
@@ -246,17 +326,6 @@ def _shares(survey: Survey) -> list[tuple[float, float]]:
 def _peaked(survey: Survey) -> bool:
     # Twice the mean of the axis: below that the fullest indices of a random region are noise.
     return max(survey.carried) * len(survey.carried) >= 2 * sum(survey.carried)
-
-
-def _carriers(survey: Survey) -> str:
-    total = sum(survey.carried)
-    fullest = sorted(survey.carried, reverse=True)[: max(1, len(survey.carried) // 100)]
-    best = [str(int(index)) for index, _ in tallest(_shares(survey), 6)]
-    return (
-        f"Along the axis {survey.axis} the fullest 1 % of the {numerals.count(len(survey.carried))} indices hold "
-        f"{numerals.percent(round(sum(fullest) / total, 3))} of its entries"
-        + (f"; the fullest are {numerals.listed(best)}." if _peaked(survey) else ", and no index stands out.")
-    )
 
 
 def along(survey: Survey) -> Curve:
@@ -390,6 +459,8 @@ def reliability(
 _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|[a-z]+://[^/\s:@]+:[^/\s@]+@)")
 _IDENTITY = re.compile(r"hash|fingerprint|sha256|checksum|tokenizer|token_ids|revision|special", re.IGNORECASE)
 
+_HASH = re.compile(r"\b([0-9a-f]{16})[0-9a-f]{16,}\b")  # shown in part where many stand side by side
+
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted key, value), with anything that looks like a credential left out."""
@@ -421,20 +492,48 @@ def settings(
     environment: Mapping[str, Any],
     identity: Mapping[str, Any] | None = None,
     timings: Sequence[Mapping[str, Any]] = (),
+    stages: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> Section:
-    """Everything needed to repeat the run: identities (hashes, tokenizer), the configuration, the machine, the time."""
+    """Everything needed to repeat the run: identities (hashes, tokenizer), the configuration, the machine, the time.
+
+    `stages` is {kind: {name: facts}}, such as what is recorded of each score: what all of a kind have in common is said
+    once, the rest in a table of that kind.
+    """
     chosen, machine = flatten(config), flatten(environment)
     exact = [*flatten(identity or {}), *(row for row in [*machine, *chosen] if _IDENTITY.search(row[0]))]
+    varying = []
+    for kind, facts in (stages or {}).items():
+        common, table = compare(kind, facts)
+        exact += common
+        varying.append(table)
     exact = list(dict.fromkeys(exact))
     columns = (Column("setting"), Column("value"))
     rest = tuple(row for row in machine if row not in exact)
     tables = (
         Table("identity", "Model, tokenizer and data", columns, tuple(exact), settings=True),
+        *varying,
         Table("configuration", "Configuration, as resolved", columns, tuple(chosen), settings=True),
         Table("environment", "Environment", columns, rest, settings=True),
         times(timings),
     )
     return Section("Settings", (), tuple(table for table in tables if table.rows))
+
+
+def compare(kind: str, facts: Mapping[str, Mapping[str, Any]]) -> tuple[list[tuple[str, str]], Table]:
+    """What several records of one kind have in common, as settings, and a table of what differs between them."""
+    flat = {name: dict(flatten(record)) for name, record in facts.items()}
+    keys = list(dict.fromkeys(key for record in flat.values() for key in record))
+    shared = [key for key in keys if len({record.get(key) for record in flat.values()}) == 1] if len(flat) > 1 else []
+    differing = [key for key in keys if key not in shared]
+    first = next(iter(flat.values()), {})
+    table = Table(
+        f"settings_{slug(kind)}",
+        f"{numerals.sentence(kind)}: what differs",
+        (Column(kind), *(Column(key) for key in differing)),
+        tuple((name, *(_HASH.sub(r"\1…", record.get(key, "")) for key in differing)) for name, record in flat.items()),
+        settings=True,
+    )
+    return [(f"{kind}.{key}", first[key]) for key in shared], table
 
 
 def times(timings: Sequence[Mapping[str, Any]]) -> Table:

@@ -44,7 +44,7 @@ thead th { font-weight: 600; border-bottom: 1px solid var(--ink); vertical-align
 thead .n { white-space: normal }
 .table tbody tr:nth-child(even):not(.total) { background: var(--band) }
 tr.total > * { font-weight: 600; border-top: 1px solid var(--ink) }
-.grid td.n { border: 1px solid var(--paper); min-width: 3.9rem }
+.grid td.n { border: 1px solid var(--paper); min-width: 3.4rem }
 .grid tr.total > td.n { border-top: 1px solid var(--ink) }
 .group, .snone { color: var(--quiet) }
 .group { white-space: nowrap }
