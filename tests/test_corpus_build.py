@@ -280,6 +280,15 @@ def test_data_build_does_all_it_can_and_says_what_it_could_not(source: Source, t
     assert [(row.language, row.documents, row.skipped) for row in again] == [("sw", 1, 1)]
 
 
+def test_data_build_writes_a_tfds_data_set_too(tmp_path: Path) -> None:
+    output = console()
+    folders = command.dataset("udhr", tmp_path, output, languages=["sw", "Vietnamese"], split="first")
+    assert folders == [tmp_path / f"lingregions_text/{code}/1.0.0" for code in ("sw", "vi")]
+    assert f"source='tfds:lingregions_text@{tmp_path}'" in printed(output)
+    corpus = corpora.open(f"tfds:lingregions_text@{tmp_path}", "vi", BYTES, length=64)
+    assert corpus.fingerprint == corpora.open("udhr", "vi", BYTES, length=64, split="first").fingerprint
+
+
 def test_data_check_names_what_is_missing_and_what_is_wrong(source: Source, tmp_path: Path) -> None:
     (tmp_path / "texts/sw.txt").write_bytes("слова\n".encode() + b"\xff\n")
     output = console()

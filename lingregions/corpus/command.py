@@ -94,6 +94,38 @@ def build(
     return built
 
 
+def dataset(
+    name: str,
+    folder: Path,
+    console: Console,
+    *,
+    languages: Sequence[str] = (),
+    split: str | None = None,
+    column: str = "text",
+    document: str = "line",
+    strict: bool = True,
+) -> list[Path]:
+    """Write all (or the named) languages of a source as the TFDS data set `lingregions_text` below `folder`.
+
+    Returns the folders that `tfds.builder_from_directory` opens; a language that is there already is not written again.
+    Raises what reading the source raises.
+    """
+    from lingregions.corpus import tfds  # a second and more of imports, only where it is used
+
+    source = sources.find(name, column=column, document=document)
+    written = []
+    for code in _codes(source, languages):
+        whole = source.resolve(code, split or source.split)[0]
+        builder = tfds.LingregionsText(
+            config=code, source=source, split=whole, strict=strict, file_format="array_record", data_dir=str(folder)
+        )
+        builder.download_and_prepare()
+        written.append(Path(str(builder.data_path)))
+        console.print(f"{LANGUAGES[code].name}: {written[-1]}", markup=False, soft_wrap=True)
+    console.print(f"Use them as source='tfds:{tfds.OWN}@{folder}'.", markup=False, soft_wrap=True)
+    return written
+
+
 def check(
     name: str,
     console: Console,

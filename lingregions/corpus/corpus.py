@@ -197,13 +197,13 @@ class Corpus:
             specials = len(self.chosen) * self.policy.before + int(ended.sum()) * self.policy.after
         specials += len(self) * int(self.policy.bos == "sample")
         tokens = int(kept.sum())
-        starts = self.tokens.offsets[self.chosen]
-        if len(self.chosen) == len(self.tokens) and self.packing == "packed":
-            total = int(np.sum(self.tokens.bytes, dtype=np.int64))
+        if self.packing == "packed":
+            total = int(np.add.reduceat(self.tokens.bytes, self.tokens.offsets[:-1], dtype=np.int64)[self.chosen].sum())
         else:
+            starts = self.tokens.offsets[self.chosen].tolist()
             total = sum(
                 int(np.sum(self.tokens.bytes[start : start + count], dtype=np.int64))
-                for start, count in zip(starts.tolist(), kept.tolist(), strict=True)
+                for start, count in zip(starts, kept.tolist(), strict=True)
             )
         return Counts(
             documents=len(self.chosen),
