@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
             print(f"done already: {opened.path('report.html')}")
             return 0
         EXPERIMENTS[config.experiment](config, opened)
-        opened.finish("run", "results.csv", "report.html")
+        opened.finish("run", *(name for name in ("results.csv", "report.html") if opened.path(name).exists()))
         print(f"done: {opened.path('report.html')}")
     return 0
 

@@ -3,16 +3,18 @@
 A config is a Python file with `get_config(variant)` that returns an `ml_collections.ConfigDict`. Beside it the file may
 hold two dicts that make messages better: `VARIANTS` (variant -> one sentence) and `HELP` (dotted key -> one sentence).
 Values are parsed, and their types enforced, by `ml_collections.config_flags` (a tuple of words may also be written
-`ar,zh`); this module finds the file and answers
-mistakes in words: what was wrong, what there is, what was probably meant. A `placeholder(type)` in a config is a value
+`ar,zh`); this module finds the file and answers mistakes in words: what was wrong, what there is, what was probably
+meant. A `placeholder(type)` in a config is a value
 that the user must give: one that is still unset at the start is an error. Costs nothing: no device is touched.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import re
 import runpy
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +132,8 @@ def _get(source: str) -> tuple[Mapping[str, Any], config_dict.ConfigDict]:
     path = Path(name)
     if not path.is_file():
         raise SettingsError(_missing(path))
-    module = runpy.run_path(str(path))
+    with _beside(path.parent):
+        module = runpy.run_path(str(path))
     get_config = module.get("get_config")
     if not callable(get_config):
         raise SettingsError(f"{path} is not a config: it defines no function get_config")
@@ -147,6 +150,20 @@ def _get(source: str) -> tuple[Mapping[str, Any], config_dict.ConfigDict]:
     if not isinstance(config, config_dict.ConfigDict):
         raise SettingsError(f"{path}: get_config returned {type(config).__name__}, a ConfigDict is needed")
     return module, config.unlock()
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[None]:
+    """Let a config import what lies beside it (`from base import base`), and forget it afterwards."""
+    before, place = set(sys.modules), str(folder.resolve())
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        for name in set(sys.modules) - before:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(place):
+                del sys.modules[name]
 
 
 def _missing(path: Path) -> str:

@@ -5,7 +5,11 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from lingregions.experiments.core_removal import core_removal
+from lingregions.experiments.reliability import reliability
 from lingregions.run import Run
 
 # The value of `config.experiment` -> (locked config, work directory) -> nothing: results are in the work directory.
-EXPERIMENTS: dict[str, Callable[[ConfigDict, Run], None]] = {"core_removal": core_removal}
+EXPERIMENTS: dict[str, Callable[[ConfigDict, Run], None]] = {
+    "core_removal": core_removal,
+    "reliability": reliability,
+}

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -91,7 +91,9 @@ class Laboratory:
     def scorer(self) -> scores.Scorer:
         """The compiled scoring steps, used for every language."""
         micro = self.settings.machine.score_batch * meshes.rows(self.mesh)
-        return scores.Scorer(self.model, self.compute, self.definition, micro=micro, mesh=self.mesh)
+        return scores.Scorer(
+            self.model, self.compute, self.definition, self.settings.score.rules, micro=micro, mesh=self.mesh
+        )
 
     @functools.cached_property
     def evaluator(self) -> evaluate.Evaluator:
@@ -170,7 +172,7 @@ def check(laboratory: Laboratory) -> None:
     settings = laboratory.settings
     for language in settings.score.languages:
         _count(laboratory, language, settings.data.score_split, settings.score.samples)
-    for language in settings.evaluate.languages:
+    for language in settings.evaluate.languages if "evaluate" in settings else ():
         _count(laboratory, language, settings.data.evaluate_split, settings.evaluate.samples)
 
 
@@ -183,52 +185,97 @@ def _count(laboratory: Laboratory, language: str, split: str, samples: int) -> N
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def score(laboratory: Laboratory, language: str) -> None:
-    """Score one language and save the scores as `scores/<language>`; resumes inside the language.
+class Snapshot(NamedTuple):
+    """What scoring has gathered after `position` samples of the order: sums over `tokens` targets of `nll` nats."""
 
-    The resume point is the sums and one integer, saved every `machine.save_seconds` and when a signal asks to stop.
+    position: int
+    sums: scores.Sums
+    tokens: int
+    nll: float
+
+
+def gather(
+    laboratory: Laboratory, language: str, start: int, stop: int, stops: Sequence[int] = ()
+) -> Iterator[Snapshot]:
+    """Sum up the samples start .. stop of a language's order, and yield at each of `stops` and at the end.
+
+    The resume point is the sums and one integer, saved every `machine.save_seconds` and when a signal asks to stop;
+    a resumed pass yields only the snapshots that are still ahead. Use the sums before asking for the next snapshot.
     """
     run, scorer, settings = laboratory.run, laboratory.scorer, laboratory.settings
-    stage, draft = f"score-{language}", f"resume/{language}"
-    if run.done(stage) is not None:
-        return
-    corpus, positions = draw(laboratory, language, settings.data.score_split, settings.score.samples)
-    if run.header(draft) is None:
-        sums, at, tokens, nats = scorer.start(laboratory.params), 0, 0, 0.0
+    draft = _draft(language, start, stop)
+    corpus, positions = draw(laboratory, language, settings.data.score_split, stop)
+    found = run.header(draft)
+    if found is None:
+        at = Snapshot(start, scorer.start(laboratory.params), 0, 0.0)
     else:
-        found = run.header(draft) or {}
-        sums, at, tokens, nats = run.load(draft, scorer.shapes), found["position"], found["tokens"], found["nll"]
-        run.note(f"scoring {language} goes on from sample {at:,} of {len(positions):,}")
+        at = Snapshot(found["position"], run.load(draft, scorer.shapes), found["tokens"], found["nll"])
+        run.note(f"scoring {language} goes on from sample {at.position:,} of {stop:,}")
+    goals = sorted({*(each for each in stops if start < each < stop), stop})
     group, saved = laboratory.definition.group, time.monotonic()
-    with run.progress(f"score {language}", (len(positions) - at) * corpus.length, "tokens") as bar:
-        while at < len(positions):
-            chosen = positions[at : at + group]
-            try:
-                sums, counted, nll = scorer.add(laboratory.params, sums, corpus.batch(chosen), laboratory.place)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"{language}, samples {at:,} to {at + len(chosen) - 1:,}: {error}") from error
-            at, tokens, nats = at + len(chosen), tokens + counted, nats + nll
-            bar.advance(len(chosen) * corpus.length)
-            due = run.agree(time.monotonic() - saved > settings.machine.save_seconds) or run.stopping()
-            if at < len(positions) and due:
-                run.save(draft, sums, {"position": at, "tokens": tokens, "nll": nats})
-                saved = time.monotonic()
-            if at < len(positions):
-                run.check()
-    facts = {
+    with run.progress(f"score {language}", (stop - at.position) * corpus.length, "tokens") as bar:
+        for goal in goals:
+            while at.position < goal:
+                # A group never reaches over a snapshot: the snapshot holds exactly its number of samples.
+                end = min(at.position + group, goal)
+                batch = corpus.batch(positions[at.position : end])
+                try:
+                    sums, tokens, nll = scorer.add(laboratory.params, at.sums, batch, laboratory.place)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{language}, samples {at.position:,} to {end - 1:,}: {error}") from error
+                bar.advance((end - at.position) * corpus.length)
+                at = Snapshot(end, sums, at.tokens + tokens, at.nll + nll)
+                due = run.agree(time.monotonic() - saved > settings.machine.save_seconds) or run.stopping()
+                if at.position < goal and due:
+                    run.save(draft, at.sums, {"position": at.position, "tokens": at.tokens, "nll": at.nll})
+                    saved = time.monotonic()
+                if at.position < goal:
+                    run.check()
+            if found is None or found["position"] < goal:
+                yield at
+
+
+def forget(laboratory: Laboratory, language: str, start: int, stop: int) -> None:
+    """Remove the resume point of a pass whose results are saved."""
+    laboratory.run.discard(_draft(language, start, stop))
+
+
+def _draft(language: str, start: int, stop: int) -> str:
+    return f"resume/{language}-{start}-{stop}"
+
+
+def facts(laboratory: Laboratory, language: str, at: Snapshot) -> dict[str, Any]:
+    """Return all that decides the scores of a snapshot, for headers."""
+    settings = laboratory.settings
+    return {
         "language": language,
         "definition": dataclasses.asdict(laboratory.definition),
-        "samples": len(positions),
-        "tokens": tokens,
-        "nll": nats,
+        "samples": at.position,
+        "tokens": at.tokens,
+        "nll": at.nll,
         "seed": settings.seed,
         "model": laboratory.identity,
         "tokenizer": laboratory.tokenizer.fingerprint,
-        "data": corpus.fingerprint,
+        "data": laboratory.corpus(language, settings.data.score_split).fingerprint,
     }
-    run.save(f"scores/{language}", scorer.finish(laboratory.params, sums, tokens), facts)
-    run.finish(stage, f"scores/{language}", **facts)
-    run.discard(draft)
+
+
+def samples(laboratory: Laboratory, language: str) -> int:
+    """Return how many samples of a language are scored: as many as the config says, or as there are."""
+    settings = laboratory.settings
+    return len(draw(laboratory, language, settings.data.score_split, settings.score.samples)[1])
+
+
+def score(laboratory: Laboratory, language: str) -> None:
+    """Score one language and save the scores as `scores/<language>`; resumes inside the language."""
+    run, stage = laboratory.run, f"score-{language}"
+    if run.done(stage) is None:
+        stop = samples(laboratory, language)
+        *_, at = gather(laboratory, language, 0, stop)
+        known = facts(laboratory, language, at)
+        run.save(f"scores/{language}", laboratory.scorer.finish(laboratory.params, at.sums, at.tokens), known)
+        run.finish(stage, f"scores/{language}", **known)
+        forget(laboratory, language, 0, stop)
     run.check()
 
 
@@ -249,10 +296,10 @@ def combine(laboratory: Laboratory, languages: Sequence[str]) -> trees.Tree:
     return total
 
 
-def provenance(laboratory: Laboratory, languages: Sequence[str]) -> Provenance:
-    """Return what is known of a region before it is selected: model, tokenizer, text and score."""
-    run, definition = laboratory.run, laboratory.definition
-    headers = [run.header(f"scores/{language}") or {} for language in languages]
+def provenance(laboratory: Laboratory, languages: Sequence[str], rule: str | None = None) -> Provenance:
+    """Return what is known of a region before it is selected: model, tokenizer, text and score (another `rule`'s)."""
+    split = laboratory.settings.data.score_split
+    definition = dataclasses.replace(laboratory.definition, rule=rule or laboratory.definition.rule)
     return Provenance(
         score=json.dumps(dataclasses.asdict(definition), sort_keys=True),
         languages=tuple(languages),
@@ -260,7 +307,7 @@ def provenance(laboratory: Laboratory, languages: Sequence[str]) -> Provenance:
         select_scope=laboratory.settings.select.scope,
         model=laboratory.identity,
         tokenizer=laboratory.tokenizer.fingerprint,
-        data=" ".join(str(header.get("data", "")) for header in headers),
+        data=" ".join(laboratory.corpus(language, split).fingerprint for language in languages),
         axes=axes(trees.restrict(models.declare(laboratory.model), definition.scope)),
     )
 
@@ -270,19 +317,24 @@ def provenance(laboratory: Laboratory, languages: Sequence[str]) -> Provenance:
 
 def find(laboratory: Laboratory, wanted: Mapping[str, Callable[[], Region]]) -> dict[str, str]:
     """Make every region that has no file yet, and save it; returns {name: file in the work directory}."""
-    run, files = laboratory.run, {}
-    run.path("regions").mkdir(exist_ok=True)
+    files = {name: f"regions/{slug(name)}.safetensors" for name in wanted}
     for name, make in wanted.items():
-        files[name] = f"regions/{slug(name)}.safetensors"
-        if run.done(f"region-{slug(name)}") is None:
-            region = make()
-            found = region.provenance.selection
-            if found is not None and (found.empty or found.zero or found.cut):
-                run.note(f"region {name}: {found}")
-            regions.save(region, run.path(files[name]))
-            run.finish(f"region-{slug(name)}", files[name], region=name)
-        run.check()
+        stage = f"region-{slug(name)}"
+        if laboratory.run.done(stage) is None:
+            keep(laboratory, make(), files[name])
+            laboratory.run.finish(stage, files[name], region=name)
+        laboratory.run.check()
     return files
+
+
+def keep(laboratory: Laboratory, region: Region, file: str) -> None:
+    """Save a region, and note what its selection met."""
+    found = region.provenance.selection
+    if found is not None and (found.empty or found.zero or found.cut):
+        laboratory.run.note(f"region {region.name}: {found}")
+    path = laboratory.run.path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    regions.save(region, path)
 
 
 def slug(name: str) -> str:
@@ -369,17 +421,17 @@ def remove(laboratory: Laboratory, file: str) -> trees.Tree:
 def describe(laboratory: Laboratory) -> None:
     """Write the table of texts for the report: what was scored and evaluated, and how each text begins as tokens."""
     settings = laboratory.settings
+    uses = [("scored", settings.data.score_split, settings.score)]
+    if "evaluate" in settings:
+        uses.append(("evaluated", settings.data.evaluate_split, settings.evaluate))
     rows = []
-    for purpose, split, samples, languages in (
-        ("scored", settings.data.score_split, settings.score.samples, settings.score.languages),
-        ("evaluated", settings.data.evaluate_split, settings.evaluate.samples, settings.evaluate.languages),
-    ):
-        for language in languages:
+    for use, split, chosen in uses:
+        for language in chosen.languages:
             corpus = laboratory.corpus(language, split)
-            used = min(samples or len(corpus), len(corpus))
+            used = min(chosen.samples or len(corpus), len(corpus))
             first = " ".join(map(str, corpus.batch([0]).tokens[0, :8].tolist()))
-            rows.append([language, purpose, corpus.source, split, used, len(corpus), first, corpus.fingerprint[:16]])
-    example = laboratory.corpus(settings.evaluate.languages[0], settings.data.evaluate_split)
+            rows.append([language, use, corpus.source, split, used, len(corpus), first, corpus.fingerprint[:16]])
+    example = laboratory.corpus(settings.score.languages[0], settings.data.score_split)
     content = {
         "title": "Texts",
         "note": f"Samples of {settings.data.length} tokens, {settings.data.packing}; special tokens: {example.policy}; "

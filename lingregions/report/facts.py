@@ -45,9 +45,10 @@ class Facts:
     """What a run measured and how: the input of `render`.
 
     `identity` says exactly which model, tokenizer and text it was; `stages` is {kind: {name: facts}}, what finished
-    stages and regions record of themselves; `timings` are records of description, amount, unit and seconds. `tables`
-    names the extra sections' files, which the verdict takes as what else was measured; `fraction` is the size of a
-    region where an arm's name doesn't say it; `verb` is what was done to the regions ("Removing").
+    stages and regions record of themselves; `timings` are records of description, amount, unit and seconds. `headline`
+    is the sentence of a run that removes nothing; `tables` names the extra sections' files, which the verdict takes as
+    what else was measured; `fraction` is the size of a region where an arm's name doesn't say it; `verb` is what was
+    done to the regions ("Removing").
     """
 
     experiment: str
@@ -60,6 +61,7 @@ class Facts:
     surveys: tuple[Survey, ...] = ()
     overlap: Overlap | None = None
     extras: tuple[Section, ...] = ()
+    headline: str = ""
     tables: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     fraction: float | None = None
@@ -329,18 +331,27 @@ VERBS = {
 }
 
 
+def _headline(path: Path) -> str:
+    """The sentence that a table offers as the headline of a run without removals; a table of a run has it or none."""
+    return str(json.loads(path.read_text(encoding="utf-8")).get("headline", ""))
+
+
 def gather(folder: Path) -> Facts:
     """Read the facts of the run in `folder`.
 
     Raises:
-      ReportError: the folder holds no results.csv, or a file of it can't be read.
+      ReportError: the folder holds neither results.csv nor tables, or a file of it can't be read.
     """
     notes: list[str] = []
-    if not (folder / "results.csv").exists():
-        raise ReportError(f"{folder}: there is no results.csv, so nothing has been measured that could be reported")
+    files = sorted((folder / "tables").glob("*.json"))
+    measured = (folder / "results.csv").exists()
+    if not measured and not files:
+        raise ReportError(
+            f"{folder}: there is no results.csv and no table, so nothing has been measured that could be reported"
+        )
     config = _object(folder / "config.json", notes)
     environment = _object(folder / "environment.json", notes)
-    rows = results(folder / "results.csv")
+    rows = results(folder / "results.csv") if measured else ()
     identity: dict[str, Any] = {}
     stages: dict[str, dict[str, Any]] = {}
     timings = []
@@ -357,7 +368,6 @@ def gather(folder: Path) -> Facts:
         if len(stage) > 1:  # a stage that only names itself says nothing
             kind, _, name = path.stem.partition("-")
             stages.setdefault(kind, {})[name or path.stem] = stage
-    files = sorted((folder / "tables").glob("*.json")) if (folder / "tables").is_dir() else []
     extras = tuple(extra(path) for path in files)
     surveys, overlap, records = _regions(folder / "regions", [row.arm for row in rows])
     fraction = find(config, "fraction")
@@ -373,6 +383,7 @@ def gather(folder: Path) -> Facts:
         surveys=surveys,
         overlap=overlap,
         extras=extras,
+        headline=next(filter(None, map(_headline, files)), ""),
         tables=tuple(path.stem for path in files),
         notes=tuple(notes),
         fraction=float(fraction) if isinstance(fraction, int | float) and 0 < fraction <= 1 else None,

@@ -37,7 +37,7 @@ def lead(facts: Facts) -> tuple[str, tuple[str, ...]]:
     """The headline and the paragraphs of the verdict."""
     experiments = damage.collect(facts.rows, facts.fraction)
     if not experiments:
-        return f"{facts.experiment}: nothing has been measured yet.", ()
+        return facts.headline or f"{facts.experiment}: nothing has been measured yet.", ()
     # The base is one for all experiments of a run; each experiment's sentence stands by itself.
     headline = " ".join(damage.headline(experiment, facts.verb) for experiment in experiments[:2])
     return headline, damage.verdict(experiments[0], facts.tables)

