@@ -1,23 +1,19 @@
 """Time exact selection against a loop of torch.topk and random.sample, on the matrices of a real model's decoder.
 
-Both sides take the top, the bottom and a random 1 % of the same scores in the same run: ours as three regions, the loop as
-the released code does it (`get_top_bottom_tensor`: one boolean tensor per matrix and kind). Prints one JSON line.
+Both sides take the top, the bottom and a random 1 % of the same scores in the same run: ours as three regions, the loop
+as the released code does it (`get_top_bottom_tensor`: one boolean tensor per matrix and kind). Prints one JSON line.
 
     python benchmarks/selection.py [--fraction 0.01] [--repeats 5]
 
-Needs torch beside the package; both use every core. Peak memory is measured in a process of its own, after the scores and
-three masks' worth of pages have been touched.
+Needs torch beside the package; both use every core.
 """
 
 import argparse
-import ctypes
 import json
 import random
-import resource
 import statistics
-import subprocess
-import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import jax
@@ -80,47 +76,35 @@ def loop(tree: Tree, fraction: float) -> list[dict[tuple[str, int], object]]:
     return masks
 
 
-def clock(function: Callable[[], object], repeats: int) -> list[float]:
-    function()
-    times = []
+def clock(functions: list[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Return the times of each function; they take turns, so that a busy moment of the machine meets all of them."""
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
-        start = time.perf_counter()
-        result = function()
-        times.append(time.perf_counter() - start)
-        del result
+        for function, each in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            result = function()
+            each.append(time.perf_counter() - start)
+            del result
     return times
 
 
-def memory(fraction: float) -> int:
-    """Return the bytes by which the peak of this process grows beyond scores and masks while the three are selected."""
-    tree = scores(0)
-    size = sum(leaf.size for leaf in flatten(tree).values())
-    small = {"layers": {"mlp": {"up_proj": tree["layers"]["mlp"]["up_proj"][:1, :8]}}}
-    ours(small, 0.5)  # imports, threads, compilations
-    ctypes.CDLL(None).malloc_trim(0)  # freed pages that the allocator kept would hide what is used
-    before = _resident("VmRSS")
-    with open("/proc/self/clear_refs", "w") as stream:
-        stream.write("5")  # the peak starts again from here
+def memory(tree: Tree, fraction: float) -> int:
+    """Return the peak of what NumPy and Python hold, beyond the masks, while the three regions are selected.
+
+    The masks become `jax.Array`s without a copy and XLA computes nothing here, so this is all there is.
+    """
+    tracemalloc.start()
     masks = ours(tree, fraction)
-    peak = _resident("VmHWM")
-    del masks
-    return peak - before - 3 * size
-
-
-def _resident(field: str) -> int:
-    with open("/proc/self/status") as stream:
-        return next(int(line.split()[1]) for line in stream if line.startswith(field)) * 1024
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak - sum(leaf.nbytes for each in masks for leaf in flatten(each).values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fraction", type=float, default=0.01)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory", action="store_true", help="measure memory only, in this process")
     flags = parser.parse_args()
-    if flags.memory:
-        print(memory(flags.fraction))
-        return
     tree = scores(0)
     masks, reference = ours(tree, flags.fraction), loop(tree, flags.fraction)
     for kind in (0, 1):
@@ -128,10 +112,8 @@ def main() -> None:
             for layer in range(LAYERS):
                 assert (np.asarray(leaf[layer]) == reference[kind][path, layer].numpy()).all(), (path, layer)
     del masks, reference
-    mine = clock(lambda: ours(tree, flags.fraction), flags.repeats)
-    theirs = clock(lambda: loop(tree, flags.fraction), flags.repeats)
-    child = [sys.executable, __file__, "--memory", f"--fraction={flags.fraction}"]
-    extra = int(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
+    mine, theirs = clock([lambda: ours(tree, flags.fraction), lambda: loop(tree, flags.fraction)], flags.repeats)
+    extra = memory(tree, flags.fraction)
     largest = max(leaf.shape[1] * leaf.shape[2] for leaf in flatten(tree).values())
     report = {
         "fraction": flags.fraction,
@@ -140,7 +122,6 @@ def main() -> None:
         "ratio": round(statistics.median(theirs) / statistics.median(mine), 2),
         "extra_bytes": extra,
         "largest_matrix_bytes": 4 * largest,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     print(json.dumps(report))
 

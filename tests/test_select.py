@@ -1,7 +1,13 @@
 """Selection equals a stable sort, on the host and on the device, whole and sharded; and says what it met."""
 
 import fractions
+import functools
+import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +23,7 @@ from lingregions import permutation
 from lingregions import tree as trees
 from lingregions.regions import SELECTORS, Provenance, equals, select, subtract, total
 from lingregions.regions import region as regions
-from lingregions.regions.select import decimal, parse
+from lingregions.regions.select import decimal, parse, rank
 
 TINY = np.float32(1e-45)  # the smallest subnormal: zero to hardware that flushes
 VALUES = [0.0, -0.0, TINY, 2 * TINY, np.float32(1e-38), 0.5, 1.0, np.float32(1 + 2**-23), 2.0, 3e38, np.inf]
@@ -221,6 +227,62 @@ def test_wrong_requests_say_what_is_wrong() -> None:
             select(leaves, 0.1, **wrong)
     with pytest.raises(ValueError, match="float32 or bfloat16, not int32"):
         select({"layers": {"w": jnp.ones((1, 2, 2), jnp.int32)}}, 0.5)
+
+
+def test_no_score_is_gathered_from_its_shard() -> None:
+    mesh = meshes.build(data=1, fsdp=2, tensor=4)
+    where = NamedSharding(mesh, SHARDS["layers.mlp.up_proj"])
+    scores = jax.ShapeDtypeStruct((3, 64, 128), jnp.float32, sharding=where)
+    function = jax.jit(functools.partial(rank, largest=True), out_shardings=(where, meshes.replicated(mesh)))
+    compiled = function.lower(scores, jax.ShapeDtypeStruct((), jnp.uint32)).compile()
+    program = compiled.as_text()
+    assert "all-reduce" in program
+    assert not [each for each in ("all-gather", "all-to-all", "collective-permute") if each in program]
+
+
+TPU_SCRIPT = """
+import functools, json
+import jax, jax.numpy as jnp
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from lingregions import mesh as meshes, models, tree as trees
+from lingregions.regions.select import rank
+
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
+grid = mesh_utils.create_device_mesh((1, 4, 4), devices, allow_split_physical_axes=True)
+mesh = Mesh(grid, meshes.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+found = {}
+for path in ("layers.self_attn.o_proj", "layers.mlp.down_proj"):
+    parameter = trees.flatten(models.declare(models.PRESETS["llama2-7b"]))[path]
+    where = NamedSharding(mesh, meshes.spec(parameter.axes, parameter.shape, mesh))
+    function = jax.jit(functools.partial(rank, largest=True), out_shardings=(where, meshes.replicated(mesh)))
+    scores = jax.ShapeDtypeStruct(parameter.shape, jnp.float32, sharding=where)
+    count = jax.ShapeDtypeStruct((), jnp.uint32, sharding=meshes.replicated(mesh))
+    compiled = function.lower(scores, count).compile()
+    found[path] = ["all-gather" in compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles for a TPU: needs the package libtpu")
+def test_selection_compiles_for_a_tpu_slice() -> None:
+    variables = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_LOG_DIR": "disabled",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    # A process of its own: libtpu installs signal handlers.
+    child = subprocess.run(
+        [sys.executable, "-c", TPU_SCRIPT], capture_output=True, text=True, check=False, env=os.environ | variables
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    for gathers, temporary in json.loads(child.stdout.splitlines()[-1]).values():
+        assert not gathers
+        assert temporary < 2**20  # bytes a device, where a leaf's scores take 128 and 344 MiB
 
 
 @pytest.mark.parametrize("selector", sorted(SELECTORS))

@@ -421,7 +421,8 @@ def _share(equal: Mapping[str, list[int]], quota: int) -> dict[str, list[int]]:
 
 # ---- device ----
 
-# Nothing below compares floats: the hardware may flush subnormals to zero, integers keep them apart.
+# Nothing below compares floats: the hardware may flush subnormals to zero, integers keep them apart. Functions of one
+# matrix are mapped over the layers one after the other, so that only one layer's integers are held at a time.
 
 
 def _bits(scores: jax.Array) -> jax.Array:
@@ -439,78 +440,85 @@ def _keys(scores: jax.Array, largest: bool) -> jax.Array:
     return bits if largest else ~bits
 
 
-def _inner(values: jax.Array) -> tuple[int, ...]:
-    return tuple(range(1, values.ndim))
-
-
 def _count(mask: jax.Array) -> jax.Array:
-    """Return how many of each matrix are true, uint32[L]."""
-    return jnp.sum(mask, axis=_inner(mask), dtype=jnp.uint32)
+    return jnp.sum(mask, dtype=jnp.uint32)
 
 
-def _spread(values: jax.Array, like: jax.Array) -> jax.Array:
-    """Return one value a matrix, [L], in a shape that meets `like`, [L, ...]."""
-    return values.reshape(values.shape + (1,) * (like.ndim - 1))
+def _bisect(bits: int, keep: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Return the largest number of so many bits for which `keep` holds; where it fails, it fails for all above."""
 
-
-def _bisect(bits: int, keep: Callable[[jax.Array], jax.Array], layers: int) -> jax.Array:
-    """Return for each matrix the largest number of so many bits for which `keep` holds (it must fall), uint32[L]."""
-
-    def step(place: jax.Array, number: jax.Array) -> jax.Array:
-        trial = number | (jnp.uint32(1) << place.astype(jnp.uint32))
+    def step(turn: jax.Array, number: jax.Array) -> jax.Array:
+        trial = number | (jnp.uint32(1) << (bits - 1 - turn).astype(jnp.uint32))
         return jnp.where(keep(trial), trial, number)
 
-    return jax.lax.fori_loop(0, bits, lambda i, number: step(bits - 1 - i, number), jnp.zeros((layers,), jnp.uint32))
+    return jax.lax.fori_loop(0, bits, step, jnp.uint32(0))
 
 
 def _survey(scores: jax.Array) -> jax.Array:
-    """Return NaN, negative and non-zero counts of each matrix, uint32[3, L]."""
+    """Return NaN, negative and non-zero counts of one matrix, uint32[3]."""
     bits = _bits(scores)
     missing = (bits & jnp.uint32(0x7FFFFFFF)) > jnp.uint32(0x7F800000)
-    return jnp.stack(
-        [_count(missing), _count((bits > jnp.uint32(0x80000000)) & ~missing), _count(bits != jnp.uint32(0))]
-    )
+    return jnp.stack([_count(missing), _count((bits > jnp.uint32(0x80000000)) & ~missing), _count(bits != 0)])
 
 
 def _mask(keys: jax.Array, threshold: jax.Array, ties: jax.Array, quota: jax.Array) -> jax.Array:
-    """Return the mask of all keys above the threshold and of the first `quota` that equal it; all [L] but the keys."""
-    size = math.prod(keys.shape[1:])
-    equal = keys == _spread(threshold, keys)
+    """Return the mask of all keys of one matrix above the threshold, and of the first `quota` that equal it."""
+    equal = keys == threshold
     position = functools.reduce(
         lambda total, axis: (
             total * jnp.uint32(keys.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, keys.shape, axis)
         ),
-        _inner(keys),
+        range(keys.ndim),
         jnp.zeros(keys.shape, jnp.uint32),
     )
-
-    def cut() -> jax.Array:
-        return _bisect(
-            size.bit_length(), lambda end: _count(equal & (position < _spread(end, keys))) <= quota, keys.shape[0]
-        )
-
     # `end` is one past the last tie that is taken. Where all ties are taken nothing needs to be looked for.
-    end = jax.lax.cond(jnp.any(ties > quota), cut, lambda: jnp.full(quota.shape, size, jnp.uint32))
-    return (keys > _spread(threshold, keys)) | (equal & (position < _spread(end, keys)))
+    end = jax.lax.cond(
+        ties > quota,
+        lambda: _bisect(keys.size.bit_length(), lambda trial: _count(equal & (position < trial)) <= quota),
+        lambda: jnp.uint32(keys.size),
+    )
+    return (keys > threshold) | (equal & (position < end))
 
 
 def rank(scores: jax.Array, count: jax.Array, largest: bool) -> tuple[jax.Array, jax.Array]:
     """Return the mask of the best `count` of every matrix, and its statistics: the device implementation, to be jitted.
 
     Args:
-      scores: [L, ...] float32 or bfloat16, any sharding.
+      scores: [L, ...] float32 or bfloat16, any sharding that keeps the layers together.
       count: uint32 scalar; at most the size of a matrix.
       largest: static; whether the best are the largest.
 
     Returns:
-      bool [L, ...]; uint32 [5, L]: NaN, negative and non-zero entries, ties at the threshold, ties taken.
+      bool [L, ...]; uint32 [L, 5]: NaN, negative and non-zero entries, ties at the threshold, ties taken.
     """
-    keys = _keys(scores, largest)
-    threshold = _bisect(32, lambda trial: _count(keys >= _spread(trial, keys)) >= count, keys.shape[0])
-    ties = _count(keys == _spread(threshold, keys))
-    quota = count - _count(keys > _spread(threshold, keys))
-    mask = _mask(keys, threshold, ties, quota)
-    return mask, jnp.concatenate([_survey(scores), jnp.stack([ties, quota])])
+
+    def one(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = _keys(matrix, largest)
+        threshold = _bisect(32, lambda trial: _count(keys >= trial) >= count)
+        ties = _count(keys == threshold)
+        quota = count - _count(keys > threshold)
+        return _mask(keys, threshold, ties, quota), jnp.concatenate([_survey(matrix), jnp.stack([ties, quota])])
+
+    return jax.lax.map(one, scores)
+
+
+def _above(scores: jax.Array, threshold: jax.Array, largest: bool) -> jax.Array:
+    """Return how many keys of each matrix are at least, and exactly, the threshold: uint32[L, 2]."""
+
+    def one(matrix: jax.Array) -> jax.Array:
+        keys = _keys(matrix, largest)
+        return jnp.stack([_count(keys >= threshold), _count(keys == threshold)])
+
+    return jax.lax.map(one, scores)
+
+
+def _mark(scores: jax.Array, threshold: jax.Array, ties: jax.Array, quota: jax.Array, largest: bool) -> jax.Array:
+    """Return the mask of every matrix, bool[L, ...], given one threshold, and its ties and quota, uint32[L]."""
+    return jax.lax.map(lambda each: _mask(_keys(each[0], largest), threshold, *each[1:]), (scores, ties, quota))
+
+
+def _surveys(scores: jax.Array) -> jax.Array:
+    return jax.lax.map(_survey, scores)
 
 
 @functools.lru_cache(maxsize=256)
@@ -538,8 +546,8 @@ def _unlayered(path: str, mask: jax.Array, leaf: Any) -> jax.Array:
     return jax.jit(lambda values: values[0], out_shardings=stack.sharding(leaf))(mask)
 
 
-def _integers(values: jax.Array) -> list[int]:
-    return [int(each) for each in np.asarray(values)]
+def _integers(values: np.ndarray) -> list[int]:
+    return [int(each) for each in values]
 
 
 def _check(named: list[str], missing: list[int], negative: list[int]) -> None:
@@ -552,21 +560,11 @@ def _device(path: str, leaf: Any, count: int, largest: bool) -> _Found:
     scores, where = _layered(path, leaf)
     named = region.matrices(path, leaf)
     mask, table = _compiled(rank, where, "mr", largest)(scores, jnp.uint32(count))
-    missing, negative, present, ties, quota = (_integers(row) for row in np.asarray(table))
+    missing, negative, present, ties, quota = (_integers(column) for column in np.asarray(table).T)
     _check(named, missing, negative)
     if not count:  # the bisection then ends at the greatest number, which nothing reaches
         ties = quota = [0] * len(named)
     return _Found(_unlayered(path, mask, leaf), [count] * len(named), [not each for each in present], ties, quota)
-
-
-def _above(scores: jax.Array, threshold: jax.Array, largest: bool) -> jax.Array:
-    """Return how many keys of each matrix are at least, and exactly, the threshold: uint32[2, L]."""
-    keys = _keys(scores, largest)
-    return jnp.stack([_count(keys >= threshold), _count(keys == threshold)])
-
-
-def _mark(scores: jax.Array, threshold: jax.Array, ties: jax.Array, quota: jax.Array, largest: bool) -> jax.Array:
-    return _mask(_keys(scores, largest), jnp.broadcast_to(threshold, ties.shape), ties, quota)
 
 
 def _device_scope(leaves: Mapping[str, Any], count: int, largest: bool) -> dict[str, _Found]:
@@ -575,7 +573,7 @@ def _device_scope(leaves: Mapping[str, Any], count: int, largest: bool) -> dict[
     zero = {}
     for path, (scores, where) in layered.items():
         missing, negative, present = (
-            _integers(row) for row in np.asarray(_compiled(_survey, where, "r", None)(scores))
+            _integers(column) for column in np.asarray(_compiled(_surveys, where, "r", None)(scores)).T
         )
         _check(region.matrices(path, leaves[path]), missing, negative)
         zero[path] = [not each for each in present]
@@ -590,11 +588,11 @@ def _device_scope(leaves: Mapping[str, Any], count: int, largest: bool) -> dict[
     threshold = 0
     for place in reversed(range(32)):
         trial = threshold | (1 << place)
-        if sum(int(table[0].sum()) for table in tables(trial).values()) >= count:
+        if sum(int(table[:, 0].sum()) for table in tables(trial).values()) >= count:
             threshold = trial
     last = tables(threshold)
-    equal = {path: _integers(table[1]) for path, table in last.items()}
-    better = {path: _integers(table[0] - table[1]) for path, table in last.items()}
+    equal = {path: _integers(table[:, 1]) for path, table in last.items()}
+    better = {path: _integers(table[:, 0] - table[:, 1]) for path, table in last.items()}
     quota = _share(equal, count - sum(map(sum, better.values())))
     found = {}
     for path, (scores, where) in layered.items():
