@@ -453,6 +453,10 @@ def test_the_fingerprint_covers_all_that_decides_the_samples(tmp_path: Path) -> 
     assert len(found) == len(changed) + 3
 
 
+def test_where_one_document_ends_is_part_of_the_fingerprint() -> None:
+    assert pack(["ab", "c"], 8).fingerprint != pack(["a", "bc"], 8).fingerprint
+
+
 # --- the same samples from every source -------------------------------------------------------------------------------
 
 SENTENCES = [f"{number}. مرحبا {'س' * (number % 7)}" for number in range(1500)]
