@@ -1,0 +1,209 @@
+"""Evaluation: sums that are divided once, figures by hand, and nothing but the text and the model behind them."""
+
+import decimal
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lingregions import evaluate, loss, models
+from lingregions import mesh as meshes
+from lingregions import tree as trees
+from lingregions.corpus.batch import Batch
+from lingregions.evaluate import Result, perplexity
+
+CONFIG = models.LlamaConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.5)
+S, T = 12, 9
+
+
+def corpus() -> Batch:
+    rng = np.random.default_rng(0)
+    segments = np.ones((S, T), np.int32)
+    segments[2, 3:] = 2
+    segments[3, 5:] = 0
+    segments[4, 1:] = 0  # one token: no target
+    sizes = rng.integers(0, 5, (S, T))
+    return Batch(rng.integers(0, 40, (S, T)).astype(np.int32), segments, sizes.astype(np.int32))
+
+
+def batches(size: int, order: list[int] | range = range(S)) -> Iterator[Batch]:
+    """The samples in batches of `size`, the last one filled up with padding."""
+    for start in range(0, S, size):
+        rows = list(order)[start : start + size]
+        yield Batch(*(np.pad(each[rows], ((0, size - len(rows)), (0, 0))) for each in corpus()))
+
+
+def stated(*sums: tuple[list[float], list[int], list[int]]) -> tuple[evaluate.Evaluator, list[int]]:
+    """A model that gives these sums, batch by batch, and the batches to give it."""
+    given = [loss.Loss(np.float32(nll), np.int32(tokens), np.int32(size)) for nll, tokens, size in sums]
+    return lambda params, batch: given[batch], list(range(len(given)))
+
+
+# The figures.
+
+
+def test_figures_by_hand():
+    result = Result(nll=12 * math.log(2), tokens=4, bytes=6, samples=np.array([12 * math.log(2)]))
+    assert result.nats == pytest.approx(3 * math.log(2))
+    assert result.bits == pytest.approx(2)
+    assert perplexity(result.nats) == "8.00000000"
+
+
+@pytest.mark.parametrize(
+    ("nats", "text"),
+    [
+        (0.0, "1"),
+        (1.0, "2.71828183"),
+        (math.log(16), "16.0000000"),
+        (1000.0, "1.97007111e+434"),
+        (1e5, "2.80666336e+43429"),
+        (1e19, "1e+4342944819032518276"),  # more digits than a decimal number of Python may have
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+    ],
+)
+def test_perplexity_by_hand(nats, text):
+    assert perplexity(nats) == text
+
+
+@given(st.floats(0, 700))
+def test_perplexity_is_the_exponential(nats):
+    assert float(perplexity(nats)) == pytest.approx(math.exp(nats), rel=1e-8)
+
+
+@given(st.floats(700, 3e38))
+def test_perplexity_never_overflows_and_gives_the_nats_back(nats):
+    mantissa, exponent = perplexity(nats).split("e+")
+    digits = float(exponent) + math.log10(float(mantissa))
+    # Nine digits of the mantissa leave 4e-9 of its logarithm open.
+    assert math.isclose(digits, nats / math.log(10), rel_tol=1e-12, abs_tol=4e-9)
+
+
+@given(st.floats(0, 1e17), st.floats(0, 1e17))
+def test_perplexity_keeps_the_order(one, other):
+    small, large = sorted((one, other))
+    assert decimal.Decimal(perplexity(small)) <= decimal.Decimal(perplexity(large))
+
+
+# The sums.
+
+
+def test_sums_over_batches_by_hand():
+    evaluator, given = stated(([1.5, 0.0], [3, 0], [7, 0]), ([2.25, 4.0], [1, 2], [0, 9]))
+    told: list[int] = []
+    result = evaluate.evaluate(evaluator, {}, given, advance=told.append)
+    assert (result.nll, result.tokens, result.bytes) == (7.75, 6, 16)
+    assert result.samples.tolist() == [1.5, 2.25, 4.0]
+    assert result.samples.dtype == np.float64
+    assert told == [3, 3]
+    assert (type(result.nll), type(result.tokens), type(result.bytes)) == (float, int, int)
+
+
+def test_sums_are_float64_and_integers_of_any_size():
+    # In float32 2^24 + 1 is 2^24; in int32 two times 2^30 + 1 tokens are negative.
+    evaluator, given = stated(([2.0**24], [2**30 + 1], [2**30]), ([1.0], [2**30], [2**30]))
+    result = evaluate.evaluate(evaluator, {}, given)
+    assert (result.nll, result.tokens, result.bytes) == (2.0**24 + 1, 2**31 + 1, 2**31)
+
+
+def test_a_sample_without_targets_counts_nothing_whatever_it_holds():
+    evaluator, given = stated(([math.nan, 1.0], [0, 1], [0, 1]))
+    assert evaluate.evaluate(evaluator, {}, given).samples.tolist() == [1.0]
+
+
+def test_a_model_that_gives_nan_says_so():
+    evaluator, given = stated(([math.nan, 1.0], [2, 1], [2, 1]))
+    result = evaluate.evaluate(evaluator, {}, given)
+    assert math.isnan(result.nll)
+    assert perplexity(result.nats) == "nan"
+    assert result.tokens == 3
+
+
+@pytest.mark.parametrize("sums", [[], [([0.0, 0.0], [0, 0], [0, 0])]], ids=["no batch", "no target"])
+def test_an_empty_corpus_is_refused(sums):
+    evaluator, given = stated(*sums)
+    with pytest.raises(ValueError, match="no sample with two tokens of one document"):
+        evaluate.evaluate(evaluator, {}, given)
+
+
+# With a model: the figure is of the model and the text alone.
+
+
+@pytest.fixture(scope="module")
+def params() -> trees.Tree:
+    return models.initialize(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> evaluate.Evaluator:
+    return evaluate.build(CONFIG, models.Compute())
+
+
+@pytest.fixture(scope="module")
+def result(evaluator, params) -> Result:
+    return evaluate.evaluate(evaluator, params, batches(4))
+
+
+def test_the_result_is_the_sum_of_the_losses(params, result):
+    found = jax.jit(loss.nll, static_argnums=(0, 1))(CONFIG, models.Compute(), params, corpus())
+    assert result.tokens == 9 * 8 + (2 + 5) + 4 + 0
+    assert result.bytes == int(np.asarray(found.bytes).sum())
+    expected = np.delete(np.asarray(found.nll, np.float64), 4)
+    np.testing.assert_allclose(result.samples, expected, rtol=1e-6)
+    assert result.nll == pytest.approx(expected.sum(), rel=1e-6)
+    # A random model of this size is about as good as a guess among 40.
+    assert 0.5 * math.log(40) < result.nats < 2 * math.log(40)
+
+
+@pytest.mark.parametrize("size", [1, 5, S])
+def test_the_batch_size_and_its_padding_do_not_matter(evaluator, params, result, size):
+    found = evaluate.evaluate(evaluator, params, batches(size))
+    assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
+    np.testing.assert_allclose(found.samples, result.samples, rtol=1e-6)
+    assert found.nll == pytest.approx(result.nll, rel=1e-6)
+
+
+def test_the_order_does_not_matter(evaluator, params, result):
+    order = np.random.default_rng(1).permutation(S).tolist()
+    found = evaluate.evaluate(evaluator, params, batches(4, order))
+    assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
+    assert found.nll == pytest.approx(result.nll, rel=1e-9)
+    np.testing.assert_allclose(np.sort(found.samples), np.sort(result.samples), rtol=1e-6)
+
+
+def test_tokens_in_padding_do_not_matter(evaluator, params, result):
+    filled = [each._replace(tokens=np.where(each.segments == 0, 7, each.tokens)) for each in batches(4)]
+    np.testing.assert_array_equal(evaluate.evaluate(evaluator, params, filled).samples, result.samples)
+
+
+def test_longer_padding_does_not_matter(evaluator, params, result):
+    longer = [Batch(*(np.pad(each, ((0, 0), (0, 3))) for each in batch)) for batch in batches(4)]
+    np.testing.assert_allclose(evaluate.evaluate(evaluator, params, longer).samples, result.samples, rtol=1e-6)
+
+
+@pytest.mark.parametrize("devices", ["lone_mesh", "mesh"])
+def test_devices_do_not_matter(params, result, devices, request):
+    mesh = request.getfixturevalue(devices)
+    placed = jax.device_put(params, meshes.shardings(models.declare(CONFIG), mesh))
+    sharded = evaluate.build(CONFIG, models.Compute(), mesh)
+    found = evaluate.evaluate(sharded, placed, batches(4), lambda batch: meshes.place(batch, mesh))
+    assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
+    np.testing.assert_allclose(found.samples, result.samples, rtol=1e-6)
+    assert sharded(placed, meshes.place(next(batches(4)), mesh)).nll.is_fully_replicated
+
+
+def test_another_arm_is_another_figure_without_another_program(params, result, monkeypatch):
+    traced = []
+    original = loss.nll
+    monkeypatch.setattr(loss, "nll", lambda *arguments: traced.append(1) or original(*arguments))
+    evaluator = evaluate.build(CONFIG, models.Compute())
+    arms = [
+        evaluate.evaluate(evaluator, jax.tree.map(lambda leaf, k=k: leaf * k, params), batches(4)) for k in (1, 2, 3)
+    ]
+    assert len(traced) == 1
+    assert len({arm.nll for arm in arms}) == 3
+    assert arms[0].nll == result.nll
