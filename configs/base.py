@@ -56,6 +56,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.machine.compute = ConfigDict({"remat": "none", "attention": "blocked", "unroll": 1})
     config.machine.save_seconds = 600.0  # between resume points inside a language
     config.machine.progress = "auto"  # bar, lines or none
+    config.machine.pictures = True  # PNG files beside the report
     config.machine.cache = ""  # folder of downloaded weights; "": ~/.cache/lingregions
 
     if variant == "tiny":

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ SMALL = (
     "--config.evaluate.languages=ar,sw",
     "--config.evaluate.samples=1",
     "--config.machine.progress=none",
+    "--config.machine.pictures=False",
 )
 
 
@@ -35,10 +37,18 @@ def finish(folder: Path, *overrides: str) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Runs take one device unless a test says otherwise: the programs are smaller."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return folder, finish(folder)
+    return folder, finish(folder, "--config.machine.pictures=True")
 
 
 def test_a_config_for_every_experiment_and_an_experiment_for_every_config():
@@ -105,7 +115,7 @@ def test_report_and_settings_are_written(whole):
     assert list((folder / "figures").glob("*.png"))
 
 
-@pytest.mark.parametrize("steps", [1, 4, 9, 12, 15])
+@pytest.mark.parametrize("steps", [1, 4, 10, 14])
 def test_an_interrupted_run_goes_on_and_gives_the_same(whole, tmp_path, monkeypatch, steps):
     """Stop at the n-th safe point - inside a language, between regions, between cells - and run the command again."""
     _, expected = whole
@@ -150,13 +160,10 @@ def test_a_signal_inside_a_language_saves_the_sums(whole, tmp_path, monkeypatch)
     assert regions.equals(ours, theirs)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
-def test_the_mesh_changes_nothing(whole, tmp_path, monkeypatch, shape):
+def test_eight_devices_change_nothing(whole, tmp_path, monkeypatch):
     reference, expected = whole
-    build = functools.partial(meshes.build, devices=jax.devices()[: int(np.prod(shape))])
-    monkeypatch.setattr(meshes, "build", build)
-    sizes = [f"--config.machine.mesh.{axis}={size}" for axis, size in zip(meshes.MESH_AXES, shape, strict=True)]
-    rows = finish(tmp_path / "run", *sizes)
+    monkeypatch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()))
+    rows = finish(tmp_path / "run", *(f"--config.machine.mesh.{axis}=2" for axis in meshes.MESH_AXES))
     for row, other in zip(rows, expected, strict=True):
         assert row["arm"] == other["arm"]
         np.testing.assert_allclose(float(row["nll_nats"]), float(other["nll_nats"]), rtol=1e-6)
@@ -198,3 +205,39 @@ def test_not_a_number_in_the_weights_stops_with_language_and_sample(tmp_path, mo
     monkeypatch.setattr(laboratory, "prepare", poison)
     with pytest.raises(FloatingPointError, match=r"ar, samples 0 to 0: the loss of sample\(s\) \[0\]"):
         finish(tmp_path / "run")
+
+
+def reliable(folder: Path, samples: int) -> None:
+    words = [SMALL[0], *SMALL[-2:], f"--config.score.samples={samples}"]
+    chosen = settings.load(f"{CONFIGS / 'reliability.py'}:tiny", words)
+    with Run.open(folder, chosen) as run:
+        EXPERIMENTS["reliability"](chosen, run)
+
+
+def test_one_sample_has_no_halves(tmp_path):
+    with pytest.raises(ValueError, match="halves need two or more"):
+        reliable(tmp_path / "run", 1)
+
+
+def test_reliability_of_the_tiny_model(tmp_path):
+    """Hand-checkable facts of the tables: what must be 1, what must be chance, what must be there."""
+    reliable(tmp_path / "run", 5)
+    tables = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "run" / "tables").glob("*.json")}
+    rules = ["taylor", "taylor_abs", "fisher", "magnitude", "wanda"]
+    assert tables["definitions"]["names"] == rules
+    values = np.array(tables["definitions"]["values"])
+    np.testing.assert_array_equal(np.diagonal(values), 1.0)
+    np.testing.assert_array_equal(values, values.T)
+    ceiling = {row[0]: row[1:] for row in tables["ceiling"]["rows"]}
+    assert list(ceiling) == rules
+    # |theta| knows no samples: its halves are equal, and its languages too.
+    assert ceiling["magnitude"] == [1.0, 1.0, 1.0, 1.0]
+    own, _, shared, _ = ceiling["taylor"]
+    assert 0.01 < shared < own < 1
+    # The halves of five samples are 0..2 and 2..5; growth stops at 1, 2 and 4 of them.
+    assert set(tables["split_half"]["halves"]) == {"ar", "zh"}
+    assert set(tables["split_half"]["growth"]["ar"]) == {"1", "2", "4"}
+    assert np.array(tables["layers"]["values"]).shape == (2, 2)
+    windows = {path.stem.removeprefix("taylor-ar-") for path in (tmp_path / "run" / "windows").glob("taylor-ar-*")}
+    assert windows == {"all", "second", "1", "2", "4"}
+    assert "halves of one language" in (tmp_path / "run" / "report.html").read_text()

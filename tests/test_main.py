@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from lingregions.main import VERBS, main
@@ -17,6 +18,7 @@ SMALL = [
     "--config.evaluate.languages=sw",
     "--config.select.monolingual=False",
     "--config.machine.progress=none",
+    "--config.machine.pictures=False",
 ]
 
 
@@ -78,7 +80,11 @@ def test_sigterm_resumes(tmp_path):
     """The real thing: a process that is told to stop says how to go on, and the next one finishes."""
     words = [sys.executable, "-m", "lingregions.main", "run", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL]
     words += ["--config.score.samples=40", "--config.data.fewer=True"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"model"' in metrics.read_text()):

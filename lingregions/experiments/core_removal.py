@@ -45,7 +45,7 @@ def core_removal(settings: ConfigDict, run: Run) -> None:
     made |= {str(arm): functools.partial(lab.remove, laboratory, files[str(arm)]) for arm in arms(settings)}
     lab.measure(laboratory, "core_removal", made)
     lab.describe(laboratory)
-    report.write(run.folder)
+    report.write(run.folder, settings.machine.pictures)
 
 
 def arms(settings: ConfigDict) -> Iterator[Arm]:

@@ -41,7 +41,7 @@ def reliability(settings: ConfigDict, run: Run) -> None:
     core(laboratory)
     compare(laboratory)
     lab.describe(laboratory)
-    report.write(run.folder)
+    report.write(run.folder, settings.machine.pictures)
 
 
 # --- regions ----------------------------------------------------------------------------------------------------------

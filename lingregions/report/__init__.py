@@ -41,8 +41,8 @@ __all__ = [
 ADVICE = "The PNG figures were not written, because matplotlib is not installed: pip install 'lingregions[report]'."
 
 
-def write(folder: str | os.PathLike[str]) -> Path:
-    """Write the report of the run in `folder` and return the path of its page.
+def write(folder: str | os.PathLike[str], pictures: bool = True) -> Path:
+    """Write the report of the run in `folder` and return the path of its page; `pictures` also writes the PNG files.
 
     Raises:
       ReportError: there are no results, a file of the run can't be read, or two tables have one name; nothing is
@@ -56,7 +56,7 @@ def write(folder: str | os.PathLike[str]) -> Path:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ReportError(f"{path}: two tables or figures are called {twice[0]!r}; rename the file in tables/")
     try:
-        for item in items:
+        for item in items if pictures else ():
             if not isinstance(item, Table):
                 with replacing(path / "figures" / f"{item.name}.png") as target:
                     figures.draw(item, target)
