@@ -33,10 +33,16 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.compute.precision = "highest"  # of float32 matrix products: highest, or default (bfloat16 passes on a TPU)
 
     config.data = ConfigDict()
-    config.data.source = "udhr"
+    config.data.source = "udhr"  # a folder of ar.txt.gz, es.jsonl, ..., a manifest.json, tfds:NAME, tokens:FOLDER
+    config.data.score_split = "first"  # half of each document; "all[:90%]" and the like for other sources
+    config.data.held = 0.0  # of a source without halves: the part of the documents kept for evaluation, by hash
+    config.data.column = "text"  # the field of .jsonl, .parquet and TFDS
+    config.data.document = "line"  # what a document of a .txt is: line, paragraph or file
+    config.data.strict = True  # a text that cannot be read is an error, not skipped and counted
     config.data.length = 512  # tokens a sample
     config.data.packing = "packed"  # or "paper": one document a sample, cut
-    config.data.score_split = "first"  # half of each document
+    config.data.bos = ""  # none, document or sample; "": as the tokenizer's own settings say
+    config.data.eos = ""  # none or document; "": as the tokenizer's own settings say
     config.data.fewer = False  # accept fewer samples than asked
 
     config.score = ConfigDict()
@@ -57,7 +63,8 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.machine.save_seconds = 600.0  # between resume points inside a language
     config.machine.progress = "auto"  # bar, lines or none
     config.machine.pictures = True  # PNG files beside the report
-    config.machine.cache = ""  # folder of downloaded weights; "": ~/.cache/lingregions
+    config.machine.cache = ""  # folder of downloaded weights and token files; "": ~/.cache/lingregions
+    config.machine.workers = 2  # processes that tokenize
 
     if variant == "tiny":
         config.model.source = "preset:tiny"
@@ -65,6 +72,9 @@ def base(experiment: str, variant: str) -> ConfigDict:
     elif variant in ("llama2_7b", "llama2_13b"):
         config.model.source = f"meta-llama/Llama-2-{variant.removeprefix('llama2_')}-hf"
         config.compute.dtype = "bfloat16"
+        config.data.source = "tfds:wikipedia/20230601"  # holds all thirty; prepare it once: lingregions data build
+        config.data.score_split = "train"
+        config.data.held = 0.01
         config.score.samples = 10_000
         config.machine.compute.remat = "full"
     elif variant != "smollm2":
@@ -83,5 +93,6 @@ def evaluated(config: ConfigDict, variant: str) -> ConfigDict:
         config.evaluate.languages = ("ar", "zh", "en", "sw")
     elif variant.startswith("llama2"):
         config.evaluate.languages = THIRTY
-        config.evaluate.samples = 0
+        config.data.evaluate_split = "train"  # other documents of it: data.held
+        config.evaluate.samples = 1_000
     return config

@@ -40,7 +40,21 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"run": run}
+def data(words: Sequence[str]) -> int:
+    """Build token files, check a corpus, show its first samples, or write it as a TFDS data set."""
+    from lingregions.corpus import command
+
+    return command.main(words)
+
+
+def regions(words: Sequence[str]) -> int:
+    """Show, compare, combine, verify, export or import region files."""
+    from lingregions.regions import command
+
+    return command.main(words)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "data": data, "regions": regions}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return int(stop.code or 1)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"lingregions {words[0]}: {error}", file=sys.stderr)
         return 2
     except (RunError, FloatingPointError) as error:

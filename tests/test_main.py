@@ -96,3 +96,30 @@ def test_sigterm_resumes(tmp_path):
     assert not (tmp_path / "run" / "report.html").exists()
     subprocess.run(words, env=environment, check=True, timeout=300)
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_data_builds_checks_and_shows(tmp_path, capsys):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "en.txt").write_text("All human beings are born free.\nAnd equal in dignity and rights.\n")
+    words = ["data", "build", str(folder), "--model=preset:tiny", f"--out={tmp_path / 'tokens'}", "--workers=0"]
+    assert main(words) == 0
+    assert len(list((tmp_path / "tokens").glob("en-*"))) == 1
+    assert main(["data", "check", str(folder)]) == 0
+    assert main(["data", "show", f"tokens:{tmp_path / 'tokens'}", "--languages=en", "--model=preset:tiny"]) == 0
+    assert "All human beings are born free." in capsys.readouterr().out
+
+
+def test_data_tells_what_is_wrong_and_where(tmp_path, capsys):
+    assert main(["data", "check", str(tmp_path / "nothing")]) == 2
+    assert "no text source" in capsys.readouterr().err
+    (tmp_path / "en.txt").write_bytes(b"fine\n\xff\xfe broken\n")
+    assert main(["data", "build", str(tmp_path), "--model=preset:tiny", f"--out={tmp_path / 'tokens'}"]) == 1
+    assert "en.txt:2" in capsys.readouterr().out
+
+
+def test_regions_shows_a_region(tmp_path, capsys):
+    assert main(["run", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL]) == 0
+    assert main(["regions", "show", str(tmp_path / "run" / "regions" / "top-1pct.safetensors")]) == 0
+    assert "top 1%" in capsys.readouterr().out
+    assert main(["regions", "show", str(tmp_path / "none.safetensors")]) == 2

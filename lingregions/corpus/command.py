@@ -1,11 +1,14 @@
-"""`lingregions data build | check | show`: prepare a corpus, look whether it is sound, and see what a model will see.
+"""`lingregions data build | check | show | dataset`: prepare a corpus, look whether it is sound, see what a model sees.
 
 These print to the console they are given and write only below the folder they are given.
 """
 
-from collections.abc import Sequence
+import argparse
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -15,12 +18,14 @@ from rich.table import Table
 
 from lingregions.corpus import build as builder
 from lingregions.corpus import check as checker
+from lingregions.corpus import corpus as corpora
 from lingregions.corpus import source as sources
 from lingregions.corpus.check import Finding
 from lingregions.corpus.corpus import Corpus
 from lingregions.corpus.languages import LANGUAGES
 from lingregions.corpus.languages import language as lookup
 from lingregions.corpus.source import Source
+from lingregions.models import source as models
 from lingregions.models.tokenizer import Tokenizer
 
 
@@ -85,11 +90,14 @@ def build(
             except (ValueError, OSError, ModuleNotFoundError) as error:
                 built.append(Built(code, None, problem=str(error)))
                 progress.update(task, done="failed")
-    table = Table("language", "documents", "tokens", "skipped", "folder or problem")
+    table = Table("language", "documents", "tokens", "skipped", "folder")
     for row in built:
-        last = str(row.folder) if row.folder else f"[red]{escape(row.problem)}[/red]"
+        last = str(row.folder) if row.folder else "failed"
         table.add_row(row.language, f"{row.documents:,}", f"{row.tokens:,}", f"{row.skipped:,}", last)
     console.print(table)
+    for row in built:
+        if row.problem:  # on a line of its own, unbroken: file:line is there to be clicked or copied
+            console.print(f"[red]{row.language}: {escape(row.problem)}[/red]", soft_wrap=True)
     console.print(f"Use them as source='tokens:{folder}', or as cache='{folder}' beside source='{name}'.")
     return built
 
@@ -198,3 +206,59 @@ def show(corpus: Corpus, tokenizer: Tokenizer, console: Console, *, samples: int
 def _codes(source: Source, languages: Sequence[str]) -> list[str]:
     """Return the codes that are meant: the named languages, or all that the source has."""
     return [lookup(name).code for name in languages] or source.languages()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lingregions data", description=(__doc__ or "").splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    def add(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
+        verb.add_argument("source", help="udhr, a folder, a manifest.json, tfds:NAME or tokens:FOLDER")
+        verb.add_argument("--languages", default="", help="comma-separated codes (default: all that the source has)")
+        verb.add_argument("--split", help="split of the source, such as train or all[:90%%]")
+        verb.add_argument("--column", default="text", help="field of .jsonl, .parquet and TFDS (default: text)")
+        verb.add_argument("--document", default="line", help="a document of a .txt: line, paragraph or file")
+        return verb
+
+    built = add("build", build)
+    built.add_argument("--model", required=True, help="model source whose tokenizer is used")
+    built.add_argument("--out", type=Path, help="folder of token files (default: the cache that `run` reads)")
+    built.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that tokenize")
+    built.add_argument("--skip", action="store_true", help="skip and count texts that cannot be read")
+    built.add_argument("--download", action="store_true", help="prepare TFDS data sets first")
+    checked = add("check", check)
+    checked.add_argument("--model", help="model source whose tokenizer counts tokens a byte")
+    shown = add("show", show)
+    shown.add_argument("--model", required=True, help="model source whose tokenizer is used")
+    shown.add_argument("--length", type=int, default=512, help="tokens a sample (default: 512)")
+    shown.add_argument("--samples", type=int, default=2, help="how many to show (default: 2)")
+    written = add("dataset", dataset)
+    written.add_argument("--out", type=Path, required=True, help="folder of the TFDS data set")
+    return parser
+
+
+def main(words: Sequence[str], console: Console | None = None) -> int:
+    """Build, check, show or write corpora; return the exit code: 1 where a language has errors."""
+    flags = _parser().parse_args(list(words))
+    out = console or Console()
+    common = {"split": flags.split, "column": flags.column, "document": flags.document}
+    languages = [code for code in flags.languages.split(",") if code]
+    tokenizer = models.resolve(flags.model).tokenizer if getattr(flags, "model", None) else None
+    if flags.verb == "build":
+        assert tokenizer is not None
+        folder = flags.out or models.folder() / "tokens"
+        options = {"strict": not flags.skip, "workers": flags.workers, "download": flags.download}
+        built = build(flags.source, tokenizer, folder, out, languages=languages, **common, **options)
+        return int(any(each.problem for each in built))
+    if flags.verb == "check":
+        found = check(flags.source, out, tokenizer=tokenizer, languages=languages, **common)
+        return int(any(each.errors for each in found))
+    if flags.verb == "dataset":
+        dataset(flags.source, flags.out, out, languages=languages, **common)
+        return 0
+    assert tokenizer is not None
+    for code in languages or sources.find(flags.source).languages():
+        corpus = corpora.open(flags.source, code, tokenizer, length=flags.length, **common)
+        show(corpus, tokenizer, out, samples=flags.samples)
+    return 0

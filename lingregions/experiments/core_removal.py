@@ -94,6 +94,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
         first, *others = (
             lab.read(laboratory, files[tops[each]]) for each in sorted(languages, key=lambda each: each != language)
         )
-        return regions.subtract(first, *others, name=f"monolingual {language}")
+        definition = f"the top {fraction} of {language} without the top {fraction} of any other scored language"
+        return regions.subtract(first, *others).rename(f"monolingual {language}", definition)
 
     return files | lab.find(laboratory, {f"monolingual {each}": functools.partial(alone, each) for each in languages})

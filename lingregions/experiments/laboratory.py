@@ -57,7 +57,7 @@ class Laboratory:
       params: float32 parameters on the mesh; never changed.
       identity: `tree.fingerprint` of parameters and model config: the model hash of every artefact.
       tokenizer: of the model.
-      texts: corpora that were opened, by (language, split).
+      texts: corpora that were opened, by (language, use).
     """
 
     settings: ConfigDict
@@ -110,20 +110,31 @@ class Laboratory:
         placed: Batch = meshes.place(batch, self.mesh)
         return placed
 
-    def corpus(self, language: str, split: str) -> Corpus:
-        """Return the samples of a language in one split of the config's data; read once."""
-        if (language, split) not in self.texts:
-            data = self.settings.data
-            self.texts[language, split] = corpora.open(
+    def corpus(self, language: str, use: str) -> Corpus:
+        """Return the samples of a language for one use, "score" or "evaluate"; opened once."""
+        if (language, use) not in self.texts:
+            data, machine = self.settings.data, self.settings.machine
+            part = {"score": "score", "evaluate": "evaluation"}[use] if data.held else "all"
+            self.texts[language, use] = corpora.open(
                 data.source,
                 language,
                 self.tokenizer,
                 length=data.length,
-                split=split,
+                split=data[f"{use}_split"],
+                part=part,
+                held=data.held or None,
+                seed=self.settings.seed,
                 packing=data.packing,
+                bos=data.bos or None,
+                eos=data.eos or None,
+                column=data.column,
+                document=data.document,
+                strict=data.strict,
                 vocabulary=self.model.vocab,
+                cache=None if data.source == "udhr" else sources.folder(machine.cache) / "tokens",
+                workers=machine.workers,
             )
-        return self.texts[language, split]
+        return self.texts[language, use]
 
 
 def prepare(settings: ConfigDict, run: Run) -> Laboratory:
@@ -153,14 +164,20 @@ def prepare(settings: ConfigDict, run: Run) -> Laboratory:
     return Laboratory(settings, run, mesh, config, params, identity, source.tokenizer)
 
 
-def draw(laboratory: Laboratory, language: str, split: str, samples: int) -> tuple[Corpus, np.ndarray]:
-    """Return a corpus and the positions of the first `samples` of its seeded order (all of them when 0).
+def draw(laboratory: Laboratory, language: str, use: str) -> tuple[Corpus, np.ndarray]:
+    """Return the corpus of a language for a use, and the positions of the samples that the config asks for, in order.
 
     Raises:
       ValueError: there are fewer than asked, and the config does not allow it (`data.fewer`).
     """
-    corpus, seed = laboratory.corpus(language, split), laboratory.settings.seed
-    return corpus, corpus.draw(samples or len(corpus), seed, fewer=laboratory.settings.data.fewer)
+    settings, corpus = laboratory.settings, laboratory.corpus(language, use)
+    wanted = settings[use].samples or len(corpus)
+    return corpus, corpus.draw(wanted, settings.seed, fewer=settings.data.fewer)
+
+
+def uses(settings: ConfigDict) -> list[str]:
+    """Return what texts are used for in an experiment: "score", and "evaluate" where it evaluates."""
+    return [use for use in ("score", "evaluate") if use in settings]
 
 
 def check(laboratory: Laboratory) -> None:
@@ -169,17 +186,16 @@ def check(laboratory: Laboratory) -> None:
     Raises:
       ValueError: a text is missing, unusable or shorter than asked; the message says which.
     """
-    settings = laboratory.settings
-    for language in settings.score.languages:
-        _count(laboratory, language, settings.data.score_split, settings.score.samples)
-    for language in settings.evaluate.languages if "evaluate" in settings else ():
-        _count(laboratory, language, settings.data.evaluate_split, settings.evaluate.samples)
-
-
-def _count(laboratory: Laboratory, language: str, split: str, samples: int) -> None:
-    _, positions = draw(laboratory, language, split, samples)
-    if len(positions) < samples:
-        laboratory.run.note(f"{language}, {split}: {len(positions)} samples, {samples} were asked for")
+    for use in uses(laboratory.settings):
+        chosen = laboratory.settings[use]
+        for language in chosen.languages:
+            corpus, positions = draw(laboratory, language, use)
+            if len(positions) < chosen.samples:
+                laboratory.run.note(
+                    f"{language}, {corpus.split}: {len(positions)} samples, {chosen.samples} were asked for"
+                )
+            if corpus.counts.skipped:
+                laboratory.run.note(f"{language}: {corpus.counts.skipped} texts could not be read and were skipped")
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -204,7 +220,7 @@ def gather(
     """
     run, scorer, settings = laboratory.run, laboratory.scorer, laboratory.settings
     draft = _draft(language, start, stop)
-    corpus, positions = draw(laboratory, language, settings.data.score_split, stop)
+    corpus, positions = draw(laboratory, language, "score")
     found = run.header(draft)
     if found is None:
         at = Snapshot(start, scorer.start(laboratory.params), 0, 0.0)
@@ -256,14 +272,13 @@ def facts(laboratory: Laboratory, language: str, at: Snapshot) -> dict[str, Any]
         "seed": settings.seed,
         "model": laboratory.identity,
         "tokenizer": laboratory.tokenizer.fingerprint,
-        "data": laboratory.corpus(language, settings.data.score_split).fingerprint,
+        "data": laboratory.corpus(language, "score").fingerprint,
     }
 
 
 def samples(laboratory: Laboratory, language: str) -> int:
     """Return how many samples of a language are scored: as many as the config says, or as there are."""
-    settings = laboratory.settings
-    return len(draw(laboratory, language, settings.data.score_split, settings.score.samples)[1])
+    return len(draw(laboratory, language, "score")[1])
 
 
 def score(laboratory: Laboratory, language: str) -> None:
@@ -298,7 +313,6 @@ def combine(laboratory: Laboratory, languages: Sequence[str]) -> trees.Tree:
 
 def provenance(laboratory: Laboratory, languages: Sequence[str], rule: str | None = None) -> Provenance:
     """Return what is known of a region before it is selected: model, tokenizer, text and score (another `rule`'s)."""
-    split = laboratory.settings.data.score_split
     definition = dataclasses.replace(laboratory.definition, rule=rule or laboratory.definition.rule)
     return Provenance(
         score=json.dumps(dataclasses.asdict(definition), sort_keys=True),
@@ -307,7 +321,7 @@ def provenance(laboratory: Laboratory, languages: Sequence[str], rule: str | Non
         select_scope=laboratory.settings.select.scope,
         model=laboratory.identity,
         tokenizer=laboratory.tokenizer.fingerprint,
-        data=" ".join(laboratory.corpus(language, split).fingerprint for language in languages),
+        data=" ".join(laboratory.corpus(language, "score").fingerprint for language in languages),
         axes=axes(trees.restrict(models.declare(laboratory.model), definition.scope)),
     )
 
@@ -369,7 +383,7 @@ def measure(laboratory: Laboratory, experiment: str, arms: Mapping[str, Callable
         for language in languages
         if not run.has("results", experiment=experiment, arm=arm, language=language)
     ]
-    texts = {language: _evaluation(laboratory, language) for language in {language for _, language in missing}}
+    texts = {language: draw(laboratory, language, "evaluate") for language in {language for _, language in missing}}
     total = sum(len(texts[language][1]) * texts[language][0].length for _, language in missing)
     with run.progress("evaluate", total, "tokens") as bar:
         for arm, make in arms.items():
@@ -377,17 +391,11 @@ def measure(laboratory: Laboratory, experiment: str, arms: Mapping[str, Callable
             params = make() if cells else laboratory.params
             for language in cells:
                 corpus, positions = texts[language]
-                batches = _batches(laboratory, corpus, positions, bar)
+                batches = _batches(laboratory, corpus, np.sort(positions), bar)
                 found = evaluate.evaluate(laboratory.evaluator, params, batches, laboratory.place)
                 run.log(event="evaluated", arm=arm, language=language, samples=found.samples.tolist())
                 run.add("results", row(experiment, arm, language, found))
                 run.check()
-
-
-def _evaluation(laboratory: Laboratory, language: str) -> tuple[Corpus, np.ndarray]:
-    settings = laboratory.settings
-    corpus, positions = draw(laboratory, language, settings.data.evaluate_split, settings.evaluate.samples)
-    return corpus, np.sort(positions)
 
 
 def _batches(laboratory: Laboratory, corpus: Corpus, positions: np.ndarray, bar: Bar) -> Iterator[Batch]:
@@ -420,18 +428,14 @@ def remove(laboratory: Laboratory, file: str) -> trees.Tree:
 
 def describe(laboratory: Laboratory) -> None:
     """Write the table of texts for the report: what was scored and evaluated, and how each text begins as tokens."""
-    settings = laboratory.settings
-    uses = [("scored", settings.data.score_split, settings.score)]
-    if "evaluate" in settings:
-        uses.append(("evaluated", settings.data.evaluate_split, settings.evaluate))
-    rows = []
-    for use, split, chosen in uses:
-        for language in chosen.languages:
-            corpus = laboratory.corpus(language, split)
-            used = min(chosen.samples or len(corpus), len(corpus))
+    settings, rows = laboratory.settings, []
+    for use in uses(settings):
+        for language in settings[use].languages:
+            corpus, positions = draw(laboratory, language, use)
             first = " ".join(map(str, corpus.batch([0]).tokens[0, :8].tolist()))
-            rows.append([language, use, corpus.source, split, used, len(corpus), first, corpus.fingerprint[:16]])
-    example = laboratory.corpus(settings.score.languages[0], settings.data.score_split)
+            used = [use, corpus.source, corpus.split, len(positions), len(corpus)]
+            rows.append([language, *used, first, corpus.fingerprint[:16]])
+    example = laboratory.corpus(settings.score.languages[0], "score")
     content = {
         "title": "Texts",
         "note": f"Samples of {settings.data.length} tokens, {settings.data.packing}; special tokens: {example.policy}; "

