@@ -53,7 +53,7 @@ def match(what: Region, params: Mapping[str, Any], seed: int, name: str = "") ->
             theta = np.abs(stack.read(path, values[path], layer).astype(np.float32, copy=False))
             _draw(wanted, theta, permutation.derive(seed, named[layer], "matched"), out)
 
-        masks[path] = stack.build(path, mask, fill)
+        masks[path] = stack.build(path, mask, fill, stack.threads(mask, values[path]))
     own = what.provenance
     return Region(
         trees.unflatten(masks),

@@ -342,7 +342,7 @@ def _host(path: str, leaf: Any, count: int, largest: bool) -> _Found:
         zero[layer] = bool(threshold == 0 and tied[layer] == values.size)
         _write(values, threshold, tied[layer], quota[layer], out.reshape(-1), order)
 
-    mask = stack.build(path, leaf, fill)
+    mask = stack.build(path, leaf, fill, stack.threads(leaf))
     return _Found(mask, [count] * len(named), zero, tied, quota)
 
 
@@ -361,7 +361,9 @@ def _host_scope(leaves: Mapping[str, Any], count: int, largest: bool) -> dict[st
             values = stack.read(path, leaf, layer).reshape(-1).astype(np.float32, copy=False)
             _write(values, threshold, equal[path][layer], quota[path][layer], out.reshape(-1), order)
 
-        found[path] = _Found(stack.build(path, leaf, fill), taken, zero[path], equal[path], quota[path])
+        found[path] = _Found(
+            stack.build(path, leaf, fill, stack.threads(leaf)), taken, zero[path], equal[path], quota[path]
+        )
     return found
 
 

@@ -53,27 +53,32 @@ def _whole(leaf: Any) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
+def threads(*leaves: Any) -> int | None:
+    """Return how many threads may `read` these leaves: one where reading is collective and its order must agree."""
+    return None if all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves) else 1
+
+
 def walk(path: str, leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (Hugging Face name, matrix) by layer."""
     for layer, name in enumerate(region.matrices(path, leaf)):
         yield name, read(path, leaf, layer)
 
 
-def build(path: str, like: Any, fill: Callable[[int, np.ndarray], None], threads: int | None = None) -> jax.Array:
+def build(path: str, like: Any, fill: Callable[[int, np.ndarray], None], workers: int | None = None) -> jax.Array:
     """Return the mask of the shape and sharding of `like` that `fill` writes, matrix by matrix.
 
     Args:
       path: path of the leaf.
       like: array or `ShapeDtypeStruct` that has the shape and the sharding.
       fill: called as fill(layer, out) for every layer, from several threads; writes all of `out` (bool, C order).
-      threads: how many; the number of cores when None.
+      workers: how many threads; the number of cores when None.
     """
     where, full = sharding(like), tuple(like.shape)
     layers = full[0] if region.stacked(path) else 1
     matrix = region.shape(path, like)
     if len(where.device_set) == 1:
         buffer = _aligned((layers, *matrix))
-        _each(lambda layer: fill(layer, buffer[layer]), range(layers), threads)
+        _each(lambda layer: fill(layer, buffer[layer]), range(layers), workers)
         return jax.device_put(buffer.reshape(full), where)
 
     indices: Mapping[Any, Any] = where.addressable_devices_indices_map(full)
@@ -91,14 +96,14 @@ def build(path: str, like: Any, fill: Callable[[int, np.ndarray], None], threads
             elif window[0][0] <= layer < window[0][1]:
                 part[layer - window[0][0]] = scratch[_slices(window[1:])]
 
-    _each(scatter, range(layers), threads)
+    _each(scatter, range(layers), workers)
     pieces = [jax.device_put(parts[_window(index, full)], device) for device, index in indices.items()]
     return jax.make_array_from_single_device_arrays(full, where, pieces)
 
 
-def _each(function: Callable[[int], None], items: Iterable[int], threads: int | None) -> None:
+def _each(function: Callable[[int], None], items: Iterable[int], workers: int | None) -> None:
     """Call `function` on every item, in threads: NumPy lets go of the interpreter while it works."""
-    workers = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if workers == 1:
         for item in items:
             function(item)
