@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 VARIANTS = {
     "tiny": "a random model of two layers, samples of 64 bytes: seconds, no download; its numbers mean nothing",
     "smollm2": "SmolLM2-135M, a few samples of 512 tokens of the UDHR: minutes on two cores",
-    "llama2_7b": "LLaMA-2-7B, the paper's settings: 10,000 samples of 512 tokens a language",
+    "llama2_7b": "LLaMA-2-7B, the paper's settings: 10,000 and 100,000 samples of 512 tokens a language",
     "llama2_13b": "LLaMA-2-13B, the paper's settings",
 }
 SCORED = ("ar", "es", "ru", "zh", "ko", "vi")
@@ -49,6 +49,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.score.preset = "sound"  # or "paper": what the released code computes
     config.score.languages = SCORED
     config.score.samples = 3  # a language; 0: all
+    config.score.snapshots = ()  # sample counts below that whose scores are saved too, such as 1000
     config.score.rules = ()  # score rules gathered beside the preset's, in the same pass
 
     config.select = ConfigDict()
@@ -64,6 +65,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.machine.progress = "auto"  # bar, lines or none
     config.machine.pictures = True  # PNG files beside the report
     config.machine.cache = ""  # folder of downloaded weights and token files; "": ~/.cache/lingregions
+    config.machine.distributed = False  # several hosts: find each other through TPU metadata, SLURM or JAX_* variables
     config.machine.workers = 2  # processes that tokenize
 
     if variant == "tiny":
@@ -75,7 +77,8 @@ def base(experiment: str, variant: str) -> ConfigDict:
         config.data.source = "tfds:wikipedia/20230601"  # holds all thirty; prepare it once: lingregions data build
         config.data.score_split = "train"
         config.data.held = 0.01
-        config.score.samples = 10_000
+        config.score.samples = 100_000
+        config.score.snapshots = (10_000,)
         config.machine.compute.remat = "full"
     elif variant != "smollm2":
         raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")

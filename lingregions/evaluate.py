@@ -1,7 +1,8 @@
 """What the model loses: negative log-likelihood, perplexity and bits per byte of a language.
 
-Sums over all targets of a corpus, divided once at the end (METHOD 3). Sums over samples are float64 on the host. One
-compiled function serves every arm and language: the parameters are an argument. Cost: one forward pass a token.
+Sums over all targets of a corpus, divided once at the end (docs/method.md 3). Sums over samples are float64 on the
+host. One compiled function serves every arm and language: the parameters are an argument. Cost: one forward pass a
+token.
 """
 
 import decimal
@@ -44,8 +45,8 @@ class Result(NamedTuple):
 
     @property
     def bits(self) -> float:
-        """Bits per byte: the figure that compares tokenizers and languages."""
-        return self.nll / math.log(2) / self.bytes
+        """Bits per byte: the figure that compares tokenizers and languages; NaN where no target stands for a byte."""
+        return self.nll / math.log(2) / self.bytes if self.bytes else math.nan
 
 
 def perplexity(nats: float) -> str:

@@ -30,6 +30,10 @@ def run(words: Sequence[str]) -> int:
         print(config)
         return 0
     assert asked.workdir is not None
+    if config.machine.distributed:
+        import jax
+
+        jax.distributed.initialize()
     with Run.open(asked.workdir, config, asked.fresh) as opened:
         if opened.done("run") is not None:
             print(f"done already: {opened.path('report.html')}")

@@ -1,7 +1,7 @@
 """What is done to a region: (params, masks) -> params, everything outside bit-identical.
 
-Removal is `zero` (METHOD 3). A perturbation returns new arrays for the leaves that the region has and shares the
-others; `restore` puts the original values back, bit for bit.
+Removal is `zero` (docs/method.md 3). A perturbation returns new arrays for the leaves that the region has and shares
+the others; `restore` puts the original values back, bit for bit.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
 """Importance of every parameter for a language: one pass over its samples, any number of definitions.
 
 A score rule is three functions of one array, as in optax: `init`, `update`, `finish`. The preset `paper` is what the
-released code computes (METHOD 1): |theta x the signed gradient summed over all batches|, summed in bfloat16 over means
-of batches; `sound` weighs every token alike and sums in float32. Scores are trees parallel to the parameters of the
-score scope, on the same shards. A score depends on (model, corpus, seed, number of samples, definition) alone.
+released code computes (docs/method.md 1): |theta x the signed gradient summed over all batches|, summed in bfloat16
+over means of batches; `sound` weighs every token alike and sums in float32. Scores are trees parallel to the parameters
+of the score scope, on the same shards. A score depends on (model, corpus, seed, number of samples, definition) alone.
 
 Cost: one forward and backward pass a token, and one float32 array a rule beside the parameters in scope (`taylor_abs`
 and `fisher`, and sums in bfloat16, need one more for the gradient of the group that is open).
@@ -38,6 +38,7 @@ class Rule(NamedTuple):
       finish: (sums, theta) -> scores, non-negative, shaped as theta.
       reads: "gradient", "inputs" or "nothing".
       additive: whether `update` is linear in `slope`, so that it may be fed in any pieces of a group.
+      order: how often the gradient enters the scores as a factor: what a scale of the loss does to them.
     """
 
     init: Callable[[jax.Array], jax.Array]
@@ -45,6 +46,7 @@ class Rule(NamedTuple):
     finish: Callable[[jax.Array, jax.Array], jax.Array]
     reads: str
     additive: bool
+    order: int
 
 
 def _along_inputs(theta: jax.Array) -> jax.Array:
@@ -57,7 +59,7 @@ def _input_norm(sums: jax.Array, theta: jax.Array) -> jax.Array:
     return jnp.sqrt(sums).reshape(theta.shape[0], *([1] * (theta.ndim - 2)), theta.shape[-1])
 
 
-# METHOD 1, the row "aggregation". g is the gradient of the loss of a batch (or of one group of samples).
+# docs/method.md 1, the row "rule". g is the gradient of the loss of a batch (or of one group of samples).
 RULES: dict[str, Rule] = {
     # |theta x sum of g|
     "taylor": Rule(
@@ -66,6 +68,7 @@ RULES: dict[str, Rule] = {
         finish=lambda sums, theta: jnp.abs(theta * sums),
         reads="gradient",
         additive=True,
+        order=1,
     ),
     # sum of |theta x g|
     "taylor_abs": Rule(
@@ -74,6 +77,7 @@ RULES: dict[str, Rule] = {
         finish=lambda sums, theta: sums,
         reads="gradient",
         additive=False,
+        order=1,
     ),
     # theta^2 x sum of g^2
     "fisher": Rule(
@@ -82,6 +86,7 @@ RULES: dict[str, Rule] = {
         finish=lambda sums, theta: theta * theta * sums,
         reads="gradient",
         additive=False,
+        order=2,
     ),
     # |theta|
     "magnitude": Rule(
@@ -90,6 +95,7 @@ RULES: dict[str, Rule] = {
         finish=lambda sums, theta: jnp.abs(theta),
         reads="nothing",
         additive=True,
+        order=0,
     ),
     # |theta| x norm of the inputs over all tokens
     "wanda": Rule(
@@ -98,6 +104,7 @@ RULES: dict[str, Rule] = {
         finish=lambda sums, theta: jnp.abs(theta) * _input_norm(sums, theta),
         reads="inputs",
         additive=True,
+        order=0,
     ),
 }
 
@@ -133,7 +140,7 @@ class Definition:
             raise ValueError(f"score group is {self.group} samples; it must be at least 1")
 
 
-# METHOD 1, the table of named options.
+# docs/method.md 1, the table of named options.
 PRESETS: dict[str, Definition] = {
     "sound": Definition(),
     "paper": Definition(weighting="batch_mean", accumulator="bfloat16", normalised=False, group=64),
@@ -285,17 +292,12 @@ def finish(params: trees.Tree, sums: trees.Tree, rule: str, scope: str, scale: j
 
 
 def scales(rule: str, weighting: str, tokens: int) -> float:
-    """Return the factor that turns sums weighted by `weights` into scores of the mean loss.
-
-    `taylor` and `taylor_abs` are of first order in the gradient, `fisher` of second; the others have no gradient.
-    """
-    if weighting != "token" or RULES[rule].reads != "gradient":
-        return 1.0
-    return 1.0 / max(tokens, 1) ** (2 if rule == "fisher" else 1)
+    """Return the factor that turns scores of the summed loss ("token" weighting) into those of the mean loss."""
+    return 1.0 if weighting != "token" else 1.0 / max(tokens, 1) ** RULES[rule].order
 
 
 def combine(total: trees.Tree | None, scores: trees.Tree, normalised: bool) -> trees.Tree:
-    """Return the running sum over languages with one more language added (METHOD 1, "language combination").
+    """Return the running sum over languages with one more language added (docs/method.md 1, the row "languages").
 
     Args:
       total: the sum so far, donated: do not use it afterwards; None for the first language.

@@ -17,7 +17,7 @@ import numpy as np
 
 Tree = dict[str, Any]
 
-# A scope names the part of the parameters that is scored, selected from, or acted on (METHOD section "Regions": the
+# A scope names the part of the parameters that is scored, selected from, or acted on (docs/method.md 2: the
 # paper scores and selects in every tensor of the decoder layers, its norms included, and freezes in the same ones
 # without norms).
 SCOPES: dict[str, tuple[str, ...]] = {

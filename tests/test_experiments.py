@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lingregions import mesh as meshes
-from lingregions import regions, settings
+from lingregions import models, regions, settings
+from lingregions import tree as trees
 from lingregions.experiments import EXPERIMENTS, laboratory
 from lingregions.run import Interrupted, Run
 
@@ -64,7 +65,7 @@ def test_every_variant_resolves(path, variant):
     assert chosen.experiment == path.stem
     assert len(chosen.score.languages) == 6
     if variant.startswith("llama2"):
-        assert chosen.score.samples == 10_000
+        assert (*chosen.score.snapshots, chosen.score.samples) == (10_000, 100_000)
         assert "evaluate" not in chosen or len(set(chosen.evaluate.languages)) == 30
 
 
@@ -187,6 +188,22 @@ def test_preset_paper_runs_and_differs(whole, tmp_path):
     assert [row["nll_nats"] for row in rows if row["arm"] == "top 1%"] != [
         row["nll_nats"] for row in expected if row["arm"] == "top 1%"
     ]
+
+
+def test_snapshots_are_the_scores_of_fewer_samples(whole, tmp_path):
+    reference, _ = whole
+    words = ("--config.score.samples=3", "--config.score.snapshots=(2,)")
+    finish(tmp_path / "run", *words)
+    like = trees.restrict(models.shapes(models.PRESETS["tiny"]), "decoder")
+    with Run.open(tmp_path / "run", config(*words)) as run:
+        assert run.header("scores/ar")["samples"] == 3
+        assert run.header("scores/ar-2")["samples"] == 2
+        ours = trees.flatten(run.load("scores/ar-2", like))
+    with Run.open(reference, config("--config.machine.pictures=True")) as run:
+        theirs = trees.flatten(run.load("scores/ar", like))
+    assert ours.keys() == theirs.keys()
+    for path, values in ours.items():
+        np.testing.assert_array_equal(values, theirs[path])
 
 
 def test_fewer_samples_than_asked(tmp_path):

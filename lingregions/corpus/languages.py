@@ -62,7 +62,7 @@ LANGUAGES: dict[str, Language] = {
     )
 }
 
-# The six languages that the paper scores (METHOD, "Importance"): English is not among them.
+# The six languages that the paper scores (docs/method.md 1): English is not among them.
 SCORED: tuple[str, ...] = ("ar", "es", "ru", "zh", "ko", "vi")
 
 ALIASES = {"no": "nb", "zh-cn": "zh", "zh-hans": "zh"}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from lingregions import regions, report
+from lingregions import regions
 from lingregions import tree as trees
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.laboratory import Laboratory
@@ -44,8 +44,7 @@ def core_removal(settings: ConfigDict, run: Run) -> None:
     made: dict[str, Callable[[], trees.Tree]] = {"base": lambda: laboratory.params}
     made |= {str(arm): functools.partial(lab.remove, laboratory, files[str(arm)]) for arm in arms(settings)}
     lab.measure(laboratory, "core_removal", made)
-    lab.describe(laboratory)
-    report.write(run.folder, settings.machine.pictures)
+    lab.publish(laboratory)
 
 
 def arms(settings: ConfigDict) -> Iterator[Arm]:
@@ -60,7 +59,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
     """Make the regions of the config; returns {name: file}.
 
     The arms; and for the first fraction, if `select.monolingual`, the top of each language and what of it no other
-    language has: top(A) minus the union of top(B) for every other scored B (METHOD 2).
+    language has: top(A) minus the union of top(B) for every other scored B (docs/method.md 2).
     """
     settings = laboratory.settings
     languages = settings.score.languages

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lingregions import evaluate, models, perturb, regions, scores
+from lingregions import evaluate, models, perturb, regions, report, scores
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
@@ -27,7 +27,7 @@ from lingregions.corpus.corpus import Corpus
 from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.regions import Provenance, Region
-from lingregions.regions.region import axes
+from lingregions.regions.region import axes, versions
 from lingregions.run import Run
 from lingregions.run.progress import Bar
 
@@ -282,16 +282,25 @@ def samples(laboratory: Laboratory, language: str) -> int:
 
 
 def score(laboratory: Laboratory, language: str) -> None:
-    """Score one language and save the scores as `scores/<language>`; resumes inside the language."""
+    """Score one language and save the scores as `scores/<language>`; resumes inside the language.
+
+    Snapshots at the sample counts of `score.snapshots` are saved beside it, as `scores/<language>-<samples>`.
+    """
     run, stage = laboratory.run, f"score-{language}"
     if run.done(stage) is None:
         stop = samples(laboratory, language)
-        *_, at = gather(laboratory, language, 0, stop)
-        known = facts(laboratory, language, at)
-        run.save(f"scores/{language}", laboratory.scorer.finish(laboratory.params, at.sums, at.tokens), known)
-        run.finish(stage, f"scores/{language}", **known)
+        for at in gather(laboratory, language, 0, stop, laboratory.settings.score.snapshots):
+            name = f"scores/{language}" + ("" if at.position == stop else f"-{at.position}")
+            store(laboratory, name, language, at)
+        run.finish(stage, f"scores/{language}", **facts(laboratory, language, at))
         forget(laboratory, language, 0, stop)
     run.check()
+
+
+def store(laboratory: Laboratory, name: str, language: str, at: Snapshot) -> None:
+    """Save the scores of a snapshot under a name, with a header that says what they are."""
+    header = facts(laboratory, language, at) | {"versions": dict(versions())}
+    laboratory.run.save(name, laboratory.scorer.finish(laboratory.params, at.sums, at.tokens), header)
 
 
 def load(laboratory: Laboratory, language: str) -> trees.Tree:
@@ -424,6 +433,13 @@ def row(experiment: str, arm: str, language: str, found: evaluate.Result) -> dic
 def remove(laboratory: Laboratory, file: str) -> trees.Tree:
     """Return the parameters without a region of this run."""
     return perturb.zero(laboratory.params, read(laboratory, file).masks)
+
+
+def publish(laboratory: Laboratory) -> None:
+    """Write the report of the run; one process does it."""
+    describe(laboratory)
+    if jax.process_index() == 0:
+        report.write(laboratory.run.folder, laboratory.settings.machine.pictures)
 
 
 def describe(laboratory: Laboratory) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import regions, report, scores
+from lingregions import regions, scores
 from lingregions import tree as trees
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.laboratory import Laboratory, Snapshot
@@ -40,8 +40,7 @@ def reliability(settings: ConfigDict, run: Run) -> None:
         collect(laboratory, language)
     core(laboratory)
     compare(laboratory)
-    lab.describe(laboratory)
-    report.write(run.folder, settings.machine.pictures)
+    lab.publish(laboratory)
 
 
 # --- regions ----------------------------------------------------------------------------------------------------------
@@ -66,11 +65,10 @@ def collect(laboratory: Laboratory, language: str) -> None:
         run.finish(f"{stage}-second", *_select(laboratory, language, at, "second"))
         lab.forget(laboratory, language, half, stop)
     if run.done(stage) is None:
-        made = []
         for at in lab.gather(laboratory, language, 0, stop, (half, *_stops(stop))):
-            made += _select(laboratory, language, at, "all" if at.position == stop else str(at.position))
+            _select(laboratory, language, at, "all" if at.position == stop else str(at.position))
+        lab.store(laboratory, f"scores/{language}", language, at)
         known = lab.facts(laboratory, language, at)
-        run.save(f"scores/{language}", laboratory.scorer.finish(laboratory.params, at.sums, at.tokens), known)
         run.finish(stage, *_windows(laboratory, language, half, stop), f"scores/{language}", **known)
         lab.forget(laboratory, language, 0, stop)
     run.check()
@@ -172,6 +170,8 @@ def compare(laboratory: Laboratory) -> None:
                 note="Languages in the order of an average-linkage dendrogram: neighbours share most.",
                 chance=fraction / (2 - fraction),
             )
+    merges = geometry.cluster(between_languages[rule]).merges
+    _write(laboratory, "dendrogram", **_dendrogram(rule, languages, merges))
     growth = {
         language: {
             count: agreement.agree(read(rule, language, str(count)), read(rule, language)).iou
@@ -191,6 +191,21 @@ def compare(laboratory: Laboratory) -> None:
     )
     _write(laboratory, "layers", **_layers(languages, {code: halves[rule, code].layers for code in languages}))
     _write(laboratory, "ceiling", **_ceiling(rules, languages, between_languages, halves, fraction))
+
+
+def _dendrogram(rule: str, languages: Sequence[str], merges: Sequence[tuple[int, int, float, int]]) -> dict[str, Any]:
+    """Return the table of which languages join first, from the bottom of the tree to its root."""
+    groups, rows = [[language] for language in languages], []
+    for first, second, distance, _ in merges:
+        rows.append([" ".join(groups[first]), " ".join(groups[second]), 1 - distance])
+        groups.append(groups[first] + groups[second])
+    return {
+        "kind": "table",
+        "title": f"Dendrogram of the languages: {rule}",
+        "note": "Average linkage: each row joins the two groups that share most on average.",
+        "columns": [{"name": "group"}, {"name": "joins"}, {"name": "mean IoU", "kind": "share"}],
+        "rows": rows,
+    }
 
 
 def _layers(languages: Sequence[str], layers: Mapping[str, Sequence[float]]) -> dict[str, Any]:

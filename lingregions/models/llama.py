@@ -35,6 +35,11 @@ class RopeScaling:
     high_frequency_factor: float = 4.0
     original_context: int = 8192
 
+    def __post_init__(self) -> None:
+        """Refuse kinds that are not implemented."""
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope scaling {self.kind!r} is not implemented; there are linear and llama3")
+
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:

@@ -67,7 +67,7 @@ def intersect(*regions: Region, name: str = "") -> Region:
 def subtract(first: Region, *others: Region, name: str = "") -> Region:
     """Return the entries of `first` that lie in none of `others`; raises as `union` does.
 
-    The monolingual region of A is `subtract(top of A, top of B, top of C, ...)` (METHOD: "Regions").
+    The monolingual region of A is `subtract(top of A, top of B, top of C, ...)` (docs/method.md 2).
     """
     return _fold("difference", _minus, (first, *others), name)
 
