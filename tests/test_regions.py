@@ -335,7 +335,7 @@ def crowded() -> tuple[Region, trees.Tree]:
 
 def test_matched_regions_have_the_margins(crowded: tuple[Region, trees.Tree]) -> None:
     what, params = crowded
-    drawn = [match(what, params, seed) for seed in range(12)]
+    drawn = [match(what, params, seed, outside=False) for seed in range(12)]
     theta, kept = np.abs(params["layers"]["w"]), np.asarray(what.masks["layers"]["w"])
     for layer in range(2):
         edges = np.quantile(theta[layer], QUANTILES)
@@ -356,6 +356,24 @@ def test_matched_regions_have_the_margins(crowded: tuple[Region, trees.Tree]) ->
     assert drawn[0].provenance.seed == 0
 
 
+def test_a_control_outside_the_region_is_as_crowded(crowded: tuple[Region, trees.Tree]) -> None:
+    what, params = crowded
+    control, uniform = match(what, params, 0), select(params, 0.05, "random", seed=0)
+    assert counts(control) == counts(what)
+    assert total(intersect(control, what)) == 0
+    theta = np.abs(params["layers"]["w"])
+    for layer in range(2):
+        kept, ours, plain = (np.asarray(each.masks["layers"]["w"])[layer] for each in (what, control, uniform))
+        for axis in (0, 1):
+            wanted = kept.sum(axis=axis)
+            gap, chance = (np.abs(each.sum(axis=axis) - wanted).sum() for each in (ours, plain))
+            assert gap < 0.6 * chance
+        # The mean magnitude falls short only where the region has taken nearly all large weights of a bin.
+        assert theta[layer][ours].mean() > 0.9 * theta[layer][kept].mean()
+    with pytest.raises(ValueError, match=r"takes more than half of model\.layers\.0\.input_layernorm\.weight"):
+        match(complement(what), params, 0)
+
+
 def test_matched_regions_are_the_same_on_every_mesh(crowded: tuple[Region, trees.Tree]) -> None:
     what, params = crowded
     mesh = meshes.build(fsdp=2, tensor=4)
@@ -370,7 +388,10 @@ def test_a_region_that_fills_a_row_is_matched_there() -> None:
     mask[0, 2] = True
     what = Region({"layers": {"w": jnp.asarray(mask)}})
     theta = np.random.default_rng(0).standard_normal((1, 4, 6)).astype(np.float32)
-    assert equals(match(what, {"layers": {"w": theta}}, 0), what)
+    assert equals(match(what, {"layers": {"w": theta}}, 0, outside=False), what)
+    outside = match(what, {"layers": {"w": theta}}, 0)
+    assert counts(outside) == counts(what)
+    assert total(intersect(outside, what)) == 0
     nothing = Region({"layers": {"w": jnp.zeros((1, 4, 6), bool)}})
     assert total(match(nothing, {"layers": {"w": theta}}, 0)) == 0
     with pytest.raises(ValueError, match=r"parameters: 'layers.w' has shape \(1, 4, 5\)"):

@@ -254,10 +254,28 @@ def _pair(axes: tuple[int, ...], first: jax.Array, second: jax.Array) -> jax.Arr
     return jnp.sum(first & second, axis=axes, dtype=jnp.int32)
 
 
+def _packed(path: str, leaves: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
+    """Return the shared counts of one leaf, int64 [L, n, n], from masks that the host can see."""
+    number, layers = len(leaves), len(region.matrices(path, leaves[0][path]))
+    shared = np.zeros((layers, number, number), np.int64)
+
+    def count(layer: int) -> None:
+        packed = np.stack([np.packbits(stack.read(path, each[path], layer)) for each in leaves])
+        for one in range(number):
+            both = packed[one] & packed[: one + 1]
+            shared[layer, one, : one + 1] = shared[layer, : one + 1, one] = np.bitwise_count(both).sum(
+                axis=1, dtype=np.int64
+            )
+
+    stack.each(count, range(layers))
+    return shared
+
+
 def overlap(regions: Sequence[Region]) -> Overlap:
     """Return what regions share, two by two, overall and per layer and matrix.
 
-    Costs n (n + 1) / 2 readings of a mask.
+    Costs n (n + 1) / 2 readings of a mask on the devices; where one CPU holds the masks, n packings of them to bits and
+    as many readings of an eighth: 0.5 s for eight regions of SmolLM2.
 
     Raises:
       ValueError: the regions are not parallel; the message names the path.
@@ -265,6 +283,8 @@ def overlap(regions: Sequence[Region]) -> Overlap:
     if not regions:
         raise ValueError("an overlap needs at least one region")
     leaves = [trees.flatten(algebra.align(each, regions[0])) for each in regions]
+    if all(stack.simple(mask) for each in leaves for mask in each.values()):
+        return Overlap(tuple(each.name for each in regions), {path: _packed(path, leaves) for path in leaves[0]})
     shared = {}
     for path, mask in leaves[0].items():
         axes = tuple(range(1, mask.ndim)) if region.stacked(path) else tuple(range(mask.ndim))

@@ -78,7 +78,7 @@ def build(path: str, like: Any, fill: Callable[[int, np.ndarray], None], workers
     matrix = region.shape(path, like)
     if len(where.device_set) == 1:
         buffer = _aligned((layers, *matrix))
-        _each(lambda layer: fill(layer, buffer[layer]), range(layers), workers)
+        each(lambda layer: fill(layer, buffer[layer]), range(layers), workers)
         return jax.device_put(buffer.reshape(full), where)
 
     indices: Mapping[Any, Any] = where.addressable_devices_indices_map(full)
@@ -96,12 +96,12 @@ def build(path: str, like: Any, fill: Callable[[int, np.ndarray], None], workers
             elif window[0][0] <= layer < window[0][1]:
                 part[layer - window[0][0]] = scratch[_slices(window[1:])]
 
-    _each(scatter, range(layers), workers)
+    each(scatter, range(layers), workers)
     pieces = [jax.device_put(parts[_window(index, full)], device) for device, index in indices.items()]
     return jax.make_array_from_single_device_arrays(full, where, pieces)
 
 
-def _each(function: Callable[[int], None], items: Iterable[int], workers: int | None) -> None:
+def each(function: Callable[[int], None], items: Iterable[int], workers: int | None = None) -> None:
     """Call `function` on every item, in threads: NumPy lets go of the interpreter while it works."""
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if workers == 1:
