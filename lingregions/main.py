@@ -7,8 +7,9 @@ What a user can mend is told in one sentence, without a traceback, and ends with
 """
 
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 # Nothing heavy here: `lingregions --help` answers at once; each verb imports what it needs.
 USAGE = "usage: lingregions VERB ...\n\n"
@@ -31,9 +32,7 @@ def run(words: Sequence[str]) -> int:
         return 0
     assert asked.workdir is not None
     if config.machine.distributed:
-        import jax
-
-        jax.distributed.initialize()
+        connect(os.environ)
     with Run.open(asked.workdir, config, asked.fresh) as opened:
         if opened.done("run") is not None:
             print(f"done already: {opened.path('report.html')}")
@@ -42,6 +41,26 @@ def run(words: Sequence[str]) -> int:
         opened.finish("run", *(name for name in ("results.csv", "report.html") if opened.path(name).exists()))
         print(f"done: {opened.path('report.html')}")
     return 0
+
+
+def connect(variables: Mapping[str, str]) -> None:
+    """Meet the other processes of the run: by JAX_* variables, or by what a TPU pod, SLURM or Open MPI says by itself.
+
+    Raises:
+      ValueError: neither gives an address, a number of processes and the number of this one.
+    """
+    import jax
+
+    count, place = (variables.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=int(count) if count else None, process_id=int(place) if place else None
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"machine.distributed is set, but the processes did not find each other ({error}); anywhere but on a TPU "
+            "pod, under SLURM or Open MPI set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
 
 
 def data(words: Sequence[str]) -> int:

@@ -301,7 +301,7 @@ def find(config: Mapping[str, Any], key: str) -> Any:
 
 def _regions(folder: Path, arms: list[str]) -> tuple[tuple[Survey, ...], Overlap | None, dict[str, dict[str, Any]]]:
     try:
-        headers = {path: file.header(path) for path in sorted(folder.glob("*.safetensors"))}
+        headers = {path: file.header(path) for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)}
         # In the order of the arms, where they are called like one.
         places = {arm: place for place, arm in reversed(list(enumerate(arms)))}
         paths = sorted(headers, key=lambda path: places.get(headers[path].provenance.name, len(arms)))
