@@ -41,7 +41,7 @@ LAYOUT = (
 
 # Zeroes a region in a transformers model; shown in the README. Needs torch, transformers, safetensors and NumPy.
 TORCH_LOADER = """\
-import json, numpy, torch
+import numpy, torch
 from safetensors.numpy import load_file
 
 def zero(model, path):
