@@ -7,9 +7,9 @@ rounds; a ratio is ours over torch. Prints a line a round on the error stream an
 
     python benchmarks/score_step.py [--batch 2] [--length 512] [--steps 5] [--rounds 3]
 
-Needs torch beside the package (`make parity` installs both into .venv-parity), Linux, and a quiet machine: beside other
-work on the same cores torch's threads wait for each other at every operation, and a step was seen to take ten times as
-long, ours only twice. A ratio from a busy machine says nothing about either, so it refuses to give one.
+Needs torch beside the package (`make parity` installs both into .venv-parity), Linux, and a quiet machine. Beside other
+work on the same cores torch's threads wait for each other at every operation: with two threads it was seen to fall to 5
+to 35 tokens/s where a single one kept 56 to 64. A ratio from such a run says nothing, so none is given.
 """
 
 import argparse
@@ -132,7 +132,8 @@ def run(flags: argparse.Namespace, side: str, attention: str, steps: int) -> dic
     """Run one side in a process of its own."""
     command = [sys.executable, __file__, f"--side={side}", f"--attention={attention}", f"--steps={steps}"]
     command += [f"--batch={flags.batch}", f"--length={flags.length}", f"--compute={flags.compute}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | SIDES[side]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment |= {"TQDM_DISABLE": "1"} | SIDES[side]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

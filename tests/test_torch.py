@@ -1,7 +1,7 @@
 """Live comparisons with torch and transformers: `make parity`. The golden files hold the same without torch.
 
 Tiny models of fresh seeds in every case, folders that go from one library to the other and back, and the real SmolLM2
-(about 3 GB of memory, of which the float64 gradients of torch take most). `golden.write` computes the reference.
+(5 GB of memory at the peak). `golden.write` computes the reference.
 """
 
 import dataclasses
