@@ -206,6 +206,30 @@ def test_snapshots_are_the_scores_of_fewer_samples(whole, tmp_path):
         np.testing.assert_array_equal(values, theirs[path])
 
 
+def test_a_matched_arm_has_the_size_of_the_top_and_none_of_it(tmp_path):
+    words = (
+        "--config.select.selectors=top,matched",
+        "--config.select.seeds=(0,1)",
+        "--config.select.monolingual=False",
+    )
+    rows = finish(tmp_path / "run", *words)
+    arms = ["base", "top 1%", "matched 1% seed 0", "matched 1% seed 1"]
+    assert list(dict.fromkeys(row["arm"] for row in rows)) == arms
+    top, *drawn = (
+        regions.load(tmp_path / "run" / "regions" / f"{name}.safetensors")
+        for name in ("top-1pct", "matched-1pct-seed-0", "matched-1pct-seed-1")
+    )
+    for each in drawn:
+        assert regions.counts(each) == regions.counts(top)
+        assert regions.total(regions.intersect(each, top)) == 0
+    assert not regions.equals(*drawn)
+
+
+def test_a_matched_arm_needs_its_top(tmp_path):
+    with pytest.raises(ValueError, match=r"matched to top 1%, which is not among the arms"):
+        finish(tmp_path / "run", "--config.select.selectors=matched")
+
+
 def test_fewer_samples_than_asked(tmp_path):
     with pytest.raises(ValueError, match=r"100000 samples of 64 tokens asked for.*allow fewer"):
         finish(tmp_path / "strict", "--config.score.samples=100000")

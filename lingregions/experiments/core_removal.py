@@ -15,11 +15,14 @@ from lingregions import tree as trees
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.regions import Region
+from lingregions.regions.matched import match
 from lingregions.run import Run
+
+DRAWN = ("random", "matched")  # selectors that draw: one arm a seed
 
 
 class Arm(NamedTuple):
-    """One region that is removed: what is selected from the combined scores."""
+    """One region that is removed: an entry of `SELECTORS`, or "matched": random, but matched to the top of its size."""
 
     selector: str
     fraction: str
@@ -51,7 +54,7 @@ def arms(settings: ConfigDict) -> Iterator[Arm]:
     """Yield the arms beside "base": every selector at every fraction, the random one with every seed."""
     for fraction in settings.select.fractions:
         for selector in settings.select.selectors:
-            seeds = settings.select.seeds if selector == "random" else (None,)
+            seeds = settings.select.seeds if selector in DRAWN else (None,)
             yield from (Arm(selector, fraction, seed) for seed in seeds)
 
 
@@ -70,11 +73,23 @@ def find(laboratory: Laboratory) -> dict[str, str]:
         return lab.combine(laboratory, languages)
 
     def take(arm: Arm) -> Region:
+        if arm.selector == "matched":
+            top = Arm("top", arm.fraction, None)
+            if top not in arms(settings):
+                raise ValueError(
+                    f"the arm {arm} is matched to {top}, which is not among the arms: add top to selectors"
+                )
+            assert arm.seed is not None
+            part = trees.restrict(laboratory.params, settings.select.scope)
+            return match(lab.read(laboratory, files[str(top)]), part, arm.seed, str(arm))
         like = trees.restrict(laboratory.shapes if arm.selector == "random" else combined(), settings.select.scope)
         named = known.replace(name=str(arm))
         return regions.select(like, arm.fraction, arm.selector, seed=arm.seed, provenance=named)
 
-    files = lab.find(laboratory, {str(arm): functools.partial(take, arm) for arm in arms(settings)})
+    files: dict[str, str] = {}
+    # The matched ones last: they start from the file of their top.
+    for arm in sorted(arms(settings), key=lambda arm: arm.selector == "matched"):
+        files |= lab.find(laboratory, {str(arm): functools.partial(take, arm)})
     combined.cache_clear()
     if not settings.select.monolingual:
         return files
