@@ -60,10 +60,11 @@ def watch(
     config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, watched: bool = True
 ) -> tuple[Loss, trees.Tree]:
     """Return `nll` and the sums of squares of what enters each weight (see `models.hidden`), from one pass."""
-    hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, watched)
-    table = models.head(config, params).astype(DTYPES[compute.dtype])
-    following, counts = targets(batch)
-    each = cross_entropy(hidden, table, following, min(compute.chunk, hidden.shape[1]))
+    with jax.default_matmul_precision(compute.precision):
+        hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, watched)
+        table = models.head(config, params).astype(DTYPES[compute.dtype])
+        following, counts = targets(batch)
+        each = cross_entropy(hidden, table, following, min(compute.chunk, hidden.shape[1]))
     sums = Loss(
         nll=jnp.sum(jnp.where(counts, each, jnp.float32(0)), axis=1),
         tokens=jnp.sum(counts, axis=1, dtype=jnp.int32),

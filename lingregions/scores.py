@@ -242,7 +242,9 @@ def step(
         return jnp.sum(found.nll) * weight, (found, inputs)
 
     if any(rule.reads == "gradient" for rule in rules.values()):
-        gradient, (found, inputs) = jax.grad(objective, has_aux=True)(part)
+        # Again around the gradient: the hand-written backward passes are traced after the loss.
+        with jax.default_matmul_precision(compute.precision):
+            gradient, (found, inputs) = jax.grad(objective, has_aux=True)(part)
     else:
         gradient, (found, inputs) = {}, objective(part)[1]
     slopes = {"gradient": gradient, "inputs": inputs, "nothing": part}

@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_torch_loader_is_the_one_that_parity_runs():
     assert re.findall(r"```python\n(.*?)```", README, re.DOTALL) == [TORCH_LOADER]
-    assert len(TORCH_LOADER.strip().splitlines()) <= 10
+    assert len([line for line in TORCH_LOADER.splitlines() if line]) <= 10
 
 
 def test_every_experiment_has_its_line():

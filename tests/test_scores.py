@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -558,3 +559,19 @@ def test_combined_scores_stay_on_their_shards(params, mesh):
 def test_definitions_are_data():
     assert dataclasses.asdict(scores.PRESETS["paper"])["accumulator"] == "bfloat16"
     assert hash(Definition()) == hash(scores.PRESETS["sound"])
+
+
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_every_matrix_product_of_a_step_has_the_precision_that_was_asked(precision):
+    """Forward, backward, attention, loss: on a TPU float32 would otherwise be multiplied in bfloat16."""
+    compute = models.Compute(precision=precision)
+    config = models.PRESETS["tiny"]
+    scorer = scores.Scorer(config, compute, scores.Definition())
+    shape = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+    jaxpr = jax.make_jaxpr(functools.partial(scores.step, config, compute, "decoder"))(
+        models.shapes(config), scorer.shapes, Batch(shape, shape, shape), jax.ShapeDtypeStruct((), jnp.float32)
+    )
+    found = re.findall(r"dot_general\[.*?precision=(\S+)", str(jaxpr), re.DOTALL)
+    # Seven projections and attention's two products forward; twice that and one recomputed backward; the loss.
+    assert len(found) >= 20
+    assert {each.strip("(),]") for each in found} == {f"Precision.{precision.upper()}"}

@@ -72,7 +72,7 @@ class Laboratory:
     @functools.cached_property
     def compute(self) -> models.Compute:
         """How the model is run."""
-        return models.Compute(dtype=self.settings.compute.dtype, **self.settings.machine.compute.to_dict())
+        return models.Compute(**self.settings.compute.to_dict(), **self.settings.machine.compute.to_dict())
 
     @functools.cached_property
     def definition(self) -> scores.Definition:
@@ -143,8 +143,6 @@ def prepare(settings: ConfigDict, run: Run) -> Laboratory:
     Raises:
       ValueError: the model, its tokenizer or the mesh do not fit the config or each other.
     """
-    # TPUs multiply float32 in bfloat16 unless told; said here, and recorded in environment.json's precision.
-    jax.config.update("jax_default_matmul_precision", settings.compute.precision)
     mesh = meshes.build(**settings.machine.mesh.to_dict())
     begin = time.monotonic()
     source = sources.resolve(settings.model.source, settings.machine.cache or None)

@@ -14,6 +14,8 @@ REMAT: dict[str, Any] = {
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ATTENTIONS = ("blocked", "reference")
+# Of float32 matrix products. A TPU multiplies in bfloat16 at "default", in three or six such passes at the others.
+PRECISIONS = ("highest", "high", "default")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Compute:
 
     Attributes:
       dtype: of activations and matrix products, "float32" or "bfloat16"; parameters, softmax and loss stay float32.
+      precision: of float32 matrix products, one of `PRECISIONS`; no difference on a CPU, a factor in both time and
+        error on a TPU.
       remat: a key of `REMAT`; "full" lowers the memory of the backward pass for about a fifth more time.
       attention: "blocked" (query blocks, nothing above the diagonal, no [T, T] array kept) or "reference" (one einsum).
       block: queries a block of "blocked".
@@ -30,6 +34,7 @@ class Compute:
     """
 
     dtype: str = "float32"
+    precision: str = "highest"
     remat: str = "none"
     attention: str = "blocked"
     block: int = 128
@@ -38,7 +43,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         """Refuse settings that do not exist."""
-        choices = {"dtype": DTYPES, "remat": REMAT, "attention": ATTENTIONS}
+        choices = {"dtype": DTYPES, "precision": PRECISIONS, "remat": REMAT, "attention": ATTENTIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"compute.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")

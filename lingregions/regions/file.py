@@ -44,6 +44,7 @@ TORCH_LOADER = """\
 import numpy, torch
 from safetensors.numpy import load_file
 
+
 def zero(model, path):
     parameters = dict(model.named_parameters())
     for name, code in load_file(path).items():
