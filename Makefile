@@ -5,6 +5,7 @@ VENV    ?= .venv
 WORKDIR ?= demo
 CONFIG  ?= configs/core_removal.py:smollm2
 TESTS   ?= tests
+WORKERS ?= 2
 BIN     := $(VENV)/bin
 PARITY  := .venv-parity
 say      = @printf '%s\n' '--> $(1)'
@@ -21,9 +22,9 @@ demo: $(VENV)/.report  ## score SmolLM2 in six languages, remove its core region
 	@$(BIN)/lingregions run --config=$(CONFIG) --workdir=$(WORKDIR)
 	$(call say,the report is $(abspath $(WORKDIR))/report.html)
 
-test: $(VENV)/.test  ## run all tests that need no torch (TESTS= for some of them)
+test: $(VENV)/.test  ## run all tests that need no torch (TESTS= for some, WORKERS= processes of about 2 GB)
 	$(call say,running $(TESTS) without torch)
-	@$(BIN)/python -m pytest -q -m 'not parity' --durations=10 $(TESTS)
+	@$(BIN)/python -m pytest -q -m 'not parity' -n $(WORKERS) --dist loadfile --durations=10 $(TESTS)
 
 lint: $(VENV)/.dev  ## check format, lint and types
 	$(call say,checking format)
