@@ -4,6 +4,7 @@ The paper's first experiment: the core is the top of the scores combined over th
 matrix; its removal is set against removing the bottom and a random region of the same size.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from lingregions import tree as trees
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.regions import Region
+from lingregions.regions.algebra import combine
 from lingregions.regions.matched import match
 from lingregions.run import Run
 
@@ -105,10 +107,16 @@ def find(laboratory: Laboratory) -> dict[str, str]:
     files |= lab.find(laboratory, {tops[language]: functools.partial(top, language) for language in languages})
 
     def alone(language: str) -> Region:
-        first, *others = (
-            lab.read(laboratory, files[tops[each]]) for each in sorted(languages, key=lambda each: each != language)
-        )
+        found = lab.read(laboratory, files[tops[language]])
+        origins = [found.provenance]
+        for other in languages:
+            if other != language:  # one at a time: the masks of all languages would be the peak of the run's memory
+                each = lab.read(laboratory, files[tops[other]])
+                origins.append(each.provenance)
+                found = regions.subtract(found, each)
+        name = f"monolingual {language}"
         definition = f"the top {fraction} of {language} without the top {fraction} of any other scored language"
-        return regions.subtract(first, *others).rename(f"monolingual {language}", definition)
+        known = combine("difference", origins, name).replace(definition=definition)
+        return dataclasses.replace(found, provenance=known)
 
     return files | lab.find(laboratory, {f"monolingual {each}": functools.partial(alone, each) for each in languages})
