@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import cases
-from golden.compare import assert_near, batch, distance, distances, gradient_of, logits_of, stack
+from golden.compare import apart, assert_near, batch, distance, distances, gradient_of, logits_of, stack
 from safetensors import safe_open
 
 from lingregions import loss, models, scores
@@ -444,5 +444,6 @@ def test_scores_on_one_and_eight_devices(grouped: Golden, mesh: jax.sharding.Mes
     one = score(grouped, definition)
     with jax.set_mesh(mesh):
         eight = score(grouped, definition, mesh, micro=4)
+    assert apart(eight, one) <= ALIKE
     assert_near(eight, one, TENSORS)
     assert_near(eight, stack(grouped.under("scores/taylor.batch_mean/"), grouped.config, "decoder"), SCORES)

@@ -63,6 +63,13 @@ def assert_near(found: trees.Tree, expected: trees.Tree, tolerance: float) -> No
     assert not wrong, f"beyond {tolerance}: {wrong}"
 
 
+def apart(found: trees.Tree, expected: trees.Tree) -> float:
+    """Return the relative L2 distance of two trees, all their matrices together."""
+    trees.assert_parallel(expected, found)
+    ours, theirs = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (found, expected))
+    return distance(ours, theirs)
+
+
 @functools.cache
 def logits_of(config: models.LlamaConfig, compute: Compute) -> Callable[..., jax.Array]:
     """Return (params, tokens, segments) -> float32 logits [B, T, V], compiled."""
