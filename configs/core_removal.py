@@ -6,6 +6,9 @@ Scores every parameter of the decoder layers in six languages by |theta x gradie
 the scores combined over the languages, sets it to zero, and measures the perplexity of eleven languages (thirty in the
 paper); the bottom 1 % and a random 1 % are the controls. The paper claims: the core's removal destroys the model in all
 languages, the controls' does little.
+
+Measured on SmolLM2-135M (seed 0, three minutes on two cores, 3.1 GiB): geometric-mean perplexity over eleven languages
+base 15.0, top 1 % removed 6.1e7, bottom 1 % 15.8, a random 1 % 27.5.
 """
 
 from base import VARIANTS, base, evaluated

@@ -4,6 +4,9 @@
 
 Every score definition from one pass over each language; overlap (intersection over union) between definitions, between
 languages, between disjoint halves of the samples, and against the number of samples; the noise ceiling over it all.
+
+Measured on SmolLM2-135M (seed 0, 4 samples a language, 6.2 GB): two halves of one language's samples share IoU 0.24 of
+their top 1 % (mean of six languages), two languages 0.12, where noise alone would allow 0.37.
 """
 
 from base import VARIANTS, base
