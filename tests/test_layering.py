@@ -22,11 +22,14 @@ ORDER = (
     "regions",
     "perturb",
     "evaluate",
+    "generate",
+    "statistics",
     "freeze",
     "train",
     "plan",
     "report",
     "experiments",
+    "sweep",
     "main",
 )
 FOREIGN = {"torch", "tensorflow"}  # needed by nobody who scores, removes or trains
