@@ -60,17 +60,33 @@ def watch(
     config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, watched: bool = True
 ) -> tuple[Loss, trees.Tree]:
     """Return `nll` and the sums of squares of what enters each weight (see `models.hidden`), from one pass."""
-    with jax.default_matmul_precision(compute.precision):
-        hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, watched)
-        table = models.head(config, params).astype(DTYPES[compute.dtype])
-        following, counts = targets(batch)
-        each = cross_entropy(hidden, table, following, min(compute.chunk, hidden.shape[1]))
+    each, counts, inputs = _each(config, compute, params, batch, watched)
     sums = Loss(
         nll=jnp.sum(jnp.where(counts, each, jnp.float32(0)), axis=1),
         tokens=jnp.sum(counts, axis=1, dtype=jnp.int32),
         bytes=jnp.sum(jnp.where(counts, jnp.roll(batch.bytes, -1, axis=1), 0), axis=1, dtype=jnp.int32),
     )
     return sums, inputs
+
+
+def losses(config: Any, compute: models.Compute, params: trees.Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of every target: float32 [B, T] nats at the position *before* the target, and bool [B, T].
+
+    A position that has no target gives 0 and False. `nll` are the sums of these over T.
+    """
+    each, counts, _ = _each(config, compute, params, batch, watched=False)
+    return jnp.where(counts, each, jnp.float32(0)), counts
+
+
+def _each(
+    config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, watched: bool
+) -> tuple[jax.Array, jax.Array, trees.Tree]:
+    """Return the loss [B, T] of the token after each position, whether it counts, and what `models.hidden` watched."""
+    with jax.default_matmul_precision(compute.precision):
+        hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, watched)
+        table = models.head(config, params).astype(DTYPES[compute.dtype])
+        following, counts = targets(batch)
+        return cross_entropy(hidden, table, following, min(compute.chunk, hidden.shape[1])), counts, inputs
 
 
 def cross_entropy(hidden: jax.Array, table: jax.Array, following: jax.Array, chunk: int) -> jax.Array:
