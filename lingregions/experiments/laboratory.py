@@ -77,15 +77,7 @@ class Laboratory:
     @functools.cached_property
     def definition(self) -> scores.Definition:
         """How importance is defined: a preset with the changes that the config makes."""
-        chosen = self.settings.score.to_dict()
-        if chosen["preset"] not in scores.PRESETS:
-            raise ValueError(
-                f"score.preset is {chosen['preset']!r}; it must be one of {', '.join(sorted(scores.PRESETS))}"
-            )
-        preset = scores.PRESETS[chosen["preset"]]
-        names = {field.name for field in dataclasses.fields(preset)}
-        changes = {name: value for name, value in chosen.items() if name in names and value is not None}
-        return dataclasses.replace(preset, **changes)
+        return define(self.settings)
 
     @functools.cached_property
     def scorer(self) -> scores.Scorer:
@@ -135,6 +127,21 @@ class Laboratory:
                 workers=machine.workers,
             )
         return self.texts[language, use]
+
+
+def define(settings: ConfigDict) -> scores.Definition:
+    """Return how importance is defined: the preset of `score.preset` with the changes that the config makes.
+
+    Raises:
+      ValueError: there is no such preset.
+    """
+    chosen = settings.score.to_dict()
+    if chosen["preset"] not in scores.PRESETS:
+        raise ValueError(f"score.preset is {chosen['preset']!r}; it must be one of {', '.join(sorted(scores.PRESETS))}")
+    preset = scores.PRESETS[chosen["preset"]]
+    names = {field.name for field in dataclasses.fields(preset)}
+    changes = {name: value for name, value in chosen.items() if name in names and value is not None}
+    return dataclasses.replace(preset, **changes)
 
 
 def prepare(settings: ConfigDict, run: Run) -> Laboratory:
