@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from lingregions import regions
 from lingregions import tree as trees
 from lingregions.experiments import laboratory as lab
+from lingregions.experiments import stage
 from lingregions.experiments.laboratory import Laboratory
+from lingregions.experiments.stage import Stage
 from lingregions.regions import Region
 from lingregions.regions.algebra import combine
 from lingregions.regions.matched import match
@@ -50,6 +52,19 @@ def core_removal(settings: ConfigDict, run: Run) -> None:
     made |= {str(arm): functools.partial(lab.remove, laboratory, files[str(arm)]) for arm in arms(settings)}
     lab.measure(laboratory, "core_removal", made)
     lab.publish(laboratory)
+
+
+def stages(settings: ConfigDict) -> list[Stage]:
+    """Return what `core_removal` would do."""
+    languages, first = settings.score.languages, settings.select.fractions[0]
+    found = {str(arm): arm.fraction for arm in arms(settings)}
+    if settings.select.monolingual:
+        found |= {name: first for each in languages for name in (f"top {first} {each}", f"monolingual {each}")}
+    return [
+        *stage.scoring(settings),
+        stage.selecting(settings, found),
+        stage.measuring(settings, [str(arm) for arm in arms(settings)]),
+    ]
 
 
 def arms(settings: ConfigDict) -> Iterator[Arm]:

@@ -6,6 +6,7 @@ of each language, whole and by layer, and the noise ceiling: how much two langua
 each reproduces itself. Nothing is removed and nothing evaluated. Costs one and a half scoring passes.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,9 @@ from ml_collections import ConfigDict
 from lingregions import regions, scores
 from lingregions import tree as trees
 from lingregions.experiments import laboratory as lab
+from lingregions.experiments import stage
 from lingregions.experiments.laboratory import Laboratory, Snapshot
+from lingregions.experiments.stage import Stage
 from lingregions.regions import Region, geometry
 from lingregions.regions import reliability as agreement
 from lingregions.regions.select import parse
@@ -41,6 +44,28 @@ def reliability(settings: ConfigDict, run: Run) -> None:
     core(laboratory)
     compare(laboratory)
     lab.publish(laboratory)
+
+
+def stages(settings: ConfigDict) -> list[Stage]:
+    """Return what `reliability` would do."""
+    languages, fraction = settings.score.languages, settings.select.fractions[0]
+    stop = settings.score.samples
+    windows = len({stop // 2, *_stops(stop)}) + 2
+    rules = {lab.define(settings).rule, *settings.score.rules}
+    each = len(rules) * windows * stage.region_bytes(settings, fraction)
+    scored = [
+        dataclasses.replace(
+            planned,
+            # The second half once more, by itself.
+            samples=2 * stop - stop // 2 if stop else None,
+            tokens=(2 * stop - stop // 2) * settings.data.length if stop else None,
+            bytes=(planned.bytes or 0) + each if stop else None,
+            marks=(f"windows-{language}-second", f"windows-{language}"),
+        )
+        for language, planned in zip(languages, stage.scoring(settings, copies=1), strict=True)
+    ]
+    names = (f"top {fraction}", f"magnitude {fraction}", *(f"top {fraction} {language}" for language in languages))
+    return [*scored, stage.selecting(settings, dict.fromkeys(names, fraction))]
 
 
 # --- regions ----------------------------------------------------------------------------------------------------------
