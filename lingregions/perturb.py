@@ -1,20 +1,123 @@
-"""What is done to a region: (params, masks) -> params, everything outside bit-identical.
+"""What is done to a region: parameters -> parameters, everything outside bit-identical (docs/method.md 3).
 
-Removal is `zero` (docs/method.md 3). A perturbation returns new arrays for the leaves that the region has and shares
-the others; `restore` puts the original values back, bit for bit.
+`apply` is pure: it returns new arrays for the leaves that the region has and shares the others. `applied` does it for a
+while and puts every bit back: the way to run many arms on one model. A new perturbation is one function and one entry
+of `PERTURBATIONS`; the contract tests then hold for it by themselves.
+
+Cost: one reading of the leaves and masks concerned, and a copy of those leaves while the change lasts; `applied` does
+without the copy where a region has no two scalars in one line of a matrix (a single scalar, a dimension of inputs or
+outputs): the arrays are changed in place.
 """
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lingregions import tree as trees
+from lingregions.regions.region import stacked
+
+# values, mask, amount and key of one matrix -> its values, of which only those inside the mask are used.
+Change = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-@jax.jit
-def _zero(part: trees.Tree, masks: trees.Tree) -> trees.Tree:
-    return jax.tree.map(lambda theta, mask: jnp.where(mask, jnp.zeros_like(theta), theta), part, masks)
+@dataclasses.dataclass(frozen=True)
+class Perturbation:
+    """One way to change a region.
+
+    Attributes:
+      change: see `Change`; what it returns outside of the mask is not looked at.
+      amount: whether it takes one, and the default (None: it takes none; NaN: it must be given).
+      draws: whether it draws random numbers, and so needs a seed.
+    """
+
+    change: Change
+    amount: float | None = None
+    draws: bool = False
+
+
+NEEDED = float("nan")  # an amount without a default
+
+
+def _zero(values: jax.Array, mask: jax.Array, amount: jax.Array, key: jax.Array) -> jax.Array:
+    """Removal: +0.0."""
+    return jnp.zeros_like(values)
+
+
+def _set(values: jax.Array, mask: jax.Array, amount: jax.Array, key: jax.Array) -> jax.Array:
+    """Every scalar becomes the amount."""
+    return jnp.broadcast_to(amount, values.shape)
+
+
+def _scale(values: jax.Array, mask: jax.Array, amount: jax.Array, key: jax.Array) -> jax.Array:
+    """Every scalar is multiplied by the amount."""
+    return values * amount
+
+
+def _negate(values: jax.Array, mask: jax.Array, amount: jax.Array, key: jax.Array) -> jax.Array:
+    """The sign changes."""
+    return -values
+
+
+def _noise(values: jax.Array, mask: jax.Array, amount: jax.Array, key: jax.Array) -> jax.Array:
+    """Gaussian noise is added whose L2 norm is `amount` times that of the region's values in this matrix."""
+    none = jnp.zeros_like(values)
+    drawn = jnp.where(mask, jax.random.normal(key, values.shape, values.dtype), none)
+    norm, goal = _norm(drawn), _norm(jnp.where(mask, values, none)) * amount
+    return values + drawn * (goal / jnp.maximum(norm, jnp.finfo(values.dtype).tiny))
+
+
+def _norm(values: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(values * values))
+
+
+def _shuffle(values: jax.Array, mask: jax.Array, amount: jax.Array, key: jax.Array) -> jax.Array:
+    """The region's values in this matrix change places among themselves."""
+    flat, inside = values.reshape(-1), mask.reshape(-1)
+    # Those inside come first, in the order of what they drew; the i-th place inside takes the i-th of them.
+    order = jnp.where(inside, jax.random.uniform(key, flat.shape), jnp.float32(2))
+    _, drawn = jax.lax.sort((order, flat), num_keys=1)
+    places = jnp.maximum(jnp.cumsum(inside, dtype=jnp.int32) - 1, 0)
+    return drawn[places].reshape(values.shape)
+
+
+def _mean(values: jax.Array, mask: jax.Array, amount: jax.Array, key: jax.Array) -> jax.Array:
+    """Every scalar becomes the mean of the whole matrix."""
+    return jnp.broadcast_to(jnp.mean(values), values.shape)
+
+
+PERTURBATIONS: dict[str, Perturbation] = {
+    "zero": Perturbation(_zero),
+    "set": Perturbation(_set, amount=NEEDED),
+    "scale": Perturbation(_scale, amount=NEEDED),
+    "negate": Perturbation(_negate),
+    "noise": Perturbation(_noise, amount=1.0, draws=True),
+    "shuffle": Perturbation(_shuffle, draws=True),
+    "mean": Perturbation(_mean),
+}
+
+
+@functools.partial(jax.jit, static_argnames=("name",))
+def _changed(part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array) -> trees.Tree:
+    kind = PERTURBATIONS[name]
+
+    def leaf(path: str, values: jax.Array, mask: jax.Array) -> jax.Array:
+        key_of_leaf, size = jax.random.fold_in(key, zlib.crc32(path.encode())), amount.astype(values.dtype)
+        if not stacked(path):
+            return jnp.where(mask, kind.change(values, mask, size, key_of_leaf), values)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key_of_leaf))(jnp.arange(values.shape[0]))
+        if kind.draws:  # one layer after the other: what is drawn, or sorted, is as large as the matrix
+            new = jax.lax.map(lambda each: kind.change(each[0], each[1], size, each[2]), (values, mask, keys))
+        else:
+            new = jax.vmap(kind.change, (0, 0, None, 0))(values, mask, size, keys)
+        return jnp.where(mask, new, values)
+
+    return trees.transform(leaf, part, masks)
 
 
 @jax.jit
@@ -22,7 +125,7 @@ def _swap(part: trees.Tree, other: trees.Tree, masks: trees.Tree) -> trees.Tree:
     return jax.tree.map(lambda theta, value, mask: jnp.where(mask, value, theta), part, other, masks)
 
 
-def _covered(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
+def covered(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
     """Return the leaves of `params` that `masks` has.
 
     Raises:
@@ -34,17 +137,57 @@ def _covered(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
     return part
 
 
-def zero(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
-    """Return `params` with every parameter inside the region set to +0.0.
+def check(name: str, amount: float | None, seed: int | None) -> tuple[Perturbation, float, int]:
+    """Return the perturbation of this name, its amount and its seed.
+
+    Raises:
+      ValueError: there is no such perturbation; it needs an amount or a seed that is missing, or takes none.
+    """
+    if name not in PERTURBATIONS:
+        raise ValueError(f"there is no perturbation {name!r}; there are {', '.join(PERTURBATIONS)}")
+    kind = PERTURBATIONS[name]
+    if amount is None:
+        amount = kind.amount
+    elif kind.amount is None:
+        raise ValueError(f"the perturbation {name} takes no amount; {amount} was given")
+    if amount is not None and amount != amount:
+        raise ValueError(f"the perturbation {name} needs an amount: a number")
+    if kind.draws != (seed is not None):
+        raise ValueError(f"the perturbation {name} " + ("needs a seed" if kind.draws else f"takes no seed; {seed=}"))
+    return kind, 0.0 if amount is None else amount, 0 if seed is None else seed
+
+
+def _change(part: trees.Tree, masks: trees.Tree, name: str, amount: float | None, seed: int | None) -> trees.Tree:
+    _, size, number = check(name, amount, seed)
+    out: trees.Tree = _changed(part, masks, name, jnp.float32(size), jax.random.key(number))
+    return out
+
+
+def apply(
+    params: trees.Tree, masks: trees.Tree, name: str, amount: float | None = None, seed: int | None = None
+) -> trees.Tree:
+    """Return `params` with a perturbation of the region; everything outside keeps every bit.
 
     Args:
-      params: the parameter tree.
+      params: the parameter tree, float32.
       masks: bool tree parallel to the parameters of some scope.
+      name: a key of `PERTURBATIONS`.
+      amount: of `set` (the value), `scale` (the factor) and `noise` (its norm, relative to the region's; 1 by default).
+      seed: of `noise` and `shuffle`, which draw matrix by matrix; the same numbers on every mesh.
+
+    Raises:
+      ValueError: the region belongs to another model, or as `check` says.
+    """
+    return trees.merge(params, _change(covered(params, masks), masks, name, amount, seed))
+
+
+def zero(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
+    """Return `params` with every parameter inside the region set to +0.0: removal.
 
     Raises:
       ValueError: the region belongs to another model.
     """
-    return trees.merge(params, _zero(_covered(params, masks), masks))
+    return apply(params, masks, "zero")
 
 
 def restore(params: trees.Tree, original: trees.Tree, masks: trees.Tree) -> trees.Tree:
@@ -53,8 +196,81 @@ def restore(params: trees.Tree, original: trees.Tree, masks: trees.Tree) -> tree
     Raises:
       ValueError: the region belongs to another model.
     """
-    return trees.merge(params, _swap(_covered(params, masks), _covered(original, masks), masks))
+    return trees.merge(params, _swap(covered(params, masks), covered(original, masks), masks))
 
 
-# name -> (params, masks) -> params
-PERTURBATIONS: dict[str, Callable[[trees.Tree, trees.Tree], trees.Tree]] = {"zero": zero}
+# --- for a while, in place --------------------------------------------------------------------------------------------
+
+
+@jax.jit
+def _crowding(mask: jax.Array) -> jax.Array:
+    """Return int32 [2]: the most entries of the mask in one line along the last axis, and along the one before it."""
+    most = [jnp.max(jnp.sum(mask, axis=axis, dtype=jnp.int32)) for axis in (-1, -2)[: mask.ndim]]
+    return jnp.stack(most)
+
+
+@functools.partial(jax.jit, static_argnames=("axis",))
+def _lift(values: jax.Array, mask: jax.Array, axis: int) -> jax.Array:
+    """Return the bits inside the mask, summed along an axis on which they are alone: exact, and keeps the shards."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    return jnp.sum(jnp.where(mask, bits, jnp.uint32(0)), axis=axis, keepdims=True, dtype=jnp.uint32)
+
+
+@functools.partial(jax.jit, static_argnames=("name",), donate_argnames=("part",))
+def _overwrite(part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array) -> trees.Tree:
+    out: trees.Tree = _changed(part, masks, name, amount, key)
+    return out
+
+
+@functools.partial(jax.jit, donate_argnames=("values",))
+def _lower(values: jax.Array, mask: jax.Array, bits: jax.Array) -> jax.Array:
+    """Undo: put lifted bits back."""
+    kept = jax.lax.bitcast_convert_type(jnp.broadcast_to(bits, values.shape), values.dtype)
+    return jnp.where(mask, kept, values)
+
+
+@contextlib.contextmanager
+def applied(
+    params: trees.Tree, masks: trees.Tree, name: str, amount: float | None = None, seed: int | None = None
+) -> Iterator[trees.Tree]:
+    """Perturb a region of `params` while the context lasts, and put every bit back afterwards, whatever happens in it.
+
+    The dict `params` itself is changed and yielded: no other reference to its arrays may be used meanwhile, or
+    afterwards (JAX says "Array has been deleted"). See `apply` for the arguments.
+
+    Raises:
+      ValueError: as `apply` does.
+    """
+    _, size, number = check(name, amount, seed)
+    covered(params, masks)
+    undo: dict[str, Callable[[jax.Array], jax.Array]] = {}
+    leaves = trees.flatten(masks)
+    try:
+        for path, mask in leaves.items():
+            values = _leaf(params, path)
+            crowding = [int(most) for most in _crowding(mask)]
+            if not crowding[0]:
+                continue
+            part = trees.unflatten({path: values})
+            arguments = (trees.unflatten({path: mask}), name, jnp.float32(size), jax.random.key(number))
+            if 1 in crowding and values.dtype == jnp.float32:
+                bits = _lift(values, mask, -1 - crowding.index(1))
+                undo[path] = functools.partial(_lower, mask=mask, bits=bits)
+                new = _overwrite(part, *arguments)
+            else:
+                undo[path] = functools.partial(lambda new, values: values, values=values)
+                new = _changed(part, *arguments)
+            _place(params, path, trees.flatten(new)[path])
+        yield params
+    finally:
+        for path, back in undo.items():
+            _place(params, path, back(_leaf(params, path)))
+
+
+def _leaf(params: trees.Tree, path: str) -> Any:
+    return functools.reduce(lambda node, key: node[key], path.split("."), params)
+
+
+def _place(params: trees.Tree, path: str, leaf: Any) -> None:
+    *parents, last = path.split(".")
+    functools.reduce(lambda node, key: node[key], parents, params)[last] = leaf

@@ -41,6 +41,16 @@ def assert_identical(one: trees.Tree, other: trees.Tree) -> None:
         np.testing.assert_array_equal(words, bits(other)[path], err_msg=path)
 
 
+def do(name: str, params: trees.Tree, masks: trees.Tree) -> trees.Tree:
+    """Any perturbation of the registry, with what it needs."""
+    return perturb.apply(params, masks, name, **needs(name))
+
+
+def needs(name: str) -> dict[str, float | int]:
+    kind = perturb.PERTURBATIONS[name]
+    return ({} if kind.amount is None else {"amount": 3.0}) | ({"seed": 5} if kind.draws else {})
+
+
 def full(value: bool) -> trees.Tree:
     return trees.unflatten({path: jnp.full(SHAPES[path], value) for path in MASKED})
 
@@ -74,7 +84,7 @@ def test_a_region_that_is_put_back_leaves_no_trace(case):
 @given(case=cases())
 def test_the_complement_keeps_every_bit(name, case):
     params, masks = case
-    found, leaves = bits(perturb.PERTURBATIONS[name](params, masks)), trees.flatten(masks)
+    found, leaves = bits(do(name, params, masks)), trees.flatten(masks)
     for path, words in bits(params).items():
         outside = ~np.asarray(leaves[path]) if path in leaves else np.ones(words.shape, bool)
         np.testing.assert_array_equal(found[path][outside], words[outside], err_msg=path)
@@ -84,7 +94,7 @@ def test_the_complement_keeps_every_bit(name, case):
 @given(case=cases())
 def test_every_perturbation_is_undone(name, case):
     params, masks = case
-    assert_identical(perturb.restore(perturb.PERTURBATIONS[name](params, masks), params, masks), params)
+    assert_identical(perturb.restore(do(name, params, masks), params, masks), params)
 
 
 @given(cases())
@@ -106,13 +116,13 @@ def test_restore_takes_from_the_original_inside_and_keeps_the_rest(data):
 
 @pytest.mark.parametrize("name", sorted(perturb.PERTURBATIONS))
 def test_an_empty_region_changes_nothing(name, params):
-    assert_identical(perturb.PERTURBATIONS[name](params, full(False)), params)
-    assert_identical(perturb.PERTURBATIONS[name](params, {}), params)
+    assert_identical(do(name, params, full(False)), params)
+    assert_identical(do(name, params, {}), params)
 
 
 @pytest.mark.parametrize("name", sorted(perturb.PERTURBATIONS))
 def test_the_tree_keeps_its_structure_and_shares_what_the_region_does_not_hold(name, params):
-    found = perturb.PERTURBATIONS[name](params, full(True))
+    found = do(name, params, full(True))
     trees.assert_parallel(params, found)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
     assert found["norm"] is params["norm"]
@@ -140,7 +150,7 @@ def test_removing_everything_leaves_nothing(params):
 @pytest.mark.parametrize("name", sorted(perturb.PERTURBATIONS))
 def test_a_region_of_another_model_is_refused_by_path(params, name, masks, message):
     with pytest.raises(ValueError, match=message):
-        perturb.PERTURBATIONS[name](params, masks)
+        do(name, params, masks)
     with pytest.raises(ValueError, match=message):
         perturb.restore(params, params, masks)
 
@@ -159,9 +169,148 @@ def test_sharded_is_unsharded_and_stays_on_its_shards(name, mesh):
     masks = jax.tree.map(lambda leaf: jnp.abs(leaf) > 0.02, trees.restrict(params, "decoder"))
     places = meshes.shardings(models.declare(config), mesh)
     placed, spread = jax.device_put(params, places), jax.device_put(masks, trees.restrict(places, "decoder"))
-    found = perturb.PERTURBATIONS[name](placed, spread)
-    assert_identical(found, perturb.PERTURBATIONS[name](params, masks))
+    found = do(name, placed, spread)
+    for path, leaf in trees.walk(do(name, params, masks)):  # `noise` and `mean` add up, in another order
+        bound = 1e-5 if name in ("noise", "mean") else 0
+        np.testing.assert_allclose(trees.flatten(found)[path], leaf, rtol=bound, atol=bound * 1e-3, err_msg=path)
     back = perturb.restore(found, placed, spread)
     assert_identical(back, params)
     for path, place in trees.walk(places):
         assert trees.flatten(found)[path].sharding == trees.flatten(back)[path].sharding == place, path
+
+
+# What each does, by hand; the rest holds for all.
+
+
+def one(name: str, values: list[list[float]], inside: list[list[int]], **asked: float | int) -> np.ndarray:
+    """A perturbation of one stacked leaf of one layer."""
+    params = {"layers": {"w": jnp.asarray([values], jnp.float32)}}
+    masks = {"layers": {"w": jnp.asarray([inside], bool)}}
+    return np.asarray(perturb.apply(params, masks, name, **asked)["layers"]["w"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "expected"),
+    [
+        ("zero", None, [[0, 2], [3, 0]]),
+        ("set", -7.0, [[-7, 2], [3, -7]]),
+        ("scale", 0.5, [[0.5, 2], [3, -2]]),
+        ("negate", None, [[-1, 2], [3, 4]]),
+        ("mean", None, [[0.5, 2], [3, 0.5]]),
+    ],
+)
+def test_by_hand(name, amount, expected):
+    asked = {} if amount is None else {"amount": amount}
+    assert one(name, [[1, 2], [3, -4]], [[1, 0], [0, 1]], **asked).tolist() == expected
+
+
+def test_each_layer_has_its_own_mean_and_its_own_noise():
+    params = {"layers": {"w": jnp.asarray([[[1, 3]], [[10, 30]]], jnp.float32)}}
+    masks = {"layers": {"w": jnp.asarray([[[True, False]], [[True, False]]])}}
+    assert perturb.apply(params, masks, "mean")["layers"]["w"].tolist() == [[[2, 3]], [[20, 30]]]
+    found = np.asarray(perturb.apply(params, masks, "noise", amount=1.0, seed=0)["layers"]["w"])
+    # One scalar a layer: noise of its own norm is plus or minus itself.
+    np.testing.assert_allclose(np.abs(found[:, 0, 0] - [1, 10]), [1, 10], rtol=1e-6)
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.25, 1.0, 4.0]))
+def test_noise_has_the_norm_that_was_asked_for(seed, amount):
+    rng = np.random.default_rng(seed)
+    values, inside = rng.normal(size=(5, 6)).astype(np.float32), rng.random((5, 6)) < 0.5
+    inside[0, 0] = True
+    found = one("noise", values.tolist(), inside.tolist(), amount=amount, seed=seed)
+    norm = np.linalg.norm((found - values)[inside])
+    np.testing.assert_allclose(norm, amount * np.linalg.norm(values[inside]), rtol=1e-4)
+    again = one("noise", values.tolist(), inside.tolist(), amount=amount, seed=seed)
+    np.testing.assert_array_equal(found, again)
+    assert (found != one("noise", values.tolist(), inside.tolist(), amount=amount, seed=seed + 1)).any()
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_shuffling_keeps_the_values_and_moves_them(seed):
+    rng = np.random.default_rng(seed)
+    values, inside = np.arange(1, 31, dtype=np.float32).reshape(5, 6), rng.random((5, 6)) < 0.7
+    found = one("shuffle", values.tolist(), inside.tolist(), seed=seed)
+    assert sorted(found[inside].tolist()) == sorted(values[inside].tolist())
+    assert (found[inside] != values[inside]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("remove", {}, "no perturbation 'remove'; there are zero, set"),
+        ("scale", {}, "scale needs an amount"),
+        ("zero", {"amount": 1.0}, "zero takes no amount; 1.0 was given"),
+        ("noise", {}, "noise needs a seed"),
+        ("negate", {"seed": 1}, "negate takes no seed"),
+    ],
+)
+def test_what_a_perturbation_needs(params, name, asked, message):
+    with pytest.raises(ValueError, match=message):
+        perturb.apply(params, full(True), name, **asked)
+    with pytest.raises(ValueError, match=message), perturb.applied(params, full(True), name, **asked):
+        pass
+
+
+# In place, for a while.
+
+CROWDS = {
+    "alone in rows": [[1, 0, 0], [0, 1, 0]],
+    "alone in columns": [[1, 0, 1], [0, 1, 0]],
+    "crowded": [[1, 1, 0]] * 2,
+}
+
+
+@pytest.mark.parametrize("crowd", CROWDS, ids=lambda name: name.replace(" ", "-"))
+@pytest.mark.parametrize("name", sorted(perturb.PERTURBATIONS))
+def test_applied_is_apply_for_a_while_and_leaves_every_bit(name, crowd):
+    drawn = np.random.default_rng(0).choice(np.uint32([*ODD, 0x40490FDB, 0xC0490FDB]), (2, 2, 3))
+    params = {"layers": {"w": jnp.copy(drawn.view(np.float32))}, "norm": jnp.ones(3)}
+    masks = {"layers": {"w": jnp.asarray([CROWDS[crowd], [[0, 0, 0], [0, 0, 1]]], bool)}}
+    # Looking at an array from NumPy would hold its memory: what is to be changed in place is looked at afterwards only.
+    before, expected = (
+        {"layers.w": drawn, "norm": np.ones(3, np.float32).view(np.uint32)},
+        bits(do(name, params, masks)),
+    )
+    norm, old = params["norm"], params["layers"]["w"]
+    with perturb.applied(params, masks, name, **needs(name)) as changed:
+        assert changed is params
+        assert old.is_deleted() == (crowd != "crowded")
+        # The payload of a NaN that came out of arithmetic is nobody's promise.
+        during = jnp.copy(params["layers"]["w"])
+        assert params["norm"] is norm
+    np.testing.assert_array_equal(during, expected["layers.w"].view(np.float32))
+    for path, words in before.items():
+        np.testing.assert_array_equal(bits(params)[path], words)
+
+
+def test_applied_puts_back_after_an_error(params):
+    masks = full(False)
+    masks["layers"]["input_layernorm"] = masks["layers"]["input_layernorm"].at[1, 2].set(True)
+    before = bits(params)
+
+    def fail() -> None:
+        with perturb.applied(params, masks, "zero"):
+            assert params["layers"]["input_layernorm"][1, 2] == 0
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fail()
+    for path, words in before.items():
+        np.testing.assert_array_equal(bits(params)[path], words)
+
+
+def test_applied_on_shards(mesh):
+    config = models.LlamaConfig(vocab=8, embed=8, mlp=8, layers=2, heads=2, kv_heads=2, head_dim=4, context=8)
+    places = meshes.shardings(models.declare(config), mesh)
+    params = jax.device_put(models.initialize(config, jax.random.key(0)), places)
+    before = bits(params)
+    mask = jnp.zeros((2, 8, 8), bool).at[1, 3, 5].set(True).at[0, 3, 5].set(True)
+    masks = {"layers": {"mlp": {"down_proj": jax.device_put(mask, places["layers"]["mlp"]["down_proj"])}}}
+    with perturb.applied(params, masks, "scale", amount=10.0):
+        changed = bits(params)["layers.mlp.down_proj"] != before["layers.mlp.down_proj"]
+        assert changed.sum() == 2
+        assert params["layers"]["mlp"]["down_proj"].sharding == places["layers"]["mlp"]["down_proj"]
+    assert_identical(
+        params, jax.tree.map(jnp.asarray, trees.unflatten({k: v.view(np.float32) for k, v in before.items()}))
+    )
