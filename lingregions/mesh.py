@@ -1,8 +1,9 @@
 """The device mesh, and the one table that says which named axis lies on which mesh axis.
 
 Mesh axes: `data` (copies of the parameters, split batch), `fsdp` (split parameters, split batch), `tensor` (split
-heads, MLP and vocabulary). Parameters, gradient sums, scores, regions and batches derive their sharding from
-`AXIS_RULES`.
+heads, MLP and vocabulary). Parameters, gradient sums, scores, regions, optimizer state and batches derive their
+sharding from `AXIS_RULES`. On several TPU slices, joined by a slower network than the chips of one, `data` runs over
+the slices: parameters are gathered inside a slice, and only sums cross between them.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lingregions import tree as trees
@@ -35,10 +37,11 @@ AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
 def build(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return the mesh of `data` x `fsdp` x `tensor` devices.
 
-    One of the three may be -1: it takes the devices that the others leave.
+    One of the three may be -1: it takes the devices that the others leave. Several TPU slices lie one after
+    the other along `data`.
 
     Raises:
-      ValueError: the product is not the number of devices.
+      ValueError: the product is not the number of devices, or `data` is no multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = [data, fsdp, tensor]
@@ -50,7 +53,26 @@ def build(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.D
             f"a mesh of data {data} x fsdp {fsdp} x tensor {tensor} does not fit {len(devices)} devices; "
             "the three sizes must multiply to the number of devices (one of them may be -1: the rest)"
         )
-    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    slices = len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"}) or 1
+    if shape[0] % slices:
+        raise ValueError(
+            f"the {len(devices)} devices lie on {slices} slices, which `data` runs over: it must be a multiple of "
+            f"{slices}, not {shape[0]}"
+        )
+    # Splitting a physical axis of the torus is slower than not, and better than refusing the shape.
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def platform() -> str:
+    """Return "cpu", "gpu" or "tpu": of the devices of the mesh in `use`, else of JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
 
 
 def spec(axes: Sequence[str], shape: Sequence[int] | None = None, mesh: Any = None) -> PartitionSpec:
@@ -58,6 +80,11 @@ def spec(axes: Sequence[str], shape: Sequence[int] | None = None, mesh: Any = No
 
     With `shape` and `mesh` an axis that the mesh does not divide evenly stays whole (a vocabulary of 32,003 on
     `tensor` = 2): correct everywhere, at the price of memory.
+
+    Args:
+      axes: name of each axis, a key of `AXIS_RULES`.
+      shape: what of each axis may be parted: its size, or the number of heads where heads are fused with their content.
+      mesh: device mesh, concrete or abstract.
 
     Raises:
       KeyError: an axis that has no rule.
@@ -74,10 +101,12 @@ def spec(axes: Sequence[str], shape: Sequence[int] | None = None, mesh: Any = No
 
 
 def shardings(declaration: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
-    """Return the tree of `NamedSharding` for a tree of `Parameter` (or of anything with `.axes` and `.shape`)."""
-    return trees.transform(
-        lambda _, parameter: NamedSharding(mesh, spec(parameter.axes, parameter.shape, mesh)), declaration
-    )
+    """Return the tree of `NamedSharding` for a tree of `Parameter`: anything with `.axes` and `.units` or `.shape`."""
+
+    def place(path: str, parameter: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec(parameter.axes, getattr(parameter, "units", parameter.shape), mesh))
+
+    return trees.transform(place, declaration)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

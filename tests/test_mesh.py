@@ -1,5 +1,6 @@
 """The mesh, and where every named axis lies on it; the golden file says it for the tiny model in words."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -122,12 +123,40 @@ def test_every_preset_lies_on_every_mesh(preset):
     for sizes in ((2, 2, 2), (1, 8, 1), (1, 1, 8), (8, 1, 1), (1, 4, 2)):
         mesh = meshes.build(*sizes)
         for path, sharding in trees.walk(meshes.shardings(declared, mesh)):
-            shape = trees.flatten(declared)[path].shape
-            part = sharding.shard_shape(shape)
-            rules = [meshes.AXIS_RULES[axis] for axis in trees.flatten(declared)[path].axes]
-            for size, whole, rule in zip(part, shape, rules, strict=True):
+            parameter = trees.flatten(declared)[path]
+            part = sharding.shard_shape(parameter.shape)
+            rules = [meshes.AXIS_RULES[axis] for axis in parameter.axes]
+            for size, whole, units, rule in zip(part, parameter.shape, parameter.units, rules, strict=True):
                 ways = mesh.shape[rule] if rule else 1
-                assert size == (whole if whole % ways else whole // ways), path
+                assert size == (whole if units % ways else whole // ways), path
+
+
+def test_a_head_stays_on_one_device(mesh):
+    # 3 kv heads of 64 on `tensor` = 2: 192 rows would divide, and cut the second head in two.
+    parameter = trees.flatten(models.declare(models.PRESETS["smollm2-135m"]))["layers.self_attn.k_proj"]
+    assert (parameter.shape, parameter.units) == ((30, 192, 576), (30, 3, 576))
+    assert meshes.shardings({"k": parameter}, mesh)["k"].spec == PartitionSpec(None, None, "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device as a machine of several TPU slices, 2 x 2 chips each, shows it."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int = 0
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5p"
+
+
+def test_data_runs_over_the_slices():
+    chips = [Chip(number, number % 2, (number // 2 % 2, number // 4, 0)) for number in range(8)]
+    grid = meshes.build(data=4, fsdp=2, devices=chips).devices
+    assert [[chip.slice_index for chip in row.flat] for row in grid] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(ValueError, match="the 8 devices lie on 2 slices, .* it must be a multiple of 2, not 1"):
+        meshes.build(fsdp=8, devices=chips)
 
 
 def test_the_big_models_are_split_whole():

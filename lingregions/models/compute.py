@@ -13,7 +13,7 @@ REMAT: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATTENTIONS = ("blocked", "reference")
+ATTENTIONS = ("auto", "blocked", "splash", "cudnn", "reference")
 # Of float32 matrix products. A TPU multiplies in bfloat16 at "default", in three or six such passes at the others.
 PRECISIONS = ("highest", "high", "default")
 
@@ -27,7 +27,7 @@ class Compute:
       precision: of float32 matrix products, one of `PRECISIONS`; no difference on a CPU, a factor in both time and
         error on a TPU.
       remat: a key of `REMAT`; "full" lowers the memory of the backward pass for about a fifth more time.
-      attention: "blocked" (query blocks, nothing above the diagonal, no [T, T] array kept) or "reference" (one einsum).
+      attention: one of `ATTENTIONS`, which `models.attention` describes; "auto" takes what suits the platform.
       block: queries a block of "blocked".
       chunk: tokens a step of the vocabulary-wide loss, so that no [B, T, V] array exists.
       unroll: layers a step of the scan; more compiles longer and copies less.
@@ -36,7 +36,7 @@ class Compute:
     dtype: str = "float32"
     precision: str = "highest"
     remat: str = "none"
-    attention: str = "blocked"
+    attention: str = "auto"
     block: int = 128
     chunk: int = 256
     unroll: int = 1

@@ -19,12 +19,14 @@ class Parameter:
       axes: one name an axis: "layers", "embed", "heads" (N*H), "kv_heads" (K*H), "mlp", "vocab". Sharding rules and
         the science ("dimension d" is index d of the axis "embed") use the same names.
       scale: standard deviation of the random initial values; None for ones (norm gains).
+      head_dim: entries of one head along "heads" and "kv_heads".
     """
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     scale: float | None
+    head_dim: int = 1
 
     @property
     def stacked(self) -> bool:
@@ -35,6 +37,14 @@ class Parameter:
     def matrix(self) -> tuple[int, ...]:
         """Shape of one layer's tensor, as Hugging Face stores it."""
         return self.shape[1:] if self.stacked else self.shape
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The shape in what must stay together on one device: whole heads along "heads" and "kv_heads"."""
+        fused = ("heads", "kv_heads")
+        return tuple(
+            size // self.head_dim if axis in fused else size for size, axis in zip(self.shape, self.axes, strict=True)
+        )
 
     def names(self) -> list[str]:
         """Return the Hugging Face name of every matrix in the array, by layer."""

@@ -1,0 +1,91 @@
+"""Splash attention: JAX's Pallas kernels for the TPU, on a mesh, with padding to the shapes that they take.
+
+The kernels want sequences in multiples of 128 tokens; head sizes are free (a head of 64 fills half a register). Each
+device attends over its own samples and whole heads, inside `shard_map`, because the compiler cannot split a kernel. A
+mesh whose `tensor` does not divide the kv heads repeats them; one that does not divide the heads keeps them whole.
+Costs no memory beyond the outputs and one float32 a query and head; blocks above the diagonal are skipped.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+from jax.sharding import PartitionSpec
+
+from lingregions import mesh as meshes
+
+LANES = 128  # of a TPU register
+BLOCKS = (512, 384, 256, LANES)  # tokens a block of the kernels: the first that divides the sequence
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+    """Return what `attention.attend` does; off a TPU the kernels are interpreted, right and very slow.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, T, K, H].
+      value: [B, T, K, H].
+      segments: int32 [B, T].
+
+    Returns:
+      [B, T, N, H].
+    """
+    T, N, H = query.shape[1:]
+    short = -T % LANES
+    # The kernels do not scale. Padding behind the last token is seen by no real query.
+    query = _turn(query * jnp.asarray(H**-0.5, query.dtype), short)
+    key, value = _turn(key, short), _turn(value, short)
+    segments = jnp.pad(segments, ((0, 0), (0, short)))
+    kernels = functools.partial(_local, interpret=meshes.platform() != "tpu")
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        out = kernels(query, key, value, segments)
+    else:
+        where = meshes.spec(("batch", "heads", "tokens", "features"), query.shape, mesh)
+        times = _times(N, key.shape[1], mesh.shape[where[1]] if where[1] else 1)
+        if times > 1:
+            key, value = jnp.repeat(key, times, axis=1), jnp.repeat(value, times, axis=1)
+        out = jax.shard_map(
+            kernels,
+            in_specs=(where, where, where, PartitionSpec(where[0], None)),
+            out_specs=where,
+            check_vma=False,  # the kernels do not declare over which axes their outputs vary
+        )(query, key, value, segments)
+    return out[:, :, :T].transpose(0, 2, 1, 3)
+
+
+def _turn(values: jax.Array, short: int) -> jax.Array:
+    """[B, T, N, H] to [B, N, T + short, H], filled up with zeros."""
+    return jnp.pad(values.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, short), (0, 0)))
+
+
+def _times(heads: int, kv_heads: int, parts: int) -> int:
+    """Return how often to repeat the kv heads so that they divide in `parts`, each with the heads that it serves."""
+    return next(
+        times
+        for times in range(1, heads // kv_heads + 1)
+        if kv_heads * times % parts == 0 and heads % (kv_heads * times) == 0
+    )
+
+
+def _local(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, interpret: bool) -> jax.Array:
+    """Attend on one device: query [B, N, T, H], key and value [B, K, T, H], T a multiple of `LANES`."""
+    N, T = query.shape[1:3]
+    size = next(block for block in BLOCKS if T % block == 0)
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
+    )
+    kernel = splash_attention_kernel.make_splash_mha(
+        mask=splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * N),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+
+    def one(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+        out: jax.Array = kernel(query, key, value, splash_attention_kernel.SegmentIds(segments, segments))
+        return out
+
+    return jax.vmap(one)(query, key, value, segments)
