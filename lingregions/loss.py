@@ -41,7 +41,9 @@ def targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
     return following, jnp.pad(same, ((0, 0), (0, 1)))
 
 
-def nll(config: Any, compute: models.Compute, params: trees.Tree, batch: Batch) -> Loss:
+def nll(
+    config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, limits: trees.Tree | None = None
+) -> Loss:
     """Return the summed next-token loss of every sample of a batch; differentiable in `params`.
 
     Args:
@@ -49,18 +51,24 @@ def nll(config: Any, compute: models.Compute, params: trees.Tree, batch: Batch) 
       compute: how to run it.
       params: float32 parameters.
       batch: int32 arrays [B, T].
+      limits: bounds on what comes from some weights (see `models.bounded`).
 
     Returns:
       `Loss` with sums a sample; a sample of padding alone gives 0 nats, 0 tokens, 0 bytes.
     """
-    return watch(config, compute, params, batch, watched=False)[0]
+    return watch(config, compute, params, batch, watched=False, limits=limits)[0]
 
 
 def watch(
-    config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, watched: bool = True
+    config: Any,
+    compute: models.Compute,
+    params: trees.Tree,
+    batch: Batch,
+    watched: bool = True,
+    limits: trees.Tree | None = None,
 ) -> tuple[Loss, trees.Tree]:
     """Return `nll` and the sums of squares of what enters each weight (see `models.hidden`), from one pass."""
-    each, counts, inputs = _each(config, compute, params, batch, watched)
+    each, counts, inputs = _each(config, compute, params, batch, watched, limits)
     sums = Loss(
         nll=jnp.sum(jnp.where(counts, each, jnp.float32(0)), axis=1),
         tokens=jnp.sum(counts, axis=1, dtype=jnp.int32),
@@ -69,21 +77,28 @@ def watch(
     return sums, inputs
 
 
-def losses(config: Any, compute: models.Compute, params: trees.Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def losses(
+    config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, limits: trees.Tree | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Return the loss of every target: float32 [B, T] nats at the position *before* the target, and bool [B, T].
 
     A position that has no target gives 0 and False. `nll` are the sums of these over T.
     """
-    each, counts, _ = _each(config, compute, params, batch, watched=False)
+    each, counts, _ = _each(config, compute, params, batch, watched=False, limits=limits)
     return jnp.where(counts, each, jnp.float32(0)), counts
 
 
 def _each(
-    config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, watched: bool
+    config: Any,
+    compute: models.Compute,
+    params: trees.Tree,
+    batch: Batch,
+    watched: bool,
+    limits: trees.Tree | None,
 ) -> tuple[jax.Array, jax.Array, trees.Tree]:
     """Return the loss [B, T] of the token after each position, whether it counts, and what `models.hidden` watched."""
     with jax.default_matmul_precision(compute.precision):
-        hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, watched)
+        hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, watched, limits)
         table = models.head(config, params).astype(DTYPES[compute.dtype])
         following, counts = targets(batch)
         return cross_entropy(hidden, table, following, min(compute.chunk, hidden.shape[1])), counts, inputs

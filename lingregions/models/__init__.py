@@ -3,19 +3,23 @@
 A new architecture is one file with the six functions of `Architecture`, and one line in `ARCHITECTURES`.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.models import llama
 from lingregions.models.compute import Compute
 from lingregions.models.llama import LlamaConfig
 from lingregions.models.parameter import Parameter
+from lingregions.models.peaks import Peaks, massive, supers
 
 __all__ = [
     "ARCHITECTURES",
@@ -24,14 +28,18 @@ __all__ = [
     "Compute",
     "LlamaConfig",
     "Parameter",
+    "Peaks",
     "architecture",
     "declare",
     "dump",
     "head",
     "hidden",
     "initialize",
+    "massive",
     "parse",
+    "peaks",
     "shapes",
+    "supers",
 ]
 
 
@@ -125,17 +133,101 @@ def initialize(config: Any, key: jax.Array, shardings: trees.Tree | None = None)
 
 
 def hidden(
-    config: Any, compute: Compute, params: trees.Tree, tokens: Any, segments: Any, watch: bool = False
+    config: Any,
+    compute: Compute,
+    params: trees.Tree,
+    tokens: Any,
+    segments: Any,
+    watch: bool = False,
+    limits: trees.Tree | None = None,
 ) -> tuple[jax.Array, trees.Tree]:
     """Run the decoder on int32 [B, T] tokens within documents `segments`.
+
+    Args:
+      config: model config.
+      compute: how to run it.
+      params: float32 parameters.
+      tokens: int32 [B, T].
+      segments: int32 [B, T], the document of each token; 0 is padding.
+      watch: whether to gather what enters each weight.
+      limits: bounds on what comes from some weights, see `bounded`; None is the program without them.
 
     Returns:
       The last hidden state [B, T, D], and with `watch` the sums of squares of what enters each weight: a tree of
       float32 [L, in] by the paths of the parameters (empty otherwise).
     """
     module = architecture(config).module(config, compute)
-    out: Any = module.apply({"params": params}, tokens, segments, mutable=["inputs"] if watch else False)
+    variables = bounded(config, params, limits)
+    out: Any = module.apply(variables, tokens, segments, mutable=["inputs"] if watch else False)
     return (out[0], out[1]["inputs"]) if watch else (out, {})
+
+
+def bounded(config: Any, params: trees.Tree, limits: trees.Tree | None) -> dict[str, trees.Tree]:
+    """Return the collections that a module is applied to: the parameters, and the limits if there are any.
+
+    Args:
+      config: model config.
+      params: float32 parameters.
+      limits: tree of float32 bounds at the paths of some weights, [L] in the layers (one a layer) and [] outside:
+        what a projection or a norm gives is clipped to [-bound, bound], and infinity is no limit. An example is
+        {"layers": {"mlp": {"down_proj": f32[L]}}}.
+
+    Raises:
+      ValueError: a limit at a path that is no projection or norm, or of another shape.
+    """
+    if limits is None:
+        return {"params": params}
+    declared = trees.flatten(declare(config))
+    for path, bound in trees.walk(limits):
+        if path not in declared or "vocab" in declared[path].axes:
+            raise ValueError(
+                f"limits: {path!r} is no projection or norm of the model; an example is 'layers.mlp.down_proj'"
+            )
+        expected = declared[path].shape[:1] if declared[path].stacked else ()
+        if np.shape(bound) != expected:
+            raise ValueError(f"limits: the bound of {path!r} has shape {np.shape(bound)}, expected {expected}")
+    return {"params": params, "limits": jax.tree.map(jnp.asarray, limits)}
+
+
+def peaks(
+    config: Any,
+    compute: Compute,
+    params: trees.Tree,
+    tokens: Any,
+    segments: Any,
+    limits: trees.Tree | None = None,
+) -> Peaks:
+    """Return the largest magnitude of every channel over all tokens that are not padding, from one forward pass.
+
+    Compiled for each shape of tokens. On a mesh (`mesh.use`) every device gets the whole answer. Peaks of several
+    batches are joined by the maximum of each array.
+
+    Args:
+      config: model config.
+      compute: how to run it.
+      params: float32 parameters.
+      tokens: int32 [B, T].
+      segments: int32 [B, T], the document of each token; 0 is padding.
+      limits: as in `hidden`.
+    """
+    found: Peaks = _peaks(config, compute, params, tokens, segments, limits)
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _peaks(
+    config: Any, compute: Compute, params: trees.Tree, tokens: Any, segments: Any, limits: trees.Tree | None
+) -> Peaks:
+    module = architecture(config).module(config, compute)
+    with jax.default_matmul_precision(compute.precision):
+        _, state = module.apply(bounded(config, params, limits), tokens, segments, mutable=["peaks"])
+    layers, last = state["peaks"]["layers"], state["peaks"]["residual"]
+    found = Peaks(
+        residual=jnp.concatenate([layers["residual"], last[None]]),
+        down_in=layers["mlp"]["down_in"],
+        down_out=layers["mlp"]["down_out"],
+    )
+    return jax.tree.map(lambda each: meshes.constrain(each, "layers", "features"), found)
 
 
 def head(config: Any, params: trees.Tree) -> jax.Array:

@@ -95,7 +95,11 @@ def _stacked(config: LlamaConfig, name: str, axes: tuple[str, str], scale: float
     }
     shape = (config.layers, *(sizes[axis] for axis in axes if axis))
     return Parameter(
-        f"model.layers.{{layer}}.{name}.weight", shape, ("layers", *(axis for axis in axes if axis)), scale
+        f"model.layers.{{layer}}.{name}.weight",
+        shape,
+        ("layers", *(axis for axis in axes if axis)),
+        scale,
+        config.head_dim,
     )
 
 
@@ -124,16 +128,22 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
     return ((1 - blend) * plain / scaling.factor + blend * plain).astype(np.float32)
 
 
-def angles(config: LlamaConfig, T: int) -> tuple[jax.Array, jax.Array]:
-    """Return (cos, sin), float32 [T, 1, H / 2], of the positions 0 .. T - 1."""
-    turn = jnp.arange(T, dtype=jnp.float32)[:, None, None] * jnp.asarray(frequencies(config))[None, None, :]
+def angles(config: LlamaConfig, T: int, start: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Return (cos, sin), float32 [T, 1, H / 2], of the positions 0 .. T - 1.
+
+    With `start`, int32 [B], of the positions start .. start + T - 1 of each sample: [B, T, 1, H / 2].
+    """
+    positions = jnp.arange(T, dtype=jnp.float32)
+    if start is not None:
+        positions = start.astype(jnp.float32)[:, None] + positions[None, :]
+    turn = jnp.multiply.outer(positions, jnp.asarray(frequencies(config)))[..., None, :]
     return jnp.cos(turn), jnp.sin(turn)
 
 
 def rotate(values: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turn the pairs (h, h + H / 2) of [B, T, N, H] by their angles, in the dtype of `values`."""
     first, second = jnp.split(values, 2, axis=-1)
-    cos, sin = cos.astype(values.dtype)[None], sin.astype(values.dtype)[None]
+    cos, sin = (turn.astype(values.dtype).reshape(-1, *turn.shape[-3:]) for turn in (cos, sin))
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
@@ -163,16 +173,32 @@ class _Declared(nn.Module):
             wide = values.astype(jnp.float32) * (segments != 0)[..., None].astype(jnp.float32)
             self.put_variable("inputs", key, jnp.sum(wide * wide, axis=(0, 1)))
 
+    def peak(self, values: jax.Array, key: str, segments: jax.Array) -> None:
+        """Put the largest magnitude of each channel over all tokens into the collection "peaks" if it is asked for.
+
+        Float32 [channels]; padding does not count.
+        """
+        if self.is_mutable_collection("peaks"):
+            sizes = jnp.where((segments != 0)[..., None], jnp.abs(values.astype(jnp.float32)), np.float32(0))
+            self.put_variable("peaks", key, jnp.max(sizes, axis=(0, 1)))
+
+    def limit(self, values: jax.Array, key: str) -> jax.Array:
+        """Clip what comes from a weight to [-bound, bound] if the collection "limits" holds a bound for it."""
+        if not self.has_variable("limits", key):
+            return values
+        bound: jax.Array = self.get_variable("limits", key).astype(values.dtype)
+        return jnp.clip(values, -bound, bound)
+
     def project(self, values: jax.Array, key: str, segments: jax.Array) -> jax.Array:
-        """Return values [B, T, in] times the declared matrix [out, in], as [B, T, out]."""
+        """Return values [B, T, in] times the declared matrix [out, in], as [B, T, out], within its limit."""
         self.watch(values, key, segments)
-        return jnp.einsum("bti,oi->bto", values, self.weight(key))
+        return self.limit(jnp.einsum("bti,oi->bto", values, self.weight(key)), key)
 
     def norm(self, values: jax.Array, key: str, segments: jax.Array) -> jax.Array:
-        """Return the RMSNorm of [B, T, D] with the declared gain [D]."""
+        """Return the RMSNorm of [B, T, D] with the declared gain [D], within its limit."""
         scaled = normalize(values, self.config.eps)
         self.watch(scaled, key, segments)
-        return self.weight(key)[None, None, :] * scaled
+        return self.limit(self.weight(key)[None, None, :] * scaled, key)
 
 
 class Attention(_Declared):
@@ -189,15 +215,36 @@ class Attention(_Declared):
             "o_proj": _stacked(config, "self_attn.o_proj", ("embed", "heads"), out),
         }
 
+    def remember(self, values: jax.Array, key: str, start: jax.Array | None) -> jax.Array:
+        """Return the keys or values that queries may see, and keep them in the collection "cache" if it is asked for.
+
+        Without `start` these are the [B, T, K, H] given; with it, those of the cache [B, S, K, H] with the given ones
+        put into the slots `start` .. start + T - 1 of each sample.
+        """
+        if start is not None:
+            put = jax.vmap(lambda kept, new, slot: jax.lax.dynamic_update_slice(kept, new, (slot, 0, 0)))
+            values = put(self.get_variable("cache", key), values, start)
+        if self.is_mutable_collection("cache"):
+            values = meshes.constrain(values, "batch", "tokens", "kv_heads", "features")
+            self.put_variable("cache", key, values)
+        return values
+
     @nn.compact
-    def __call__(self, x: jax.Array, segments: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """Map [B, T, D] to [B, T, D]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        segments: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        start: jax.Array | None = None,
+    ) -> jax.Array:
+        """Map [B, T, D] to [B, T, D]; with `start` the tokens follow those in the cache."""
         B, T, _ = x.shape
         N, K, H = self.config.heads, self.config.kv_heads, self.config.head_dim
         query = rotate(self.project(x, "q_proj", segments).reshape(B, T, N, H), *rope)
         key = rotate(self.project(x, "k_proj", segments).reshape(B, T, K, H), *rope)
         value = self.project(x, "v_proj", segments).reshape(B, T, K, H)
-        out = attend(query, key, value, segments, self.compute.attention, self.compute.block)
+        key, value = self.remember(key, "key", start), self.remember(value, "value", start)
+        out = attend(query, key, value, segments, self.compute.attention, self.compute.block, start)
         return self.project(out.reshape(B, T, N * H), "o_proj", segments)
 
 
@@ -218,7 +265,10 @@ class Mlp(_Declared):
     def __call__(self, x: jax.Array, segments: jax.Array) -> jax.Array:
         """Map [B, T, D] to [B, T, D]."""
         hidden = nn.silu(self.project(x, "gate_proj", segments)) * self.project(x, "up_proj", segments)
-        return self.project(hidden, "down_proj", segments)
+        out = self.project(hidden, "down_proj", segments)
+        self.peak(hidden, "down_in", segments)
+        self.peak(out, "down_out", segments)
+        return out
 
 
 class Layer(_Declared):
@@ -233,10 +283,17 @@ class Layer(_Declared):
         }
 
     @nn.compact
-    def __call__(self, x: jax.Array, segments: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    def __call__(
+        self,
+        x: jax.Array,
+        segments: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        start: jax.Array | None = None,
+    ) -> tuple[jax.Array, None]:
         """Map [B, T, D] to ([B, T, D], nothing), the form that a scan over layers wants."""
+        self.peak(x, "residual", segments)
         mixed = Attention(self.config, self.compute, name="self_attn")(
-            self.norm(x, "input_layernorm", segments), segments, rope
+            self.norm(x, "input_layernorm", segments), segments, rope, start
         )
         x = meshes.constrain(x + mixed, "batch", "tokens", "features")
         mapped = Mlp(self.config, self.compute, name="mlp")(
@@ -259,8 +316,13 @@ class Llama(_Declared):
         return outer if config.tied else outer | {"lm_head": Parameter("lm_head.weight", *table)}
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-        """Map int32 [B, T] tokens and documents to the normed hidden state [B, T, D] in the compute dtype."""
+    def __call__(self, tokens: jax.Array, segments: jax.Array, start: jax.Array | None = None) -> jax.Array:
+        """Map int32 [B, T] tokens and documents to the normed hidden state [B, T, D] in the compute dtype.
+
+        Collections, all optional: "inputs" and "peaks" gather, "limits" clips, "cache" keeps keys and values. With
+        `start`, int32 [B], the tokens of each sample are its one document's from position `start` on, and the cache
+        holds those before.
+        """
         # Whole rows before the look-up: it then gives rows of the batch, not of the embed axis.
         x = jnp.take(meshes.constrain(self.weight("embed_tokens"), "vocab", "features"), tokens, axis=0)
         x = meshes.constrain(x, "batch", "tokens", "features")
@@ -269,13 +331,15 @@ class Llama(_Declared):
             layer = nn.remat(Layer, policy=REMAT[self.compute.remat], prevent_cse=False)
         stack = nn.scan(
             layer,
-            variable_axes={"params": 0, "inputs": 0},
+            variable_axes={"params": 0, "inputs": 0, "peaks": 0, "limits": 0, "cache": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.config.layers,
             unroll=self.compute.unroll,
         )
-        x, _ = stack(self.config, self.compute, name="layers")(x, segments, angles(self.config, tokens.shape[1]))
+        rope = angles(self.config, tokens.shape[1], start)
+        x, _ = stack(self.config, self.compute, name="layers")(x, segments, rope, start)
+        self.peak(x, "residual", segments)
         if not self.config.tied:
             self.weight("lm_head")  # declared with the others; `loss` applies it
         return self.norm(x, "norm", segments)
