@@ -13,7 +13,8 @@ from lingregions.report import figures, tables
 from lingregions.report.damage import Row
 from lingregions.report.facts import Facts, ReportError, gather
 from lingregions.report.figures import Curve, Grid, Series, Strip
-from lingregions.report.page import compose, render
+from lingregions.report.page import compose, render, summary
+from lingregions.report.scatter import Point, Scatter
 from lingregions.report.sections import Section
 from lingregions.report.survey import Overlap, Survey
 from lingregions.report.tables import Column, Table
@@ -25,8 +26,10 @@ __all__ = [
     "Facts",
     "Grid",
     "Overlap",
+    "Point",
     "ReportError",
     "Row",
+    "Scatter",
     "Section",
     "Series",
     "Strip",
@@ -35,6 +38,7 @@ __all__ = [
     "compose",
     "gather",
     "render",
+    "summary",
     "write",
 ]
 
@@ -68,6 +72,7 @@ def write(folder: str | os.PathLike[str], pictures: bool = True) -> Path:
         if table := item.table() if isinstance(item, Grid | Curve) else item if isinstance(item, Table) else None:
             _put(path / "tables" / f"{table.name}.md", tables.markdown(table))
             _put(path / "tables" / f"{table.name}.csv", tables.spreadsheet(table))
+    _put(path / "headline.txt", summary(facts))
     page = path / "report.html"
     _put(page, render(facts))
     return page

@@ -2,36 +2,24 @@
 
 Read: `config.json`, `environment.json`, `results.csv`, `metrics.jsonl` (notes, timings, and what the events `model`,
 `tokenizer` and `data` say of them), the facts of `done/*.json`, `regions/`, and `tables/*.json`, by which any
-experiment adds a section without code here. Such a file is one JSON object with a `title`, optionally a `note` (a
-sentence or a list of them) and a `kind`:
-
-    table (default)  columns: names, or {"name", "kind"}; rows: lists of cells
-    heatmap          rows, columns: names; values: list of lists; optionally corner, unit, format
-    overlap          names; values: square list of lists of IoU; optionally chance
-    reliability      halves: {region: IoU}; growth: {region: {samples: IoU}}
-    curve            across, upwards: axis titles; series: {label: [[x, y], ...]}; optionally logarithmic, format
-    densities        regions: a list of {name, layers, matrices, counts, sizes, axis, carried, capacity} (see `Survey`)
-
-A number that is missing is null. What can't be read is an error that names file and line, except for parts that a run
-which has not finished may lack: these become notes.
+experiment adds a section without code here (see `kinds`). What can't be read is an error that names file and line,
+except for parts that a run which has not finished may lack: these become notes.
 """
 
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lingregions.regions import file
-from lingregions.report import sections
+from lingregions.report import kinds
 from lingregions.report import survey as surveying
 from lingregions.report.damage import Row
-from lingregions.report.figures import Curve, Grid, Series
 from lingregions.report.sections import Section
 from lingregions.report.survey import Overlap, Survey
-from lingregions.report.tables import Column, Table, column
 
 COLUMNS = ("experiment", "arm", "language", "nll_nats", "tokens", "bytes", "perplexity", "bits_per_byte")
 
@@ -45,10 +33,10 @@ class Facts:
     """What a run measured and how: the input of `render`.
 
     `identity` says exactly which model, tokenizer and text it was; `stages` is {kind: {name: facts}}, what finished
-    stages and regions record of themselves; `timings` are records of description, amount, unit and seconds. `headline`
-    is the sentence of a run that removes nothing; `tables` names the extra sections' files, which the verdict takes as
-    what else was measured; `fraction` is the size of a region where an arm's name doesn't say it; `verb` is what was
-    done to the regions ("Removing").
+    stages and regions record of themselves; `timings` are records of description, amount, unit and seconds. `extras`
+    and `verdicts` are the sections of tables/*.json, `headlines` their sentences for the top; `tables` names their
+    files, which the verdict takes as what else was measured; `fraction` is the size of a region where an arm's name
+    doesn't say it; `verb` is what was done to the regions ("Removing").
     """
 
     experiment: str
@@ -61,7 +49,8 @@ class Facts:
     surveys: tuple[Survey, ...] = ()
     overlap: Overlap | None = None
     extras: tuple[Section, ...] = ()
-    headline: str = ""
+    verdicts: tuple[Section, ...] = ()
+    headlines: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     fraction: float | None = None
@@ -122,132 +111,25 @@ def _check(row: Row, perplexity: str, where: str) -> None:
 # --- files by which an experiment adds a section ----------------------------------------------------------------------
 
 
-def _paragraphs(content: Mapping[str, Any]) -> tuple[str, ...]:
-    note = content.get("note", ())
-    return (note,) if isinstance(note, str) and note else tuple(note)
+def contents(path: Path) -> dict[str, Any]:
+    """The JSON object of a file `tables/<name>.json`; ReportError if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ReportError(f"{path}: a JSON object is expected")
+    return content
 
 
-def _number(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value) if math.isfinite(value) else None
-
-
-def _numbers(values: Any) -> tuple[tuple[float | None, ...], ...]:
-    return tuple(tuple(_number(value) for value in row) for row in values)
-
-
-def _table(name: str, content: Mapping[str, Any]) -> Section:
-    rows = tuple(tuple(row) for row in content["rows"])
-    columns = []
-    for position, entry in enumerate(content["columns"]):
-        if isinstance(entry, Mapping):
-            columns.append(Column(entry["name"], entry.get("kind", "text")))
-        else:
-            columns.append(column(entry, [row[position] for row in rows]))
-    table = Table(name, content["title"], tuple(columns), rows, totals=int(content.get("totals", 0)))
-    return Section(content["title"], _paragraphs(content), (table,))
-
-
-def _heatmap(name: str, content: Mapping[str, Any]) -> Section:
-    grid = Grid(
-        name,
-        content["title"],
-        content.get("corner", ""),
-        tuple(content["rows"]),
-        tuple(content["columns"]),
-        _numbers(content["values"]),
-        kind=content.get("format", "number"),
-        unit=content.get("unit", ""),
-    )
-    return Section(content["title"], _paragraphs(content), (grid,))
-
-
-def _overlap(name: str, content: Mapping[str, Any]) -> Section:
-    found = Overlap(tuple(content["names"]), _numbers(content["values"]), _number(content.get("chance")))
-    section = sections.overlap(found, content["title"], name)
-    return Section(section.title, (*section.paragraphs, *_paragraphs(content)), section.items)
-
-
-def _reliability(name: str, content: Mapping[str, Any]) -> Section:
-    growth = {
-        region: {float(samples): float(iou) for samples, iou in points.items()}
-        for region, points in content.get("growth", {}).items()
-    }
-    section = sections.reliability(content.get("halves"), growth, content["title"], name)
-    return Section(section.title, (*section.paragraphs, *_paragraphs(content)), section.items)
-
-
-def _curve(name: str, content: Mapping[str, Any]) -> Section:
-    series = tuple(
-        Series(label, tuple((float(x), float(y)) for x, y in points))
-        for label, points in content["series"].items()
-        if points
-    )
-    if not series:
-        raise ValueError("series holds no point")
-    curve = Curve(
-        name,
-        content["title"],
-        content["across"],
-        content["upwards"],
-        series,
-        logarithmic=bool(content.get("logarithmic", False)),
-        kind=content.get("format", "number"),
-    )
-    return Section(content["title"], _paragraphs(content), (curve,))
-
-
-def _densities(name: str, content: Mapping[str, Any]) -> Section:
-    section = sections.densities([survey(entry) for entry in content["regions"]])
-    return Section(content["title"], (*section.paragraphs, *_paragraphs(content)), section.items)
-
-
-def _integers(values: Any) -> tuple[tuple[int | None, ...], ...]:
-    return tuple(tuple(None if value is None else int(value) for value in row) for row in values)
-
-
-def survey(content: Mapping[str, Any]) -> Survey:
-    """A survey from the JSON object that describes it."""
-    return Survey(
-        name=content["name"],
-        layers=tuple(map(str, content["layers"])),
-        matrices=tuple(content["matrices"]),
-        counts=_integers(content["counts"]),
-        sizes=_integers(content["sizes"]),
-        axis=content.get("axis", "embed"),
-        carried=tuple(map(int, content.get("carried", ()))),
-        capacity=tuple(map(int, content.get("capacity", ()))),
-        definition=content.get("definition", ""),
-    )
-
-
-BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], Section]] = {
-    "table": _table,
-    "heatmap": _heatmap,
-    "overlap": _overlap,
-    "reliability": _reliability,
-    "curve": _curve,
-    "densities": _densities,
-}
-
-
-def extra(path: Path) -> Section:
+def extra(path: Path, content: Mapping[str, Any]) -> Section:
     """The section that a file `tables/<name>.json` describes.
 
     Raises:
-      ReportError: the file is no JSON object of a known kind; the message names the file and the key.
+      ReportError: it is of no known kind, or lacks something; the message names the file and the key.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError("a JSON object is expected")
-        kind = content.get("kind", "table")
-        if kind not in BUILDERS:
-            raise ValueError(f"kind {kind!r} is unknown; there are {', '.join(BUILDERS)}")
-        return BUILDERS[kind](path.stem, content)
+        return kinds.build(path.stem, content)
     except KeyError as error:
         raise ReportError(f"{path}: the key {error} is missing") from error
     except (TypeError, ValueError, AttributeError, IndexError) as error:
@@ -331,11 +213,6 @@ VERBS = {
 }
 
 
-def _headline(path: Path) -> str:
-    """The sentence that a table offers as the headline of a run without removals; a table of a run has it or none."""
-    return str(json.loads(path.read_text(encoding="utf-8")).get("headline", ""))
-
-
 def gather(folder: Path) -> Facts:
     """Read the facts of the run in `folder`.
 
@@ -368,7 +245,8 @@ def gather(folder: Path) -> Facts:
         if len(stage) > 1:  # a stage that only names itself says nothing
             kind, _, name = path.stem.partition("-")
             stages.setdefault(kind, {})[name or path.stem] = stage
-    extras = tuple(extra(path) for path in files)
+    described = [(path, contents(path)) for path in files]
+    made = [(content.get("kind"), extra(path, content)) for path, content in described]
     surveys, overlap, records = _regions(folder / "regions", [row.arm for row in rows])
     fraction = find(config, "fraction")
     perturbation = find(config, "perturbation")
@@ -382,8 +260,9 @@ def gather(folder: Path) -> Facts:
         timings=tuple(timings),
         surveys=surveys,
         overlap=overlap,
-        extras=extras,
-        headline=next(filter(None, map(_headline, files)), ""),
+        extras=tuple(section for kind, section in made if kind != "verdict"),
+        verdicts=tuple(section for kind, section in made if kind == "verdict"),
+        headlines=tuple(str(content["headline"]) for _, content in described if content.get("headline")),
         tables=tuple(path.stem for path in files),
         notes=tuple(notes),
         fraction=float(fraction) if isinstance(fraction, int | float) and 0 < fraction <= 1 else None,

@@ -13,18 +13,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lingregions.report import numerals
-from lingregions.report.numerals import Cell
+from lingregions.report import numerals, scatter
+from lingregions.report.numerals import Cell, Span
+from lingregions.report.scatter import Scatter
+from lingregions.report.svg import DASHES, SERIES, WIDTH, frame, line, power, powers, shorten, text, ticks
 from lingregions.report.tables import Column, Table
 
 STEPS = 16  # shades of a heat map; class "s0" is the palest
 # One hue whose lightness falls steadily: readable without colour vision, and in grey print.
 LIGHT = ((247, 250, 253), (198, 219, 239), (107, 165, 214), (33, 105, 176), (8, 48, 107))
 DARK = ((27, 34, 43), (28, 62, 99), (42, 105, 166), (112, 172, 222), (222, 237, 250))
-# Okabe and Ito (2008), told apart with any colour vision; the first is the ink of the page.
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#B3A100")
-DASHES = ("", "6 3", "2 3", "8 3 2 3")
-WIDTH = 760  # of an SVG, in its own units
 
 
 @dataclass(frozen=True)
@@ -124,10 +122,24 @@ class Strip:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a Curve: its label and its points, x ascending."""
+    """One line of a Curve: its label and its points, x ascending.
+
+    `band`, where given, holds the interval (low, high) of each point; None where there is none.
+    """
 
     label: str
     points: tuple[tuple[float, float], ...]
+    band: tuple[tuple[float, float] | None, ...] = ()
+
+    def stretches(self) -> list[list[tuple[float, float, float]]]:
+        """The band as runs of (x, low, high) without a gap."""
+        runs: list[list[tuple[float, float, float]]] = [[]]
+        for (x, _), bounds in zip(self.points, self.band, strict=False):
+            if bounds is None:
+                runs.append([])
+            else:
+                runs[-1].append((x, *bounds))
+        return [run for run in runs if run]
 
 
 @dataclass(frozen=True)
@@ -146,22 +158,50 @@ class Curve:
     kind: str = "number"
     level: float | None = None  # a horizontal line to compare with
     level_label: str = ""
+    across_kind: str = ""  # of the numbers on the axis x; empty: whole numbers if all are whole
+
+    @property
+    def banded(self) -> bool:
+        """Whether any point has an interval."""
+        return any(bounds is not None for series in self.series for bounds in series.band)
+
+    def place(self, x: float) -> str:
+        """A number of the axis x as it is read."""
+        whole = all(float(x).is_integer() for series in self.series for x, _ in series.points)
+        return numerals.KINDS[self.across_kind or ("count" if whole else "number")](x)
+
+    def heights(self) -> list[float]:
+        """Every y that the figure has to hold."""
+        values = [y for series in self.series for _, y in series.points]
+        values += [bound for series in self.series for bounds in series.band if bounds is not None for bound in bounds]
+        return values + ([self.level] if self.level is not None else [])
 
     def table(self) -> Table:
         """The points as a long table."""
-        rows = tuple((series.label, x, y) for series in self.series for x, y in series.points)
-        whole = all(float(x).is_integer() for _, x, _ in rows)
-        cells: tuple[tuple[Cell, ...], ...] = tuple((label, int(x) if whole else x, y) for label, x, y in rows)
+        whole = all(float(x).is_integer() for series in self.series for x, _ in series.points)
+        kind = self.kind
+        if self.banded:
+            kind = "factor" if self.kind == "exponential" else "interval"
+        rows: list[tuple[Cell, ...]] = []
+        for series in self.series:
+            bands = series.band or (None,) * len(series.points)
+            for (x, y), bounds in zip(series.points, bands, strict=True):
+                value = Span(y, *(bounds or (None, None))) if self.banded else y
+                rows.append((series.label, int(x) if whole else x, value))
         return Table(
             self.name,
             self.title,
-            (Column("series"), Column(self.across, "count" if whole else "number"), Column(self.upwards, self.kind)),
-            cells,
+            (
+                Column("series"),
+                Column(self.across, self.across_kind or ("count" if whole else "number")),
+                Column(self.upwards, kind),
+            ),
+            tuple(rows),
             self.note,
         )
 
 
-Figure = Grid | Strip | Curve
+Figure = Grid | Strip | Curve | Scatter
 
 
 # --- colour ---------------------------------------------------------------------------------------------------------
@@ -245,64 +285,6 @@ def _grid(figure: Grid) -> str:
     return "\n".join(lines)
 
 
-def powers(low: float, high: float, most: int = 8) -> list[int]:
-    """Whole powers of ten from below exp(low) to above exp(high), every n-th so that there are at most `most`."""
-    first, last = math.floor(low / math.log(10) + 1e-9), math.ceil(high / math.log(10) - 1e-9)
-    last = max(last, first + 1)
-    least = (last - first) / (most - 1)
-    stride = next(times * 10**place for place in range(9) for times in (1, 2, 5) if times * 10**place >= least)
-    first -= first % stride
-    return list(range(first, last + stride, stride))
-
-
-def power(exponent: int) -> str:
-    """A tick of a logarithmic axis: 1, 10, 100, then 10³ and so on."""
-    return str(10**exponent) if 0 <= exponent <= 2 else f"10{str(exponent).translate(numerals.SUPERSCRIPTS)}"
-
-
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) that cover [low, high]."""
-    if high <= low:
-        high = low + 1.0
-    rough = (high - low) / (most - 1)
-    base = 10 ** math.floor(math.log10(rough))
-    stride = next(base * times for times in (1, 2, 5, 10) if base * times >= rough * (1 - 1e-9))
-    first = math.floor(low / stride + 1e-9)
-    values = [first * stride]
-    while values[-1] < high - 1e-9 * stride:
-        first += 1
-        values.append(first * stride)
-    return values
-
-
-def _frame(figure: Strip | Curve, height: float, body: list[str], summary: str) -> str:
-    caption = f"<figcaption>{escape(figure.note)}</figcaption>" if figure.note else ""
-    return "\n".join(
-        [
-            f'<figure class="chart" id="figure_{escape(figure.name)}">',
-            f'<p class="caption">{escape(figure.title)}</p>',
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(figure.title)}">',
-            f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(summary)}">',
-            *body,
-            "</svg></div>",
-            caption,
-            "</figure>",
-        ]
-    )
-
-
-def _text(x: float, y: float, content: str, css: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(content)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
-
-
-def _shorten(label: str, most: int) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
-
-
 def _strip(figure: Strip) -> str:
     left, right, top, pitch = 24 + 7.2 * min(24, max(map(len, figure.rows), default=0)), WIDTH - 128, 26.0, 34.0
     bottom = top + pitch * len(figure.rows)
@@ -313,13 +295,13 @@ def _strip(figure: Strip) -> str:
     def place(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
 
-    body = [_text(WIDTH - 4, 14, figure.mark, "label", "end")]
+    body = [text(WIDTH - 4, 14, figure.mark, "label", "end")]
     for exponent in exponents:
         x = place(exponent * math.log(10))
-        body += [_line(x, top, x, bottom, "rule"), _text(x, bottom + 18, power(exponent), "label", "middle")]
+        body += [line(x, top, x, bottom, "rule"), text(x, bottom + 18, power(exponent), "label", "middle")]
     for position, (name, row, mark) in enumerate(zip(figure.rows, figure.points, figure.marks, strict=True)):
         y = top + pitch * (position + 0.5)
-        body += [_text(left - 14, y + 4, _shorten(name, 24), "name", "end"), _line(left, y, right, y, "thread")]
+        body += [text(left - 14, y + 4, shorten(name, 24), "name", "end"), line(left, y, right, y, "thread")]
         for label, value in row:
             body.append(
                 f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="5" class="dot">'
@@ -327,14 +309,15 @@ def _strip(figure: Strip) -> str:
             )
         if mark is not None:
             body += [
-                _line(place(mark), y - 12, place(mark), y + 12, "mark"),
-                _text(WIDTH - 4, y + 4, numerals.exponential(mark), "value", "end"),
+                line(place(mark), y - 12, place(mark), y + 12, "mark"),
+                text(WIDTH - 4, y + 4, numerals.exponential(mark), "value", "end"),
             ]
-    body.append(_text((left + right) / 2, bottom + 38, figure.axis, "label", "middle"))
+    body.append(text((left + right) / 2, bottom + 38, figure.axis, "label", "middle"))
     means = ", ".join(
         f"{name} {numerals.exponential(mark)}" for name, mark in zip(figure.rows, figure.marks, strict=True)
     )
-    return _frame(figure, bottom + 48, body, f"{figure.title}. {numerals.sentence(figure.mark)}: {means}.")
+    told = f"{figure.title}. {numerals.sentence(figure.mark)}: {means}."
+    return frame(figure.name, figure.title, figure.note, bottom + 48, body, told)
 
 
 def bins(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -353,13 +336,26 @@ def _summits(figure: Curve, series: Series) -> list[tuple[float, float]]:
     return [point for point in tallest(series.points, figure.peaks) if point[1] >= 1.5 * (figure.level or 0.0)]
 
 
+def _marks(figure: Curve, xs: Sequence[float]) -> list[float]:
+    """Where the axis x is labelled: at every x if they are few, else at round numbers, apart as the axis is."""
+    if len(xs) <= 8:
+        return list(xs)
+    if figure.logarithmic:
+        tens = [10.0**exponent for exponent in powers(math.log(xs[0]), math.log(xs[-1]))]
+        inside = [x for x in tens if xs[0] <= x <= xs[-1]]
+        return inside if len(inside) > 1 else [xs[0], xs[-1]]
+    return [x for x in ticks(xs[0], xs[-1], 8) if xs[0] <= x <= xs[-1]]
+
+
 def _curve(figure: Curve) -> str:
     left, right, top, bottom = 70.0, WIDTH - (20.0 if figure.needles else 150.0), 16.0, 250.0
     xs = [x for series in figure.series for x, _ in series.points]
-    ys = [y for series in figure.series for _, y in series.points] + (
-        [figure.level] if figure.level is not None else []
-    )
-    levels = ticks(min([0.0, *ys]), max(ys))
+    ys = figure.heights()
+    if figure.kind == "exponential":  # natural logarithms: an axis of powers of ten
+        marked = [(exponent * math.log(10), power(exponent)) for exponent in powers(min([0.0, *ys]), max(ys))]
+    else:
+        marked = [(level, numerals.KINDS[figure.kind](level)) for level in ticks(min([0.0, *ys]), max(ys))]
+    levels = [level for level, _ in marked]
     start, stop = min(xs), max(xs)
     if stop <= start:
         stop = start + 1
@@ -372,16 +368,14 @@ def _curve(figure: Curve) -> str:
         return bottom - (y - levels[0]) / (levels[-1] - levels[0]) * (bottom - top)
 
     body = []
-    for level in levels:
-        label = numerals.KINDS[figure.kind](level)
-        body += [_line(left, upwards(level), right, upwards(level), "rule")]
-        body += [_text(left - 8, upwards(level) + 4, label, "label", "end")]
-    marks = sorted(set(xs)) if len(set(xs)) <= 8 else [x for x in ticks(start, stop, 8) if start <= x <= stop]
-    for x in marks:
-        body += [_text(across(x), bottom + 18, numerals.count(x), "label", "middle")]
-    body.append(_text((left + right) / 2, bottom + 38, figure.across, "label", "middle"))
+    for level, label in marked:
+        body += [line(left, upwards(level), right, upwards(level), "rule")]
+        body += [text(left - 8, upwards(level) + 4, label, "label", "end")]
+    for x in _marks(figure, sorted(set(xs))):
+        body += [text(across(x), bottom + 18, figure.place(x), "label", "middle")]
+    body.append(text((left + right) / 2, bottom + 38, figure.across, "label", "middle"))
     if figure.level is not None:
-        body += [_line(left, upwards(figure.level), right, upwards(figure.level), "level")]
+        body += [line(left, upwards(figure.level), right, upwards(figure.level), "level")]
     taken: list[float] = []
     # From the top: a label that has to make way moves down, and the labels keep the order of the ends of their lines.
     order = sorted(enumerate(figure.series), key=lambda item: upwards(item[1].points[-1][1]))
@@ -398,14 +392,18 @@ def _curve(figure: Curve) -> str:
             for x, y in _summits(figure, series):
                 if all(abs(across(x) - spot) > 26 for spot in spots):  # a label on a label is no label
                     spots.append(across(x))
-                    body.append(_text(across(x), max(upwards(y) - 4, 12.0), numerals.count(x), "value halo", "middle"))
+                    body.append(text(across(x), max(upwards(y) - 4, 12.0), numerals.count(x), "value halo", "middle"))
             continue
+        for run in series.stretches():
+            edge = [(x, high) for x, _, high in run] + [(x, low) for x, low, _ in reversed(run)]
+            outline = "L".join(f"{across(x):.1f} {upwards(y):.1f}" for x, y in edge)
+            body.append(f'<path d="M{outline}Z" class="band f{position % len(SERIES)}"/>')
         path = "L".join(f"{across(x):.1f} {upwards(y):.1f}" for x, y in series.points)
         dash = DASHES[position // len(SERIES) % len(DASHES)]
         body.append(f'<path d="M{path}" class="line {css}" stroke-dasharray="{dash or "none"}"/>')
         body += [
             f'<circle cx="{across(x):.1f}" cy="{upwards(y):.1f}" r="3" class="{css} point">'
-            f"<title>{escape(series.label)}, {numerals.count(x)}: {numerals.KINDS[figure.kind](y)}</title></circle>"
+            f"<title>{escape(series.label)}, {figure.place(x)}: {numerals.KINDS[figure.kind](y)}</title></circle>"
             for x, y in series.points
         ]
         height = upwards(series.points[-1][1]) + 4
@@ -415,15 +413,15 @@ def _curve(figure: Curve) -> str:
         body.append(
             f'<path d="M{right + 10:.1f} {height - 4:.1f}h16" class="line {css}" stroke-dasharray="{dash or "none"}"/>'
         )
-        body.append(_text(right + 32, height, _shorten(series.label, 18), "name"))
+        body.append(text(right + 32, height, shorten(series.label, 18), "name"))
     if figure.level is not None:
-        body.append(_text(right - 4, upwards(figure.level) - 6, figure.level_label, "label halo", "end"))
+        body.append(text(right - 4, upwards(figure.level) - 6, figure.level_label, "label halo", "end"))
     height_ = max([bottom + 48, *(spot + 8 for spot in taken)])
     summary = f"{figure.title}: {figure.upwards} over {figure.across}"
     if figure.needles and figure.peaks:
         summits = [numerals.count(x) for series in figure.series for x, _ in _summits(figure, series)]
         summary += f", highest at {numerals.listed(summits)}"
-    return _frame(figure, height_, body, summary + ".")
+    return frame(figure.name, figure.title, figure.note, height_, body, summary + ".")
 
 
 def html(figure: Figure) -> str:
@@ -432,6 +430,8 @@ def html(figure: Figure) -> str:
         return _grid(figure)
     if isinstance(figure, Strip):
         return _strip(figure)
+    if isinstance(figure, Scatter):
+        return scatter.html(figure)
     return _curve(figure)
 
 
@@ -451,8 +451,8 @@ def _draw_grid(figure: Grid, axes: Any) -> None:
         values, cmap=colour_map, norm=Normalize(low, high if high > low else low + 1), edgecolors="white", linewidth=1
     )
     axes.invert_yaxis()
-    for row, line in enumerate(figure.values):
-        for place, value in enumerate(line):
+    for row, values_ in enumerate(figure.values):
+        for place, value in enumerate(values_):
             shade_ = step(value, low, high)
             colour = ink(shade(LIGHT, (shade_ or 0) / (STEPS - 1)))
             cell = figure.printed(row, place)
@@ -507,16 +507,23 @@ def _draw_curve(figure: Curve, axes: Any) -> None:
                 axes.annotate(numerals.count(peak), (peak, height), ha="center", va="bottom", fontsize=8)
         else:
             axes.plot(x, y, "o-", color=colour, label=series.label, ms=3.5, linewidth=1.5)
+            for run in series.stretches():
+                axes.fill_between(*zip(*run, strict=True), color=colour, alpha=0.15, linewidth=0)
     if figure.level is not None:
         axes.axhline(figure.level, color="0.3", linewidth=1, linestyle=":", label=figure.level_label or None)
     if figure.logarithmic:
         axes.set_xscale("log")
     whole = sorted({x for series in figure.series for x, _ in series.points})
     if len(whole) <= 8:
-        axes.set_xticks(whole, [numerals.count(x) for x in whole])
+        axes.set_xticks(whole, [figure.place(x) for x in whole])
         axes.minorticks_off()
-    axes.yaxis.set_major_formatter(lambda value, _: numerals.KINDS[figure.kind](value))
-    axes.set_ylim(bottom=min([0.0, *(y for series in figure.series for _, y in series.points)]))
+    ys = figure.heights()
+    axes.set_ylim(bottom=min([0.0, *ys]))
+    if figure.kind == "exponential":
+        tens = powers(min([0.0, *ys]), max(ys))
+        axes.set_yticks([exponent * math.log(10) for exponent in tens], [power(exponent) for exponent in tens])
+    else:
+        axes.yaxis.set_major_formatter(lambda value, _: numerals.KINDS[figure.kind](value))
     axes.set_xlabel(figure.across)
     axes.set_ylabel(figure.upwards)
     axes.grid(axis="y", color="0.9")
@@ -531,6 +538,13 @@ def draw(figure: Figure, path: Path, dpi: int = 160) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
+    if isinstance(figure, Scatter):
+        height = scatter.layout(figure).height + 24
+        canvas = Canvas(figsize=(WIDTH / 100, height / 100), dpi=dpi, facecolor="white")
+        FigureCanvasAgg(canvas)
+        scatter.draw(figure, canvas)
+        canvas.savefig(path, format="png", metadata={"Description": figure.note or figure.title})
+        return
     if isinstance(figure, Grid):
         size = (3.2 + 0.85 * max(3, len(figure.columns)), 1.3 + 0.3 * len(figure.rows))
     elif isinstance(figure, Strip):

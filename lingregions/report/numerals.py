@@ -8,8 +8,18 @@ way to be stored (`raw`, full precision, for CSV). What is missing or not finite
 import decimal as decimal_
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
-Cell = str | int | float | None
+
+class Span(NamedTuple):
+    """A value and its confidence interval; the bounds are None where none was computed."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+Cell = str | int | float | Span | None
 
 DASH = "–"
 MINUS = "−"
@@ -98,6 +108,47 @@ def percent(value: Cell) -> str:
     return f"{digits}{NARROW}%"
 
 
+def _bounded(span: Cell, write: Callable[[Cell], str], mark: str = "") -> str:
+    if not isinstance(span, Span) or not finite(span.value):
+        return DASH
+    words = mark + write(span.value)
+    if not finite(span.low) and not finite(span.high):
+        return words
+    return f"{words} ({write(span.low)} to {write(span.high)})"
+
+
+def interval(span: Cell) -> str:
+    """A value with its interval, all to the same decimals: `0.12 (0.10 to 0.15)`."""
+    sizes = [abs(part) for part in span if part is not None and finite(part)] if isinstance(span, Span) else []
+    largest = max(sizes, default=0.0)
+    if largest == 0 or not SMALLEST <= largest < LARGEST:
+        return _bounded(span, number)
+    exponent = math.floor(math.log10(largest))
+    decimals = max(0, (2 if exponent >= 0 else 1) - exponent)
+
+    def write(value: Cell) -> str:
+        if not finite(value):
+            return DASH
+        assert isinstance(value, int | float)
+        digits = f"{abs(value):,.{decimals}f}"
+        return MINUS + digits if value < 0 and float(digits.replace(",", "")) else digits
+
+    return _bounded(span, write)
+
+
+def factor(span: Cell) -> str:
+    """A difference in nats with its interval as a factor: `×12.3 (10.1 to 15.0)`, whatever its size."""
+    return _bounded(span, exponential, "×")
+
+
+def probability(value: Cell) -> str:
+    """A p-value: three decimals, and below them only that it is below."""
+    if not finite(value):
+        return DASH
+    assert isinstance(value, int | float)
+    return "<" + NARROW + "0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def text(value: Cell) -> str:
     """Any cell as it is; a missing one as a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -113,7 +164,11 @@ KINDS: dict[str, Callable[[Cell], str]] = {
     "exponential": exponential,
     "share": share,
     "percent": percent,
+    "probability": probability,
+    "interval": interval,
+    "factor": factor,
 }
+SPANS = {"interval": "number", "factor": "exponential"}  # kinds of a `Span`, and how each of its parts is stored
 
 
 def raw(value: Cell, kind: str) -> str:

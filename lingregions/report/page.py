@@ -6,10 +6,11 @@ facts give equal pages.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
 import lingregions
-from lingregions.report import damage, figures, sections, style, tables
+from lingregions.report import damage, figures, numerals, sections, style, tables
 from lingregions.report.facts import Facts
 from lingregions.report.sections import Section
 from lingregions.report.tables import Table
@@ -33,14 +34,31 @@ def compose(facts: Facts) -> tuple[Section, ...]:
     return tuple(part for part in parts if part.paragraphs or part.items)
 
 
-def lead(facts: Facts) -> tuple[str, tuple[str, ...]]:
-    """The headline and the paragraphs of the verdict."""
+def lead(facts: Facts) -> tuple[str, tuple[Section, ...]]:
+    """The headline, and what is said before anything else: the experiment's own verdict, then what holds of any run.
+
+    A headline that a table of the run offers goes before the one that is computed from the damage.
+    """
     experiments = damage.collect(facts.rows, facts.fraction)
-    if not experiments:
-        return facts.headline or f"{facts.experiment}: nothing has been measured yet.", ()
     # The base is one for all experiments of a run; each experiment's sentence stands by itself.
-    headline = " ".join(damage.headline(experiment, facts.verb) for experiment in experiments[:2])
-    return headline, damage.verdict(experiments[0], facts.tables)
+    computed = (
+        [" ".join(damage.headline(experiment, facts.verb) for experiment in experiments[:2])] if experiments else []
+    )
+    first, *others = [*facts.headlines, *computed] or [f"{facts.experiment}: nothing has been measured yet."]
+    weighed = damage.verdict(experiments[0], facts.tables) if experiments else ()
+    own = [replace(verdict, title=verdict.title or "Verdict") for verdict in facts.verdicts]
+    parts = (Section("", tuple(others)), *own, Section("How far to trust it" if own else "", weighed))
+    return first, tuple(part for part in parts if part.paragraphs)
+
+
+def summary(facts: Facts) -> str:
+    """The headline and the verdict as plain text: what a terminal shows of a run."""
+    headline, parts = lead(facts)
+    lines = [headline]
+    for part in parts:
+        lines += [f"{part.title}:"] if part.title else []
+        lines += part.paragraphs
+    return "\n\n".join(lines).replace(numerals.NARROW, " ") + "\n"
 
 
 def _markup(section: Section, anchor: str) -> str:
@@ -63,10 +81,17 @@ def anchors(parts: Sequence[Section]) -> list[str]:
 
 def render(facts: Facts) -> str:
     """The report of `facts` as one self-contained HTML document."""
-    headline, verdict = lead(facts)
+    headline, verdicts = lead(facts)
     parts = compose(facts)
     names = anchors(parts)
-    weighed = "\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in verdict)
+    weighed = "\n".join(
+        line
+        for part in verdicts
+        for line in (
+            *([f'<p class="verdict">{escape(part.title)}</p>'] if part.title else []),
+            *(f"<p>{escape(paragraph)}</p>" for paragraph in part.paragraphs),
+        )
+    )
     model = facts.config.get("model")
     source = model.get("source") if isinstance(model, Mapping) else model
     kicker = " · ".join([facts.experiment, *([source] if isinstance(source, str) else [])])

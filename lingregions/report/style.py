@@ -1,6 +1,6 @@
 """Style: the one sheet of the page, for light, dark, phone and paper. Restrained: the figures are the ornament."""
 
-from lingregions.report import figures
+from lingregions.report import figures, svg
 
 _LIGHT = "--paper: #fff; --ink: #1b1f24; --quiet: #59636e; --rule: #d5dae0; --band: #f4f6f8; --accent: #0072b2"
 _DARK = "--paper: #12161b; --ink: #e3e7ec; --quiet: #9aa5b1; --rule: #343c46; --band: #1a2027; --accent: #6cb8ea"
@@ -23,6 +23,7 @@ p { margin: 0 0 .9rem; max-width: 44rem; overflow-wrap: break-word }
 a { color: var(--accent); text-underline-offset: .15em }
 nav { margin: 1.5rem 0 0; font-size: .9rem }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; margin: 0; padding: 0 }
+.verdict { margin: 1.1rem 0 .3rem; font-weight: 600 }
 .kicker { margin: 0 0 .5rem; color: var(--quiet); font-size: .9rem }
 footer {
   margin-top: 3rem; padding-top: 1rem; padding-bottom: 2.5rem;
@@ -49,6 +50,9 @@ tr.total > * { font-weight: 600; border-top: 1px solid var(--ink) }
 .group, .snone { color: var(--quiet) }
 .group { white-space: nowrap }
 .settings td { overflow-wrap: anywhere; min-width: 14rem }
+.prose th, .prose td {
+  min-width: 9rem; max-width: 24rem; vertical-align: top; overflow-wrap: anywhere; unicode-bidi: isolate;
+}
 .legend { display: flex; align-items: center; gap: .5rem; font-size: .8rem; color: var(--quiet); margin: .5rem 0 0 }
 .legend .bar { display: flex; border: 1px solid var(--rule) }
 .legend i { display: block; width: .6rem; height: .7rem }
@@ -69,6 +73,11 @@ svg .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke
 .level { stroke: var(--ink); stroke-dasharray: 2 3 }
 .line { fill: none; stroke-width: 2 }
 .needle { fill: none; stroke-width: 1 }
+.band { fill-opacity: .16; stroke: none }
+.bar { stroke-width: 1.5; stroke-opacity: .7 }
+.leader { stroke: var(--quiet); stroke-width: .75 }
+.front { fill: none; stroke: var(--ink); stroke-dasharray: 2 3 }
+.spot { stroke: var(--paper); stroke-width: 1 }
 circle.point { fill: var(--paper); stroke-width: 1.5 }
 """
 
@@ -97,14 +106,16 @@ th, td { padding: .15rem .35rem }
 
 def sheet() -> str:
     """The style sheet of a page."""
-    series = "".join(f".c{place} {{ stroke: {colour} }}\n" for place, colour in enumerate(figures.SERIES))
+    series = "".join(
+        f".c{place} {{ stroke: {colour} }}\n.f{place} {{ fill: {colour} }}\n" for place, colour in enumerate(svg.SERIES)
+    )
     return "".join(
         [
             f":root {{ color-scheme: light dark; {_LIGHT} }}",
             _TEXT,
             _TABLES,
             _CHARTS,
-            f"svg {{ max-width: {figures.WIDTH}px }}\n",
+            f"svg {{ max-width: {svg.WIDTH}px }}\n",
             series,
             figures.palette(figures.LIGHT),
             f"@media (max-width: 40rem) {{{_PHONE}}}\n",

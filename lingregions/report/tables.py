@@ -2,12 +2,13 @@
 
 import csv
 import io
+import itertools
 import re
 from dataclasses import dataclass
 from html import escape
 
 from lingregions.report import numerals
-from lingregions.report.numerals import Cell
+from lingregions.report.numerals import Cell, Span
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Table:
     note: str = ""
     totals: int = 0
     settings: bool = False  # keys and long values, which may break anywhere
+    prose: bool = False  # texts side by side, in whatever script and direction
 
     def __post_init__(self) -> None:
         for position, row in enumerate(self.rows):
@@ -69,20 +71,30 @@ def column(name: str, cells: list[Cell]) -> Column:
     return Column(name)
 
 
+def _visible(cell: str) -> str:
+    """A text on one line: a line break as an arrow, any other control character as its picture."""
+    pictures = {code: chr(0x2400 + code) for code in range(32)} | {9: " ", 10: "↵", 13: "↵", 127: "\u2421"}
+    return cell.replace("\r\n", "\n").translate(pictures)
+
+
 def html(table: Table) -> str:
     """The table as HTML: headers with a scope, the first cell of a row its header, numbers flush right."""
-    classes = [' class="n"' if column.numeric else "" for column in table.columns]
+    direction = ' dir="auto"' if table.prose else ""
+    classes = [' class="n"' if column.numeric else direction for column in table.columns]
+    look = " settings" if table.settings else " prose" if table.prose else ""
     heads = "".join(
         f'<th scope="col"{css}>{escape(column.name)}</th>' for column, css in zip(table.columns, classes, strict=True)
     )
     lines = [
-        f'<figure class="table{" settings" if table.settings else ""}" id="table_{escape(table.name)}">',
+        f'<figure class="table{look}" id="table_{escape(table.name)}">',
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">',
         f"<table><caption>{escape(table.title)}</caption>",
         f"<thead><tr>{heads}</tr></thead>",
         "<tbody>",
     ]
     for position, row in enumerate(table.printed()):
+        if table.prose:
+            row = [_visible(cell) for cell in row]
         cells = "".join(
             f'<th scope="row"{css}>{escape(cell)}</th>' if place == 0 else f"<td{css}>{escape(cell)}</td>"
             for place, (cell, css) in enumerate(zip(row, classes, strict=True))
@@ -111,10 +123,20 @@ def markdown(table: Table) -> str:
 
 
 def spreadsheet(table: Table) -> str:
-    """The table as CSV with every number in full precision; a missing cell is empty."""
+    """The table as CSV with every number in full precision; a missing cell is empty, an interval three columns."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([column.name for column in table.columns])
+    names = [
+        [column.name, f"{column.name}: low", f"{column.name}: high"] if column.kind in numerals.SPANS else [column.name]
+        for column in table.columns
+    ]
+    writer.writerow(itertools.chain(*names))
     for row in table.rows:
-        writer.writerow([numerals.raw(cell, column.kind) for column, cell in zip(table.columns, row, strict=True)])
+        writer.writerow(itertools.chain(*(_stored(cell, it.kind) for it, cell in zip(table.columns, row, strict=True))))
     return buffer.getvalue()
+
+
+def _stored(cell: Cell, kind: str) -> list[str]:
+    if kind not in numerals.SPANS:
+        return [numerals.raw(cell, kind)]
+    return [numerals.raw(part, numerals.SPANS[kind]) for part in (cell if isinstance(cell, Span) else Span(None))]
