@@ -1,15 +1,22 @@
 """The command line: `lingregions VERB ...`. Reads flags, locks the config, opens the work directory, calls the verb.
 
     lingregions run --config=configs/core_removal.py:smollm2 --workdir=runs/core_removal
+    lingregions sweep --config=configs/sweeps/definitions_seeds.py:smollm2 --workdir=runs/definitions_seeds
 
 What a user can mend is told in one sentence, without a traceback, and ends with exit code 2 (1 for a run that failed);
-`run` stopped by a signal ends with 128 + its number, and the same command goes on from there.
+`run` and `sweep` stopped by a signal end with 128 + its number, and the same command goes on from there. With --dry-run
+they print what they would do, write nothing and touch no device.
 """
 
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # Nothing heavy here: `lingregions --help` answers at once; each verb imports what it needs.
 USAGE = "usage: lingregions VERB ...\n\n"
@@ -18,29 +25,38 @@ USAGE = "usage: lingregions VERB ...\n\n"
 def run(words: Sequence[str]) -> int:
     """Run the experiment of a config in a work directory; the same command again resumes, or says that it is done."""
     from lingregions import settings
-    from lingregions.experiments import EXPERIMENTS
+    from lingregions.experiments import known, perform
     from lingregions.run import Run
 
     asked = settings.parse(words)
     config = asked.config
-    if config.experiment not in EXPERIMENTS:
-        raise settings.SettingsError(
-            f"there is no experiment {config.experiment!r}; there are {', '.join(sorted(EXPERIMENTS))}"
-        )
+    known(config.experiment)
     if asked.dry_run:
-        print(config)
-        return 0
+        return plan(config, asked.workdir)
     assert asked.workdir is not None
     if config.machine.distributed:
         connect(os.environ)
     with Run.open(asked.workdir, config, asked.fresh) as opened:
-        if opened.done("run") is not None:
-            print(f"done already: {opened.path('report.html')}")
-            return 0
-        EXPERIMENTS[config.experiment](config, opened)
-        opened.finish("run", *(name for name in ("results.csv", "report.html") if opened.path(name).exists()))
-        print(f"done: {opened.path('report.html')}")
+        print("done" if perform(config, opened) else "done already", opened.path("report.html"), sep=": ")
     return 0
+
+
+def plan(config: "ConfigDict", workdir: Path | None) -> int:
+    """Print the resolved config and the stages that it asks for, and which are finished; nothing is written."""
+    from lingregions.experiments import STAGES, stage
+    from lingregions.run import Run
+
+    begun = workdir is not None and Run.examine(workdir, config)
+    print(config)
+    print(stage.tabulate(STAGES[config.experiment](config), workdir if begun else None))
+    return 0
+
+
+def sweep(words: Sequence[str]) -> int:
+    """Run every cell of a grid over the fields of a config; the same command again goes on where it stopped."""
+    from lingregions import sweep as sweeps
+
+    return sweeps.main(words, connect)
 
 
 def connect(variables: Mapping[str, str]) -> None:
@@ -77,7 +93,7 @@ def regions(words: Sequence[str]) -> int:
     return command.main(words)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "data": data, "regions": regions}
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "sweep": sweep, "data": data, "regions": regions}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

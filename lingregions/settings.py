@@ -45,7 +45,9 @@ class Invocation:
 def parse(
     argv: Sequence[str], values: flags.FlagValues | None = None, required: Sequence[str] = ("config", "workdir")
 ) -> Invocation:
-    """Parse the words after a verb: --config, --config.*, --workdir, --fresh, --dry_run and the caller's own flags.
+    """Parse the words after a verb: --config, --config.*, --workdir, --fresh, --dry-run and the caller's own flags.
+
+    A flag may be written with dashes or underscores. A dry run needs no --workdir.
 
     Args:
       argv: the words, without the program and the verb.
@@ -62,7 +64,7 @@ def parse(
     flags.DEFINE_boolean("fresh", False, "move an existing work directory aside and start again", flag_values=values)
     flags.DEFINE_boolean("dry_run", False, "say what would be done and stop", flag_values=values)
     try:
-        rest = values(["lingregions", *argv], known_only=True)[1:]
+        rest = values(["lingregions", *map(_underscored, argv)], known_only=True)[1:]
     except flags.Error as error:
         raise SettingsError(str(error)) from None
     names = list(values)
@@ -71,7 +73,7 @@ def parse(
             name = word.lstrip("-").partition("=")[0]
             raise SettingsError(f"no flag --{name}{_hint(name, names, '--')} Flags: {_enumerate(names, '--')}")
     for name in required:
-        if values[name].value is None:
+        if values[name].value is None and not (name == "workdir" and values["dry_run"].value):
             raise SettingsError(f"--{name} is missing ({values[name].help})")
     source = values["config"].value
     if source is None:
@@ -87,8 +89,21 @@ def parse(
     )
 
 
-def load(source: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
+def _underscored(word: str) -> str:
+    """Write the name of a flag with underscores, as absl does; keys and values stay as they are."""
+    name, equals, value = word.partition("=")
+    return word if not name.startswith("--") or "." in name else f"--{name[2:].replace('-', '_')}{equals}{value}"
+
+
+def load(
+    source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> config_dict.ConfigDict:
     """Return the locked config of `source` ("configs/x.py:variant") with overrides ("--config.a.b=3") applied.
+
+    Args:
+      source: the config file and its variant.
+      overrides: words of a command line.
+      values: {dotted key: value}, set after the overrides.
 
     Raises:
       SettingsError: for a missing file (naming those beside it), an unknown variant or key (naming what there is), a
@@ -100,17 +115,25 @@ def load(source: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
         if match:
             _find(config, match[1], source)
     tuples = {path: value for path, value in _leaves(config) if isinstance(value, tuple)}
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)
+    parser = flags.FlagValues()
+    parser.set_gnu_getopt(True)
     try:
         config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, lock_config=False, sys_argv=["lingregions", *overrides]
+            "config", config, flag_values=parser, lock_config=False, sys_argv=["lingregions", *overrides]
         )
-        rest = values(["lingregions", *overrides])[1:]
+        rest = parser(["lingregions", *overrides])[1:]
     except (flags.Error, ValueError, TypeError) as error:
         raise SettingsError(_explain(str(error), config, source)) from None
     if rest:
         raise SettingsError(f"what is {rest[0]!r} for? Values are set with --config.KEY=VALUE")
+    for path, given in (values or {}).items():
+        _find(config, path, source)
+        try:
+            config_path.set_value(path, config, given)
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise SettingsError(
+                f"{path} of {source} takes a value of type {_type_name(config, path)}, not {given!r} ({error})"
+            ) from None
     for path, default in tuples.items():
         value = config_path.get_value(path, config)
         if len(value) == 1 and isinstance(value[0], str) and "," in value[0]:

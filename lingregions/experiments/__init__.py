@@ -1,5 +1,6 @@
 """Experiments: one function each, a dozen lines of the verbs above, and the registries that the command line reads."""
 
+import difflib
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -21,3 +22,29 @@ STAGES: dict[str, Callable[[ConfigDict], list[Stage]]] = {
     "core_removal": core_removal_stages,
     "reliability": reliability_stages,
 }
+
+
+def known(name: str) -> str:
+    """Return the name of an experiment as it is.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name not in EXPERIMENTS:
+        near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"there is no experiment {name!r}; {hint}there are {', '.join(sorted(EXPERIMENTS))}")
+    return name
+
+
+def perform(settings: ConfigDict, run: Run) -> bool:
+    """Carry out the experiment of a config in its work directory; returns False if it was finished before.
+
+    Raises:
+      ValueError: there is no such experiment; and what the experiment raises.
+    """
+    if run.done("run") is not None:
+        return False
+    EXPERIMENTS[known(settings.experiment)](settings, run)
+    run.finish("run", *(name for name in ("results.csv", "report.html") if run.path(name).exists()))
+    return True

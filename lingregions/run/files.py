@@ -36,6 +36,10 @@ class RunError(RuntimeError):
     """A work directory that cannot be used as asked; the message says why and what to do."""
 
 
+class InUse(RunError):
+    """A work directory that another living process works in."""
+
+
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals under it into a RunError that names the path and the reason."""
@@ -150,7 +154,7 @@ class Lock:
         """Take the lock of `folder`.
 
         Raises:
-          RunError: another living process holds it; the message says which.
+          InUse: another living process holds it; the message says which.
         """
         path = folder / ".lock"
         with explained(path):
@@ -162,7 +166,7 @@ class Lock:
         except BlockingIOError:
             holder = _holder(self._file)
             os.close(self._file)
-            raise RunError(
+            raise InUse(
                 f"{folder} is in use by {_tell(holder)}. Wait for it, stop it, or give another --workdir"
             ) from None
         left = _holder(self._file)

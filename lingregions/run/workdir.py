@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from lingregions.run import checkpoint, environment, files
-from lingregions.run.files import RunError
+from lingregions.run.files import InUse, RunError
 from lingregions.run.progress import Bar, Display
 from lingregions.run.table import Row, Table
 
@@ -80,24 +80,33 @@ class Run:
 
         Raises:
           RunError: the folder is not ours, damaged, of another format, of another config (the difference is listed), in
-            use by another process, or cannot be written; nothing in it has been changed.
+            use by another process (`InUse`), or cannot be written; nothing in it has been changed.
         """
-        text = os.fspath(workdir)
-        if "://" in text:
-            raise RunError(f"--workdir={text} is a remote address; mount it and give the folder")
-        plain = _plain_config(config)
-        folder = Path(text).expanduser().absolute()
+        folder, plain = _folder(workdir), _plain_config(config)
         _compare_processes(plain)
-        run, problem = None, ""
+        run, problem, busy = None, "", False
         if jax.process_index() == 0:
             try:
                 run = cls._open(folder, plain, fresh)
             except RunError as error:
-                problem = str(error)
-        problem, resumed = _agree([problem, bool(run and run.resumed)])
+                problem, busy = str(error), isinstance(error, InUse)
+        problem, busy, resumed = _agree([problem, busy, bool(run and run.resumed)])
         if problem:
-            raise RunError(problem)
+            raise InUse(problem) if busy else RunError(problem)
         return run if run is not None else cls(folder, plain, resumed, None)
+
+    @staticmethod
+    def examine(workdir: str | os.PathLike[str], config: config_dict.ConfigDict | Mapping[str, Any]) -> bool:
+        """Tell whether a work directory was begun with this config, without opening it. Only reads.
+
+        Raises:
+          RunError: `open` would refuse it as not ours, damaged, of another format or of another config.
+        """
+        folder = _folder(workdir)
+        stored = _stored(folder)
+        if stored is not None:
+            _refuse_difference(folder, stored, _plain_config(config))
+        return stored is not None
 
     @classmethod
     def _open(cls, folder: Path, config: dict[str, Any], fresh: bool) -> "Run":
@@ -320,22 +329,9 @@ class Run:
         return found
 
     def _done(self, name: str) -> dict[str, Any] | None:
-        path = self.path("done", f"{name}.json")
-        if not path.exists():
-            return None
-        marker = _read_json(path)
-        if marker is None:
-            self.note(f"{path} is damaged; {name} is done again")
-            return None
-        facts: dict[str, Any] = marker["facts"]
-        for artefact, digest in marker["files"].items():
-            where = self.path(artefact)
-            if not where.exists():
-                self.note(f"{artefact} is gone; {name} is done again")
-                return None
-            if files.digest(where) != digest:
-                self.note(f"{artefact} is not what {name} wrote; {name} is done again")
-                return None
+        facts, problem = verify(self.folder, name)
+        if problem:
+            self.note(f"{problem}; {name} is done again")
         return facts
 
     # Trees of arrays
@@ -374,6 +370,34 @@ class Run:
         with self._display.bar(description, total, unit) as bar:
             yield bar
         self.log(event="timed", description=description, amount=bar.completed, unit=unit, seconds=round(bar.seconds, 3))
+
+
+def verify(folder: Path, name: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the facts of a finished stage of a work directory, None if it is not finished; and why a mark is void.
+
+    Only reads, so the work directory need not be open; about a second a gigabyte of the artefacts.
+    """
+    path = folder / "done" / f"{name}.json"
+    if not path.exists():
+        return None, ""
+    marker = _read_json(path)
+    if marker is None:
+        return None, f"{path} is damaged"
+    facts: dict[str, Any] = marker["facts"]
+    for artefact, digest in marker["files"].items():
+        where = folder / artefact
+        if not where.exists():
+            return None, f"{artefact} is gone"
+        if files.digest(where) != digest:
+            return None, f"{artefact} is not what {name} wrote"
+    return facts, ""
+
+
+def _folder(workdir: str | os.PathLike[str]) -> Path:
+    text = os.fspath(workdir)
+    if "://" in text:
+        raise RunError(f"--workdir={text} is a remote address; mount it and give the folder")
+    return Path(text).expanduser().absolute()
 
 
 def _plain_config(config: config_dict.ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
