@@ -9,6 +9,7 @@ import ctypes
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -100,6 +101,78 @@ def discard(folder: Path) -> None:
         with files.explained(folder):
             folder.rename(going)
             shutil.rmtree(going)
+
+
+class Keeper:
+    """The latest checkpoints of one training, written in the background: `<folder>/<step>`, read by `load` and `header`.
+
+    A step is there only when it is complete, and only then do older ones go. Leaving the block waits for the last.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """Take over what is in `folder`.
+
+        Args:
+          folder: made if it is not there.
+          keep: how many steps stay.
+        """
+        self.folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        with files.explained(folder):
+            self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def save(self, step: int, tree: Any, header: dict[str, Any]) -> None:
+        """Begin to save a pytree of arrays and a JSON header; on return the arrays may be donated.
+
+        Raises:
+          RunError: the disk refuses, this save or the one before.
+        """
+        leaves = dict(_walk(tree))
+        record = {"header": header, "leaves": {path: _shape(leaf) for path, leaf in leaves.items()}}
+        with self._told():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(tree=ocp.args.StandardSave(leaves), header=ocp.args.JsonSave(record)),
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Return when everything is on disk.
+
+        Raises:
+          RunError: the disk refuses.
+        """
+        with self._told():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what a background thread raised into a RunError."""
+        with files.explained(self.folder):
+            try:
+                yield
+            except (OSError, files.RunError):
+                raise
+            except Exception as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise files.RunError(
+                    f"cannot write {self.folder} ({reason}). What was complete before is intact"
+                ) from error
+
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except files.RunError:
+            if error is None:  # never instead of what went wrong first
+                raise
+        finally:
+            self._manager.close()
+            _trim()
 
 
 def _restore(folder: Path, version: int, **items: Any) -> Any:

@@ -1,0 +1,545 @@
+"""What further pre-training may not change, or not freely: optax transformations that compose in one chain.
+
+A `Constraint` is a pair of transformations around an optimizer. One acts on the gradients before they are clipped, so
+that what does not move does not weigh in the norm; the other acts on the updates last of all, after weight decay. A
+frozen entry's update is -0.0, the one number that leaves every float as it is, -0.0 included. (The released code lets
+AdamW step and overwrites the weights afterwards: docs/method.md 4.) `optimizer.wrap` puts the pairs around AdamW.
+
+`hard` freezes the entries of a region, `column` whole rows or columns, `leaves` whole parameters, which then have no
+gradient and no moments; `soft` slows entries by their score; `l2_sp` and `ewc` pull towards the weights at the start.
+
+Cost: what a constraint needs is an argument of the compiled step, never a constant in it: one bit a parameter for
+masks, one byte for `soft`, the starting weights for `l2_sp`, and the Fisher information besides for `ewc`; on the shards
+of the parameters. In time, a few operations in the update's own pass over the parameters.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lingregions import regions
+from lingregions import tree as trees
+from lingregions.regions import region
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+# ---- masks at one bit a parameter ----
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["axis", "size"])
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A mask at one bit an entry: eight neighbours along one axis share a byte, so that the others stay as they are.
+
+    Attributes:
+      bits: uint8, shaped as the mask but for `axis`, which is an eighth as long; bit b of byte i is entry 8 i + b.
+      axis: which axis is packed.
+      size: entries of the mask along it.
+    """
+
+    bits: jax.Array
+    axis: int
+    size: int
+
+    def unpack(self) -> jax.Array:
+        """Return the mask, bool; inside a compiled step it is never written to memory."""
+        after = self.axis + 1
+        places = jnp.arange(8, dtype=jnp.uint8).reshape(8, *([1] * (self.bits.ndim - after)))
+        ones = (jnp.expand_dims(self.bits, after) >> jnp.broadcast_to(places, self._apart)) & jnp.uint8(1)
+        shape = list(self.bits.shape)
+        shape[self.axis] *= 8
+        return jax.lax.slice_in_dim(ones.reshape(shape), 0, self.size, axis=self.axis).astype(bool)
+
+    @property
+    def _apart(self) -> tuple[int, ...]:
+        """The shape with the eight bits on an axis of their own."""
+        return (*self.bits.shape[: self.axis + 1], 8, *self.bits.shape[self.axis + 1 :])
+
+
+def pack(mask: jax.Array) -> Packed:
+    """Return a bool mask at one bit an entry, split over devices as it was.
+
+    The packed axis is one whose parts on each device are whole bytes: the last but one if it can be (a TPU holds eight
+    of its indices in one register, so unpacking moves nothing), else the last, else the first. Where none can be, the
+    axis that wastes least is filled up, and lies whole on every device.
+    """
+    parts = _parts(mask)
+    order = [axis for axis in (mask.ndim - 2, mask.ndim - 1, 0) if axis >= 0]
+    whole = [axis for axis in order if mask.shape[axis] % (8 * parts[axis]) == 0]
+    axis = whole[0] if whole else min(order, key=lambda axis: parts[axis] * -(-mask.shape[axis] // 8) * 8 / mask.shape[axis])
+    sharding: Any = mask.sharding
+    if isinstance(sharding, NamedSharding) and not whole:
+        spec = [*sharding.spec, *[None] * (mask.ndim - len(sharding.spec))]
+        spec[axis] = None
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    bits = jax.jit(_pack, static_argnums=1, out_shardings=sharding)(mask, axis)
+    return Packed(bits, axis, mask.shape[axis])
+
+
+def _pack(mask: jax.Array, axis: int) -> jax.Array:
+    short = -mask.shape[axis] % 8
+    filled = jnp.pad(mask, [(0, short if place == axis else 0) for place in range(mask.ndim)])
+    shape = (*filled.shape[:axis], filled.shape[axis] // 8, 8, *filled.shape[axis + 1 :])
+    weights = (jnp.uint8(1) << jnp.arange(8, dtype=jnp.uint8)).reshape(8, *([1] * (mask.ndim - axis - 1)))
+    ones = filled.reshape(shape).astype(jnp.uint8)
+    return jnp.sum(ones * jnp.broadcast_to(weights, shape), axis=axis + 1, dtype=jnp.uint8)
+
+
+def _parts(array: jax.Array) -> list[int]:
+    """Return in how many parts each axis is split."""
+    if not isinstance(array.sharding, NamedSharding):
+        return [1] * array.ndim
+    spec = [*array.sharding.spec, *[None] * (array.ndim - len(array.sharding.spec))]
+    named = [() if each is None else (each,) if isinstance(each, str) else tuple(each) for each in spec]
+    return [math.prod(array.sharding.mesh.shape[name] for name in names) for names in named]
+
+
+# ---- constraints ----
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constraint:
+    """Something that training is held to; make one with an entry of `METHODS`.
+
+    Attributes:
+      name: distinct among the constraints of one training: their arrays are told apart by it.
+      before: transformation of the gradients, before clipping.
+      after: transformation of the updates, last.
+      arrays: what both read, a pytree: give `{name: arrays}` to the optimizer's update as `constraints=`.
+      whole: paths of the leaves that never move; no gradient is computed for them, and no moments are kept.
+      identity: names the constraint and all that it was made from, whatever the mesh: a resume compares it.
+    """
+
+    name: str
+    before: optax.GradientTransformationExtraArgs
+    after: optax.GradientTransformationExtraArgs
+    arrays: Any = dataclasses.field(default_factory=dict)
+    whole: frozenset[str] = frozenset()
+    identity: str = ""
+
+
+class _Count(NamedTuple):
+    """State of a transformation with a schedule: updates so far."""
+
+    count: jax.Array
+
+
+# (leaf of arrays, update or gradient, parameter, step size of the region) -> update or gradient
+_Change = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _transformation(
+    name: str, change: _Change | None, thaw: Schedule | None = None, whole: frozenset[str] = frozenset()
+) -> optax.GradientTransformationExtraArgs:
+    """Return the transformation that changes the leaves for which there are arrays, and holds those in `whole`."""
+
+    def init(params: trees.Tree) -> Any:
+        return optax.EmptyState() if thaw is None else _Count(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: trees.Tree, state: Any, params: trees.Tree | None = None, *, constraints: Mapping[str, Any], **_: Any
+    ) -> tuple[trees.Tree, Any]:
+        size = jnp.float32(0) if thaw is None else jnp.asarray(thaw(state.count), jnp.float32)
+        arrays, thetas = constraints[name], trees.flatten(params or updates)
+
+        def one(path: str, leaf: jax.Array) -> jax.Array:
+            if path in whole:
+                return jnp.full_like(leaf, -0.0)
+            return leaf if change is None or path not in arrays else change(arrays[path], leaf, thetas[path], size)
+
+        return trees.transform(one, updates), state if thaw is None else _Count(state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _covered(params: trees.Tree, part: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return {path: leaf of `part`} on the shards of the parameters.
+
+    Raises:
+      ValueError: `part` has a path or a shape that the parameters lack.
+    """
+    leaves, theirs = trees.flatten(params), trees.flatten(part)
+    trees.assert_parallel({path: leaves[path] for path in theirs if path in leaves}, theirs, what)
+    return {
+        path: jax.device_put(leaf, leaves[path].sharding) if isinstance(leaves[path], jax.Array) else jnp.asarray(leaf)
+        for path, leaf in theirs.items()
+    }
+
+
+def _identity(name: str, part: Mapping[str, Any], **options: Any) -> str:
+    return f"{name} {trees.fingerprint(part, json.dumps(options, sort_keys=True, default=repr))}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Thaw:
+    """A schedule: the step size inside a region is 0 for `begin` updates, and rises evenly to 1 at update `end`."""
+
+    begin: int
+    end: int
+
+    def __call__(self, count: jax.Array) -> jax.Array:
+        """Return the step size of update number `count` (from 0), float32."""
+        done = jnp.asarray(count, jnp.float32) - jnp.float32(self.begin)
+        return jnp.clip(done / jnp.float32(max(self.end - self.begin, 1)), jnp.float32(0), jnp.float32(1))
+
+
+def thaw(steps: int, begin: float, end: float | None = None) -> Thaw:
+    """Return the schedule that thaws a region between two fractions of `steps` updates (at once, when `end` is None).
+
+    Raises:
+      ValueError: not 0 <= begin <= end.
+    """
+    end = begin if end is None else end
+    if not 0 <= begin <= end:
+        raise ValueError(f"a region thaws between fractions {begin} and {end} of the steps: 0 <= begin <= end is needed")
+    # At once: the last frozen update is number begin * steps - 1, so the ramp is one update long and ends on it.
+    first, last = round(begin * steps), round(end * steps)
+    return Thaw(first - 1, first) if first == last else Thaw(first, last)
+
+
+def hard(params: trees.Tree, masks: trees.Tree, thaw: Schedule | None = None, name: str = "hard") -> Constraint:
+    """Freeze the entries of a region.
+
+    Args:
+      params: the parameters, on their shards.
+      masks: bool tree parallel to the parameters of some scope; kept at one bit an entry. A leaf that lies in the
+        region entirely is frozen as a whole.
+      thaw: the step size inside the region at each update, 0 while it is frozen; None: frozen for good.
+      name: of the constraint.
+
+    Raises:
+      ValueError: the region belongs to another model, or `masks` are not bool.
+    """
+    covered = _covered(params, masks, "region")
+    wrong = [path for path, mask in covered.items() if mask.dtype != bool]
+    if wrong:
+        raise ValueError(f"region: {wrong[0]!r} is {covered[wrong[0]].dtype}, a mask is bool")
+    full = {path for path, mask in covered.items() if thaw is None and bool(jnp.all(mask))}
+    some = {path: mask for path, mask in covered.items() if path not in full and bool(jnp.any(mask))}
+
+    def before(mask: Packed, gradient: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
+        return jnp.where(mask.unpack() & (size == 0), jnp.zeros_like(gradient), gradient)
+
+    def after(mask: Packed, update: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
+        return jnp.where(mask.unpack(), jnp.where(size == 0, jnp.full_like(update, -0.0), update * size), update)
+
+    whole = frozenset(full)
+    return Constraint(
+        name=name,
+        before=_transformation(name, before, thaw),
+        after=_transformation(name, after, thaw, whole),
+        arrays={path: pack(mask) for path, mask in some.items()},
+        whole=whole,
+        identity=_identity(name, covered, thaw=thaw),
+    )
+
+
+def leaves(params: trees.Tree, given: None = None, *, scope: str, name: str = "leaves") -> Constraint:
+    """Freeze every parameter of a scope as a whole.
+
+    Args:
+      params: the parameters.
+      given: nothing.
+      scope: a key of `tree.SCOPES`, or patterns.
+      name: of the constraint.
+    """
+    whole = frozenset(trees.flatten(trees.restrict(params, scope)))
+    return Constraint(
+        name=name,
+        before=_transformation(name, None),
+        after=_transformation(name, None, whole=whole),
+        whole=whole,
+        identity=f"{name} {' '.join(sorted(whole))}",
+    )
+
+
+def column(
+    params: trees.Tree,
+    scores: trees.Tree,
+    *,
+    fraction: float | str,
+    axis: str = "in",
+    names: Mapping[str, tuple[str, ...]] | None = None,
+    thaw: Schedule | None = None,
+    name: str = "column",
+) -> Constraint:
+    """Freeze whole rows or columns of each matrix, those of the largest summed score; arguments as in `columns`."""
+    return hard(params, columns(scores, fraction, axis, names), thaw, name)
+
+
+def columns(
+    scores: trees.Tree, fraction: float | str, axis: str = "in", names: Mapping[str, tuple[str, ...]] | None = None
+) -> trees.Tree:
+    """Return masks of the indices along one axis of each matrix whose summed score is largest.
+
+    As source-shielded updates choose columns (arXiv 2512.04844), with any score. Matrices are [out, in], so axis "in"
+    takes columns and "out" rows; gains, which have neither, are left out.
+
+    Args:
+      scores: non-negative tree parallel to the parameters of some scope.
+      fraction: of the indices, floor(fraction x length) in each matrix.
+      axis: "in", "out", or a named axis ("embed": the same dimensions in every matrix that carries it).
+      names: {path: axis names}, needed for a named axis.
+
+    Returns:
+      Bool masks, parallel to the leaves that have the axis, on their shards.
+
+    Raises:
+      ValueError: no leaf has the axis.
+    """
+    places = {}
+    for path, leaf in trees.walk(scores):
+        if axis in ("in", "out"):
+            if len(region.shape(path, leaf)) == 2:
+                places[path] = leaf.ndim - (1 if axis == "in" else 2)
+        elif axis in (names or {}).get(path, ()):
+            places[path] = (names or {})[path].index(axis)
+    if not places:
+        raise ValueError(f"no matrix has the axis {axis!r}: it is 'in', 'out', or a name for which `names` are given")
+    values = {path: leaf for path, leaf in trees.walk(scores) if path in places}
+
+    def others(path: str) -> tuple[int, ...]:
+        first = 1 if region.stacked(path) else 0
+        return tuple(place for place in range(first, values[path].ndim) if place != places[path])
+
+    sums = {path: jnp.sum(leaf, axis=others(path)) for path, leaf in values.items()}
+    chosen = regions.select(trees.unflatten(sums), fraction).leaves()
+
+    def spread(path: str) -> jax.Array:
+        mask, shape = jnp.expand_dims(chosen[path], others(path)), values[path].shape
+        sharding = values[path].sharding
+        return jax.jit(jnp.broadcast_to, static_argnums=1, out_shardings=sharding)(mask, shape)
+
+    return trees.unflatten({path: spread(path) for path in values})
+
+
+STEPS = 255  # step sizes that `soft` tells apart above zero
+
+
+def soft(params: trees.Tree, scores: trees.Tree, *, strength: float = 1.0, name: str = "soft") -> Constraint:
+    """Slow every entry by its score: the step size is 1 / (1 + strength x score / mean score of its matrix).
+
+    Sizes are rounded to k/255 and kept in one byte: an entry of more than 509 / strength times the mean does not move
+    at all, and is as frozen as under `hard`.
+
+    Args:
+      params: the parameters, on their shards.
+      scores: non-negative tree parallel to the parameters of some scope.
+      strength: 0 slows nothing.
+      name: of the constraint.
+
+    Raises:
+      ValueError: scores of another model, negative or not finite.
+    """
+    covered = _covered(params, scores, "scores")
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def sizes(values: jax.Array, first: int) -> jax.Array:
+        mean = jnp.mean(values, axis=tuple(range(first, values.ndim)), keepdims=True)
+        relative = values / jnp.where(mean == 0, jnp.ones_like(mean), mean)
+        return jnp.round(jnp.float32(STEPS) / (1 + jnp.float32(strength) * relative)).astype(jnp.uint8)
+
+    for path, values in covered.items():
+        if not bool(jnp.all(jnp.isfinite(values) & (values >= 0))):
+            raise ValueError(f"scores: {path!r} holds a negative or not finite score")
+
+    def before(size: jax.Array, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
+        return jnp.where(size == 0, jnp.zeros_like(gradient), gradient)
+
+    def after(size: jax.Array, update: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
+        slowed = update * (size.astype(update.dtype) / STEPS)
+        return jnp.where(size == 0, jnp.full_like(update, -0.0), slowed)
+
+    return Constraint(
+        name=name,
+        before=_transformation(name, before),
+        after=_transformation(name, after),
+        arrays={path: sizes(values, 1 if region.stacked(path) else 0) for path, values in covered.items()},
+        identity=_identity(name, covered, strength=strength),
+    )
+
+
+def l2_sp(params: trees.Tree, given: None = None, *, strength: float, name: str = "l2_sp") -> Constraint:
+    """Pull every parameter to where it starts: strength / 2 x |theta - start|^2 is added to the loss (L2-SP).
+
+    Args:
+      params: the starting point, kept: do not donate them.
+      given: nothing.
+      strength: per squared distance, in nats per token.
+      name: of the constraint.
+
+    Source: arXiv 1802.01483. As the paper has it, the penalty's gradient goes through the optimizer.
+    """
+
+    def before(start: jax.Array, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
+        return gradient + jnp.float32(strength) * (theta - start)
+
+    return Constraint(
+        name=name,
+        before=_transformation(name, before),
+        after=_transformation(name, None),
+        arrays=trees.flatten(params),
+        identity=_identity(name, params, strength=strength),
+    )
+
+
+def ewc(params: trees.Tree, fisher: trees.Tree, *, strength: float, name: str = "ewc") -> Constraint:
+    """Pull each parameter to where it starts, as strongly as the Fisher information says (EWC).
+
+    strength / 2 x sum of F (theta - start)^2 is added to the loss, with F scaled to a mean of 1 over all its entries:
+    so the strength has the unit of `l2_sp`'s, and does not depend on how many samples F was summed over.
+
+    Args:
+      params: the starting point, kept: do not donate them.
+      fisher: non-negative tree parallel to the parameters of some scope (`fisher`); elsewhere there is no pull.
+      strength: per squared distance, in nats per token.
+      name: of the constraint.
+
+    Raises:
+      ValueError: the information is of another model, all zero, negative or not finite.
+
+    Source: arXiv 1612.00796.
+    """
+    covered = _covered(params, fisher, "fisher")
+    wrong = [path for path, values in covered.items() if not bool(jnp.all(jnp.isfinite(values) & (values >= 0)))]
+    mean = sum(float(jnp.mean(values)) * values.size for values in covered.values()) / trees.count(covered)
+    if wrong or mean == 0:
+        raise ValueError(f"fisher: {wrong[0]!r} holds a negative or not finite value" if wrong else "fisher: all zero")
+    starts = trees.flatten(params)
+    scale = jax.jit(lambda values: values * jnp.float32(1 / mean))
+
+    def before(arrays: Any, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
+        start, information = arrays
+        return gradient + jnp.float32(strength) * information * (theta - start)
+
+    return Constraint(
+        name=name,
+        before=_transformation(name, before),
+        after=_transformation(name, None),
+        arrays={path: (starts[path], scale(values)) for path, values in covered.items()},
+        identity=f"{_identity(name, params, strength=strength)} {trees.fingerprint(covered)}",
+    )
+
+
+@jax.jit
+def fisher(params: trees.Tree, scores: trees.Tree) -> trees.Tree:
+    """Return the (empirical, diagonal) Fisher information that scores of the rule "fisher" hold, up to a factor.
+
+    The scores are theta^2 x sum of g^2; where theta^2 is zero in float32, nothing is known and the result is 0.
+
+    Args:
+      params: the parameters that were scored.
+      scores: parallel to the parameters of some scope.
+    """
+    thetas = trees.flatten(params)
+
+    def one(path: str, score: jax.Array) -> jax.Array:
+        square = thetas[path] * thetas[path]
+        return jnp.where(square == 0, jnp.zeros_like(score), score / jnp.where(square == 0, jnp.ones_like(square), square))
+
+    return trees.transform(one, scores)
+
+
+class Method(NamedTuple):
+    """A way to protect what a model knows.
+
+    Attributes:
+      make: (params, what is `given`, **options) -> `Constraint`.
+      given: the tree it needs: "masks" of a region, "scores", "fisher" information, or "nothing" (None).
+    """
+
+    make: Callable[..., Constraint]
+    given: str
+
+
+METHODS: dict[str, Method] = {
+    "hard": Method(hard, "masks"),
+    "column": Method(column, "scores"),
+    "leaves": Method(leaves, "nothing"),
+    "soft": Method(soft, "scores"),
+    "l2_sp": Method(l2_sp, "nothing"),
+    "ewc": Method(ewc, "fisher"),
+}
+
+
+# ---- around an optimizer ----
+
+
+def wrap(
+    optimizer: optax.GradientTransformation, constraints: list[Constraint], params: trees.Tree
+) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer inside its constraints, as one chain; its update takes `constraints=arrays(constraints)`.
+
+    Leaves that never move are kept from the optimizer by `optax.selective_transform`: it has no state for them.
+
+    Args:
+      optimizer: clipping, AdamW and all.
+      constraints: in the order in which they change the gradients; the updates they change in the opposite order.
+      params: arrays or shapes: says what leaves there are.
+
+    Raises:
+      ValueError: two constraints have one name.
+    """
+    names = [each.name for each in constraints]
+    if len(set(names)) < len(names):
+        raise ValueError(f"constraints need distinct names, not {', '.join(names)}: give `name=`")
+    frozen = whole(constraints)
+    inner = optax.selective_transform(optimizer, freeze_mask=trees.transform(lambda path, _: path in frozen, params))
+    chain: optax.GradientTransformationExtraArgs = optax.chain(
+        *(each.before for each in constraints), inner, *(each.after for each in reversed(constraints))
+    )
+    return chain
+
+
+def whole(constraints: list[Constraint]) -> frozenset[str]:
+    """Return the paths of the leaves that never move."""
+    return frozenset().union(*(each.whole for each in constraints))
+
+
+def arrays(constraints: list[Constraint]) -> dict[str, Any]:
+    """Return what the constraints read, by name: an argument of the compiled step."""
+    return {each.name: each.arrays for each in constraints}
+
+
+def apply(params: trees.Tree, updates: trees.Tree) -> trees.Tree:
+    """Return params + updates, where an update of zero leaves all bits alone: subnormal weights too, on any device."""
+    return jax.tree.map(lambda theta, update: jnp.where(update == 0, theta, theta + update), params, updates)
+
+
+# ---- proof ----
+
+
+@jax.jit
+def _differing(base: jax.Array, theta: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return int32 counts of the masked entries whose bits differ, one a matrix (or one for the leaf, see `verify`)."""
+    bits = [jax.lax.bitcast_convert_type(each, jnp.uint32) for each in (base, theta)]
+    return jnp.sum((bits[0] != bits[1]) & mask, axis=tuple(range(1, mask.ndim)), dtype=jnp.int32)
+
+
+def verify(base: trees.Tree, params: trees.Tree, masks: trees.Tree) -> None:
+    """Check that two models are the same inside a region, bit for bit.
+
+    Args:
+      base: float32 parameters before training.
+      params: float32 parameters after.
+      masks: bool tree parallel to the parameters of some scope.
+
+    Raises:
+      ValueError: names the first matrix that differs, and how many of its frozen entries do.
+    """
+    before, after = trees.flatten(base), trees.flatten(params)
+    for path, mask in _covered(params, masks, "region").items():
+        first = (lambda leaf: leaf) if region.stacked(path) else (lambda leaf: leaf[None])
+        counts = _differing(first(before[path]), first(after[path]), first(mask))
+        for name, count in zip(region.matrices(path, mask), counts.tolist(), strict=True):
+            if count:
+                raise ValueError(f"{name}: {count:,} frozen entries differ from the base model")

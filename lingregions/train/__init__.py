@@ -1,0 +1,32 @@
+"""Further pre-training, held to constraints: one compiled step, a loop that can be killed at any moment, its feed.
+
+    trainer = train.Trainer(config, compute, recipe, [freeze.hard(params, masks)], micro=4, mesh=mesh)
+    state = train.fit(run, "core frozen", trainer, params, train.Order(corpus, seed), hook=measure, counts=(0, 2_000))
+
+Master weights, gradients and moments are float32 whatever the compute dtype: 16 bytes a parameter, on the shards of the
+parameters, and a second copy of the weights where a constraint keeps the starting point.
+"""
+
+from lingregions.train.feed import Feed, Order
+from lingregions.train.loop import Diverged, curve, fit, load
+from lingregions.train.recipe import PRESETS, Recipe, optimizer
+from lingregions.train.tracker import TRACKERS, Tracker, track
+from lingregions.train.trainer import Metrics, State, Trainer
+
+__all__ = [
+    "PRESETS",
+    "TRACKERS",
+    "Diverged",
+    "Feed",
+    "Metrics",
+    "Order",
+    "Recipe",
+    "State",
+    "Tracker",
+    "Trainer",
+    "curve",
+    "fit",
+    "load",
+    "optimizer",
+    "track",
+]
