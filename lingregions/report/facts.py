@@ -221,12 +221,13 @@ def gather(folder: Path) -> Facts:
     """
     notes: list[str] = []
     files = sorted((folder / "tables").glob("*.json"))
-    measured = (folder / "results.csv").exists()
+    config = _object(folder / "config.json", notes)
+    # The results of a sweep are those of many runs, under the fields of its grid: its tables tell what they say.
+    measured = "grid" not in config and (folder / "results.csv").exists()
     if not measured and not files:
         raise ReportError(
             f"{folder}: there is no results.csv and no table, so nothing has been measured that could be reported"
         )
-    config = _object(folder / "config.json", notes)
     environment = _object(folder / "environment.json", notes)
     rows = results(folder / "results.csv") if measured else ()
     identity: dict[str, Any] = {}
