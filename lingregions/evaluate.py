@@ -1,14 +1,14 @@
 """What the model loses: negative log-likelihood, perplexity and bits per byte of a language.
 
-Sums over all targets of a corpus, divided once at the end (docs/method.md 3). Sums over samples are float64 on the
-host. One compiled function serves every arm and language: the parameters are an argument. Cost: one forward pass a
-token.
+Sums over all targets of a corpus, divided once at the end (docs/method.md 3); sums by document beside them, which a
+paired bootstrap draws from (`statistics`). Sums are float64 on the host. One compiled function serves every arm and
+language: the parameters are an argument. Cost: one forward pass a token, and 5 bytes a token back to the host.
 """
 
 import decimal
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,24 @@ from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 
-Evaluator = Callable[[trees.Tree, Batch], loss.Loss]
+# (params, batch) -> nats of every target, float32 [B, T], and which positions have one, bool [B, T]
+Evaluator = Callable[[trees.Tree, Batch], tuple[jax.Array, jax.Array]]
+
+
+class Documents(NamedTuple):
+    """Sums over the targets of each document, in the order of their numbers.
+
+    Attributes:
+      number: int64 [n], which document.
+      nll: float64 [n], nats.
+      tokens: int64 [n], targets.
+      bytes: int64 [n], UTF-8 bytes that they stand for.
+    """
+
+    number: np.ndarray
+    nll: np.ndarray
+    tokens: np.ndarray
+    bytes: np.ndarray
 
 
 class Result(NamedTuple):
@@ -30,13 +47,13 @@ class Result(NamedTuple):
       nll: negative log-likelihood of all targets, nats; NaN if the model gave NaN.
       tokens: targets.
       bytes: UTF-8 bytes that the targets stand for.
-      samples: float64 [samples], nats of each sample, in order: what a paired bootstrap draws from.
+      documents: the same sums by document.
     """
 
     nll: float
     tokens: int
     bytes: int
-    samples: np.ndarray
+    documents: Documents
 
     @property
     def nats(self) -> float:
@@ -65,19 +82,93 @@ def perplexity(nats: float) -> str:
 
 
 def build(config: Any, compute: models.Compute, mesh: Mesh | None = None) -> Evaluator:
-    """Return the compiled (params, batch) -> `Loss`; one compilation a batch shape serves all arms.
+    """Return the compiled evaluation of a batch; one compilation a batch shape serves all arms.
 
-    With a mesh the sums come back on every device, so that every host can read them.
+    With a mesh the losses come back on every device, so that every host can read them.
     """
     whole = None if mesh is None else meshes.replicated(mesh)
-    compiled = jax.jit(functools.partial(loss.nll, config, compute), out_shardings=whole)
+    compiled = jax.jit(functools.partial(loss.losses, config, compute), out_shardings=whole)
 
-    def run(params: trees.Tree, batch: Batch) -> loss.Loss:
+    def run(params: trees.Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         with meshes.use(mesh):
-            out: loss.Loss = compiled(params, batch)
+            out: tuple[jax.Array, jax.Array] = compiled(params, batch)
             return out
 
     return run
+
+
+class Losses(NamedTuple):
+    """The targets of one batch on the host, one entry a target, row by row.
+
+    Attributes:
+      rows: rows of the batch.
+      row: int64 [n], the row of the target.
+      position: int64 [n], the position of the target in its row.
+      nll: float64 [n], nats.
+      bytes: int64 [n], UTF-8 bytes that it stands for.
+    """
+
+    rows: int
+    row: np.ndarray
+    position: np.ndarray
+    nll: np.ndarray
+    bytes: np.ndarray
+
+    def take(self, start: int, stop: int) -> "Losses":
+        """Return the targets of the rows start .. stop, which become the rows from 0."""
+        here = (self.row >= start) & (self.row < stop)
+        return Losses(stop - start, self.row[here] - start, self.position[here], self.nll[here], self.bytes[here])
+
+
+def stream(
+    evaluator: Evaluator, params: trees.Tree, batches: Iterable[Batch], put: Callable[[Batch], Batch]
+) -> Iterator[Losses]:
+    """Yield the losses of each batch, while the devices are at work on the next.
+
+    Args:
+      evaluator: from `build`.
+      params: the parameters of this arm.
+      batches: host batches of one shape; rows of padding have no target.
+      put: places a batch on the mesh.
+    """
+    waiting: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
+    for batch in batches:
+        ahead = (batch, evaluator(params, put(batch)))
+        if waiting is not None:
+            yield _losses(*waiting)
+        waiting = ahead
+    if waiting is not None:
+        yield _losses(*waiting)
+
+
+def _losses(batch: Batch, found: tuple[jax.Array, jax.Array]) -> Losses:
+    nll, counts = (np.asarray(each) for each in found)
+    row, before = np.nonzero(counts)
+    sizes = np.asarray(batch.bytes)[row, before + 1].astype(np.int64)
+    return Losses(len(counts), row, before + 1, nll[row, before].astype(np.float64), sizes)
+
+
+def total(numbers: Sequence[np.ndarray], losses: Sequence[Losses]) -> Result:
+    """Return the sums of the targets of some batches.
+
+    Args:
+      numbers: for each batch the document of each of its targets, int64 [n].
+      losses: the targets.
+
+    Raises:
+      ValueError: there is none.
+    """
+    number = np.concatenate([*numbers, np.zeros(0, np.int64)])
+    if not number.size:
+        raise ValueError("nothing to evaluate: the corpus has no sample with two tokens of one document")
+    nll = np.concatenate([each.nll for each in losses])
+    size = np.concatenate([each.bytes for each in losses])
+    found, place = np.unique(number, return_inverse=True)
+    counts = np.bincount(place, minlength=len(found))
+    sizes = np.zeros(len(found), np.int64)
+    np.add.at(sizes, place, size)
+    documents = Documents(found, np.bincount(place, nll, len(found)), counts.astype(np.int64), sizes)
+    return Result(float(nll.sum()), len(nll), int(size.sum()), documents)
 
 
 def evaluate(
@@ -85,6 +176,7 @@ def evaluate(
     params: trees.Tree,
     batches: Iterable[Batch],
     put: Callable[[Batch], Batch] = lambda batch: batch,
+    numbers: Iterable[np.ndarray] | None = None,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Result:
     """Return the sums over all batches.
@@ -94,20 +186,18 @@ def evaluate(
       params: the parameters of this arm.
       batches: host batches of one shape; rows of padding count nothing.
       put: places a batch on the mesh.
-      advance: told the tokens of each batch when it is done (progress).
+      numbers: int64 [B, T] for each batch, the document of each token (`Corpus.documents`); None takes every row as
+        one document.
+      advance: told the targets of each batch when it is done (progress).
 
     Raises:
       ValueError: there is no target in the batches.
     """
-    nats, tokens, size = [], 0, 0
-    for batch in batches:
-        found = evaluator(params, put(batch))
-        count = np.asarray(found.tokens, np.int64)
-        nats.append(np.asarray(found.nll, np.float64)[count > 0])
-        tokens += int(count.sum())
-        size += int(np.asarray(found.bytes, np.int64).sum())
-        advance(int(count.sum()))
-    if not tokens:
-        raise ValueError("nothing to evaluate: the corpus has no sample with two tokens of one document")
-    samples = np.concatenate(nats)
-    return Result(float(samples.sum()), tokens, size, samples)
+    given = None if numbers is None else iter(numbers)
+    found, where, rows = [], [], 0
+    for losses in stream(evaluator, params, batches, put):
+        where.append(losses.row + rows if given is None else next(given)[losses.row, losses.position])
+        found.append(losses)
+        rows += losses.rows
+        advance(len(losses.nll))
+    return total(where, found)

@@ -37,17 +37,29 @@ def batches(size: int, order: list[int] | range = range(S)) -> Iterator[Batch]:
         yield Batch(*(np.pad(each[rows], ((0, size - len(rows)), (0, 0))) for each in corpus()))
 
 
-def stated(*sums: tuple[list[float], list[int], list[int]]) -> tuple[evaluate.Evaluator, list[int]]:
-    """A model that gives these sums, batch by batch, and the batches to give it."""
-    given = [loss.Loss(np.float32(nll), np.int32(tokens), np.int32(size)) for nll, tokens, size in sums]
-    return lambda params, batch: given[batch], list(range(len(given)))
+def stated(*rows: list[list[float | None]]) -> tuple[evaluate.Evaluator, list[Batch]]:
+    """A model that gives these losses, batch by batch (None: no target there), and the batches to give it.
+
+    The token at position t stands for t bytes.
+    """
+    given, batches = [], []
+    for number, losses in enumerate(rows):
+        nll = np.asarray([[0.0 if each is None else each for each in row] for row in losses], np.float32)
+        counts = np.asarray([[each is not None for each in row] for row in losses])
+        nll, counts = (np.pad(each, ((0, 0), (0, 1))) for each in (nll, counts))
+        given.append((nll, counts))
+        shape = nll.shape
+        sizes = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+        batches.append(Batch(np.full(shape, number, np.int32), np.ones(shape, np.int32), sizes))
+    return lambda params, batch: given[batch.tokens[0, 0]], batches
 
 
 # The figures.
 
 
 def test_figures_by_hand():
-    result = Result(nll=12 * math.log(2), tokens=4, bytes=6, samples=np.array([12 * math.log(2)]))
+    nothing = evaluate.Documents(*(np.zeros(0) for _ in range(4)))
+    result = Result(nll=12 * math.log(2), tokens=4, bytes=6, documents=nothing)
     assert result.nats == pytest.approx(3 * math.log(2))
     assert result.bits == pytest.approx(2)
     assert perplexity(result.nats) == "8.00000000"
@@ -93,41 +105,73 @@ def test_perplexity_keeps_the_order(one, other):
 
 
 def test_sums_over_batches_by_hand():
-    evaluator, given = stated(([1.5, 0.0], [3, 0], [7, 0]), ([2.25, 4.0], [1, 2], [0, 9]))
+    evaluator, given = stated([[1.0, 0.5, None], [None, None, None]], [[2.25, None, None], [1.0, None, 3.0]])
     told: list[int] = []
     result = evaluate.evaluate(evaluator, {}, given, advance=told.append)
-    assert (result.nll, result.tokens, result.bytes) == (7.75, 6, 16)
-    assert result.samples.tolist() == [1.5, 2.25, 4.0]
-    assert result.samples.dtype == np.float64
-    assert told == [3, 3]
+    assert (result.nll, result.tokens, result.bytes) == (7.75, 5, (1 + 2) + 1 + (1 + 3))
+    # Without numbers every row is a document; one without targets is none.
+    assert [column.tolist() for column in result.documents] == [[0, 2, 3], [1.5, 2.25, 4.0], [2, 1, 2], [3, 1, 4]]
+    assert result.documents.nll.dtype == np.float64
+    assert told == [2, 3]
     assert (type(result.nll), type(result.tokens), type(result.bytes)) == (float, int, int)
 
 
-def test_sums_are_float64_and_integers_of_any_size():
-    # In float32 2^24 + 1 is 2^24; in int32 two times 2^30 + 1 tokens are negative.
-    evaluator, given = stated(([2.0**24], [2**30 + 1], [2**30]), ([1.0], [2**30], [2**30]))
-    result = evaluate.evaluate(evaluator, {}, given)
-    assert (result.nll, result.tokens, result.bytes) == (2.0**24 + 1, 2**31 + 1, 2**31)
+def test_documents_that_lie_in_several_samples_by_hand():
+    evaluator, given = stated([[1.0, 2.0, None], [4.0, None, 8.0]], [[16.0, 32.0, None]])
+    # The number of a target's own position counts: [., 1, 1, .], [., 1, ., 5] and [., 5, 9, .].
+    numbers = [np.array([[7, 1, 1, 7], [7, 1, 7, 5]]), np.array([[7, 5, 9, 7]])]
+    result = evaluate.evaluate(evaluator, {}, given, numbers=numbers)
+    assert [column.tolist() for column in result.documents] == [
+        [1, 5, 9],
+        [7.0, 24.0, 32.0],
+        [3, 2, 1],
+        [4, 4, 2],
+    ]
+
+
+def test_sums_are_float64():
+    # In float32 2^24 + 1 is 2^24.
+    evaluator, given = stated([[2.0**24, 1.0]])
+    assert evaluate.evaluate(evaluator, {}, given).nll == 2.0**24 + 1
 
 
 def test_a_sample_without_targets_counts_nothing_whatever_it_holds():
-    evaluator, given = stated(([math.nan, 1.0], [0, 1], [0, 1]))
-    assert evaluate.evaluate(evaluator, {}, given).samples.tolist() == [1.0]
+    nll, counts = np.array([[math.nan, 1.0]], np.float32), np.array([[False, True]])
+    (batch,) = stated([[None]])[1]
+    batch = batch._replace(bytes=np.zeros((1, 3), np.int32))
+    result = evaluate.evaluate(lambda params, batch: (nll, counts), {}, [batch])
+    assert (result.nll, result.tokens) == (1.0, 1)
 
 
 def test_a_model_that_gives_nan_says_so():
-    evaluator, given = stated(([math.nan, 1.0], [2, 1], [2, 1]))
+    evaluator, given = stated([[math.nan, 1.0], [1.0, None]])
     result = evaluate.evaluate(evaluator, {}, given)
     assert math.isnan(result.nll)
     assert perplexity(result.nats) == "nan"
     assert result.tokens == 3
+    assert result.documents.nll[1] == 1.0
 
 
-@pytest.mark.parametrize("sums", [[], [([0.0, 0.0], [0, 0], [0, 0])]], ids=["no batch", "no target"])
-def test_an_empty_corpus_is_refused(sums):
-    evaluator, given = stated(*sums)
+@pytest.mark.parametrize("rows", [[], [[[None, None], [None, None]]]], ids=["no batch", "no target"])
+def test_an_empty_corpus_is_refused(rows):
+    evaluator, given = stated(*rows)
     with pytest.raises(ValueError, match="no sample with two tokens of one document"):
         evaluate.evaluate(evaluator, {}, given)
+
+
+def test_batches_are_sent_ahead_of_what_is_read():
+    """The devices work on the next batch while the host adds up the last."""
+    order: list[str] = []
+    inner, given = stated([[1.0]], [[2.0]], [[4.0]])
+
+    def evaluator(params: trees.Tree, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        order.append(f"send {batch.tokens[0, 0]}")
+        return inner(params, batch)
+
+    for number, losses in enumerate(evaluate.stream(evaluator, {}, given, lambda batch: batch)):
+        order.append(f"read {number}")
+        assert losses.nll.tolist() == [2.0**number]
+    assert order == ["send 0", "send 1", "read 0", "send 2", "read 1", "read 2"]
 
 
 # With a model: the figure is of the model and the text alone.
@@ -153,7 +197,8 @@ def test_the_result_is_the_sum_of_the_losses(params, result):
     assert result.tokens == 9 * 8 + (2 + 5) + 4 + 0
     assert result.bytes == int(np.asarray(found.bytes).sum())
     expected = np.delete(np.asarray(found.nll, np.float64), 4)
-    np.testing.assert_allclose(result.samples, expected, rtol=1e-6)
+    np.testing.assert_allclose(result.documents.nll, expected, rtol=1e-6)
+    assert result.documents.number.tolist() == [0, 1, 2, 3, *range(5, S)]
     assert result.nll == pytest.approx(expected.sum(), rel=1e-6)
     # A random model of this size is about as good as a guess among 40.
     assert 0.5 * math.log(40) < result.nats < 2 * math.log(40)
@@ -163,7 +208,7 @@ def test_the_result_is_the_sum_of_the_losses(params, result):
 def test_the_batch_size_and_its_padding_do_not_matter(evaluator, params, result, size):
     found = evaluate.evaluate(evaluator, params, batches(size))
     assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
-    np.testing.assert_allclose(found.samples, result.samples, rtol=1e-6)
+    np.testing.assert_allclose(found.documents.nll, result.documents.nll, rtol=1e-6)
     assert found.nll == pytest.approx(result.nll, rel=1e-6)
 
 
@@ -172,17 +217,19 @@ def test_the_order_does_not_matter(evaluator, params, result):
     found = evaluate.evaluate(evaluator, params, batches(4, order))
     assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
     assert found.nll == pytest.approx(result.nll, rel=1e-9)
-    np.testing.assert_allclose(np.sort(found.samples), np.sort(result.samples), rtol=1e-6)
+    np.testing.assert_allclose(np.sort(found.documents.nll), np.sort(result.documents.nll), rtol=1e-6)
 
 
 def test_tokens_in_padding_do_not_matter(evaluator, params, result):
     filled = [each._replace(tokens=np.where(each.segments == 0, 7, each.tokens)) for each in batches(4)]
-    np.testing.assert_array_equal(evaluate.evaluate(evaluator, params, filled).samples, result.samples)
+    np.testing.assert_array_equal(evaluate.evaluate(evaluator, params, filled).documents.nll, result.documents.nll)
 
 
 def test_longer_padding_does_not_matter(evaluator, params, result):
     longer = [Batch(*(np.pad(each, ((0, 0), (0, 3))) for each in batch)) for batch in batches(4)]
-    np.testing.assert_allclose(evaluate.evaluate(evaluator, params, longer).samples, result.samples, rtol=1e-6)
+    np.testing.assert_allclose(
+        evaluate.evaluate(evaluator, params, longer).documents.nll, result.documents.nll, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("devices", ["lone_mesh", "mesh"])
@@ -192,14 +239,14 @@ def test_devices_do_not_matter(params, result, devices, request):
     sharded = evaluate.build(CONFIG, models.Compute(), mesh)
     found = evaluate.evaluate(sharded, placed, batches(4), lambda batch: meshes.place(batch, mesh))
     assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
-    np.testing.assert_allclose(found.samples, result.samples, rtol=1e-6)
-    assert sharded(placed, meshes.place(next(batches(4)), mesh)).nll.is_fully_replicated
+    np.testing.assert_allclose(found.documents.nll, result.documents.nll, rtol=1e-6)
+    assert all(each.is_fully_replicated for each in sharded(placed, meshes.place(next(batches(4)), mesh)))
 
 
 def test_another_arm_is_another_figure_without_another_program(params, result, monkeypatch):
     traced = []
-    original = loss.nll
-    monkeypatch.setattr(loss, "nll", lambda *arguments: traced.append(1) or original(*arguments))
+    original = loss.losses
+    monkeypatch.setattr(loss, "losses", lambda *arguments: traced.append(1) or original(*arguments))
     evaluator = evaluate.build(CONFIG, models.Compute())
     arms = [
         evaluate.evaluate(evaluator, jax.tree.map(lambda leaf, k=k: leaf * k, params), batches(4)) for k in (1, 2, 3)

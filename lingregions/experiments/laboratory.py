@@ -5,8 +5,14 @@ killed goes on where it stopped. Every number comes from the functional modules;
 what is written down.
 """
 
+import collections
+import contextlib
+import csv
 import dataclasses
 import functools
+import hashlib
+import io
+import itertools
 import json
 import math
 import time
@@ -18,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lingregions import evaluate, models, perturb, regions, report, scores
+from lingregions import evaluate, models, perturb, regions, report, scores, statistics
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
@@ -41,8 +47,12 @@ COLUMNS: dict[str, type] = {
     "bytes": int,
     "perplexity": str,
     "bits_per_byte": float,
+    "documents": int,
+    "checksum": str,
 }
 KEYS = ("experiment", "arm", "language")
+BASE = "base"  # the arm to which nothing is done
+EVERY = "all"  # in place of a language: the mean over all of them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +68,7 @@ class Laboratory:
       identity: `tree.fingerprint` of parameters and model config: the model hash of every artefact.
       tokenizer: of the model.
       texts: corpora that were opened, by (language, use).
+      arms: what was measured, by experiment.
     """
 
     settings: ConfigDict
@@ -68,6 +79,7 @@ class Laboratory:
     identity: str
     tokenizer: Tokenizer
     texts: dict[tuple[str, str], Corpus] = dataclasses.field(default_factory=dict)
+    arms: dict[str, list["Arm"]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def compute(self) -> models.Compute:
@@ -380,48 +392,166 @@ def read(laboratory: Laboratory, file: str) -> Region:
 # --- what the model loses ---------------------------------------------------------------------------------------------
 
 
-def measure(laboratory: Laboratory, experiment: str, arms: Mapping[str, Callable[[], trees.Tree]]) -> None:
-    """Evaluate every language under every arm: one row of results.csv each, as soon as it is known.
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One row of an experiment: a region, and what is done to it.
+
+    Attributes:
+      name: in results.csv.
+      region: makes the region; called only when a cell of the arm is missing. None: nothing is done.
+      perturbation: a key of `perturb.PERTURBATIONS`, with its `amount` and `seed` where it takes them.
+      group: the name that arms share which differ only in a seed; "" stands for `name`.
+    """
+
+    name: str
+    region: Callable[[], Region] | None = None
+    perturbation: str = "zero"
+    amount: float | None = None
+    seed: int | None = None
+    group: str = ""
+
+    @property
+    def pooled(self) -> str:
+        """The name of the group."""
+        return self.group or self.name
+
+    def apply(self, params: trees.Tree) -> contextlib.AbstractContextManager[trees.Tree]:
+        """Return the context in which `params` is what the arm makes of it; every bit is back afterwards."""
+        if self.region is None:
+            return contextlib.nullcontext(params)
+        return perturb.applied(params, self.region().masks, self.perturbation, self.amount, self.seed)
+
+
+def measure(laboratory: Laboratory, experiment: str, arms: Sequence[Arm]) -> None:
+    """Evaluate every language under every arm, the untouched model first.
+
+    A finished cell is one row of results.csv and the sums of its documents in cells/, whose checksum is in the row: a
+    run that was killed goes on at the cell where it stopped, and a damaged cell is measured again. One compiled program
+    serves all cells; a batch may hold samples of several languages.
 
     Args:
-      laboratory: the model and its texts.
+      laboratory: the model and its texts; its parameters are the same bits afterwards.
       experiment: the name in the first column.
-      arms: {arm: a function that makes its parameters}; called only if a cell of the arm is missing.
+      arms: what is measured beside the untouched model; names are unique.
+
+    Raises:
+      ValueError: two arms have one name, or one has that of the untouched model.
     """
     run, settings = laboratory.run, laboratory.settings
+    everything = [Arm(BASE), *arms]
+    names = [arm.name for arm in everything]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two arms of {experiment} are called {twice[0]!r}")
+    laboratory.arms[experiment] = everything
     run.table("results", COLUMNS, KEYS)
+    known = {(row["arm"], row["language"]): row for row in run.rows("results") if row["experiment"] == experiment}
     languages = list(settings.evaluate.languages)
-    missing = [
-        (arm, language)
-        for arm in arms
-        for language in languages
-        if not run.has("results", experiment=experiment, arm=arm, language=language)
-    ]
-    texts = {language: draw(laboratory, language, "evaluate") for language in {language for _, language in missing}}
-    total = sum(len(texts[language][1]) * texts[language][0].length for _, language in missing)
-    with run.progress("evaluate", total, "tokens") as bar:
-        for arm, make in arms.items():
-            cells = [language for where, language in missing if where == arm]
-            params = make() if cells else laboratory.params
-            for language in cells:
-                corpus, positions = texts[language]
-                batches = _batches(laboratory, corpus, np.sort(positions), bar)
-                found = evaluate.evaluate(laboratory.evaluator, params, batches, laboratory.place)
-                run.log(event="evaluated", arm=arm, language=language, samples=found.samples.tolist())
-                run.add("results", row(experiment, arm, language, found))
-                run.check()
+    missing = {
+        arm.name: [
+            code
+            for code in languages
+            if (arm.name, code) not in known or not _intact(laboratory, known[arm.name, code])
+        ]
+        for arm in everything
+    }
+    wanted = {code for codes in missing.values() for code in codes}
+    texts = {code: draw(laboratory, code, "evaluate") for code in languages if code in wanted}
+    length = settings.data.length
+    tokens = sum(len(texts[code][1]) * length for codes in missing.values() for code in codes)
+    with run.progress("evaluate", tokens, "tokens") as bar:
+        for arm in everything:
+            if not missing[arm.name]:
+                continue
+            chosen = {code: texts[code] for code in missing[arm.name]}
+            with arm.apply(laboratory.params) as params:
+                for code, found in _cells(laboratory, params, chosen, bar):
+                    checksum = _store(laboratory, experiment, arm.name, code, found.documents)
+                    run.log(event="evaluated", experiment=experiment, arm=arm.name, language=code, nll_nats=found.nll)
+                    run.add("results", row(experiment, arm.name, code, found, checksum))
+                    run.check()
 
 
-def _batches(laboratory: Laboratory, corpus: Corpus, positions: np.ndarray, bar: Bar) -> Iterator[Batch]:
-    """Yield the samples in batches of one shape; the bar advances when the next one is asked for."""
+def _cells(
+    laboratory: Laboratory, params: trees.Tree, texts: Mapping[str, tuple[Corpus, np.ndarray]], bar: Bar
+) -> Iterator[tuple[str, evaluate.Result]]:
+    """Yield (language, sums) as soon as the last sample of the language is done."""
     size = laboratory.settings.machine.evaluate_batch * meshes.rows(laboratory.mesh)
-    for begin in range(0, len(positions), size):
-        chosen = positions[begin : begin + size]
-        yield corpus.batch(chosen, size)
-        bar.advance(len(chosen) * corpus.length)
+    places = [(code, position) for code, (_, positions) in texts.items() for position in np.sort(positions)]
+    queue: collections.deque[list[tuple[str, np.ndarray]]] = collections.deque()
+
+    def batches() -> Iterator[Batch]:
+        for begin in range(0, len(places), size):
+            groups = [
+                (code, np.asarray([position for _, position in group]))
+                for code, group in itertools.groupby(places[begin : begin + size], key=lambda place: place[0])
+            ]
+            parts = [texts[code][0].batch(positions) for code, positions in groups]
+            rows = sum(len(positions) for _, positions in groups)
+            queue.append(groups)
+            yield Batch(*(_fill(np.concatenate(each), size) for each in zip(*parts, strict=True)))
+            bar.advance(rows * laboratory.settings.data.length)
+
+    left = {code: len(positions) for code, (_, positions) in texts.items()}
+    gathered: dict[str, list[tuple[np.ndarray, evaluate.Losses]]] = {code: [] for code in texts}
+    for losses in evaluate.stream(laboratory.evaluator, params, batches(), laboratory.place):
+        first = 0
+        for code, positions in queue.popleft():
+            own = losses.take(first, first + len(positions))
+            numbers = texts[code][0].documents(positions)[own.row, own.position]
+            gathered[code].append((numbers, own))
+            first, left[code] = first + len(positions), left[code] - len(positions)
+            if not left[code]:
+                yield code, evaluate.total(*zip(*gathered.pop(code), strict=True))
 
 
-def row(experiment: str, arm: str, language: str, found: evaluate.Result) -> dict[str, Any]:
+def _fill(rows: np.ndarray, size: int) -> np.ndarray:
+    """Return the rows with padding (zeros) below, `size` in all."""
+    return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+
+
+def _cell(experiment: str, arm: str, language: str) -> str:
+    """Return the file of a cell: the sums of its documents."""
+    return f"cells/{slug(experiment)}/{slug(arm)}/{language}.csv"
+
+
+def _store(laboratory: Laboratory, experiment: str, arm: str, language: str, documents: evaluate.Documents) -> str:
+    """Write the sums of a cell by document; returns their checksum."""
+    lines = [",".join(documents._fields)]
+    lines += [",".join(map(repr, each)) for each in zip(*(column.tolist() for column in documents), strict=True)]
+    content = "\n".join(lines) + "\n"
+    laboratory.run.write(_cell(experiment, arm, language), content)
+    return _checksum(content.encode())
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _intact(laboratory: Laboratory, row: Mapping[str, Any]) -> bool:
+    """Tell whether the documents of a finished cell are there and are what was measured; says so if not."""
+    name = _cell(row["experiment"], row["arm"], row["language"])
+    path = laboratory.run.path(name)
+    sound = laboratory.run.agree(path.exists() and _checksum(path.read_bytes()) == row["checksum"])
+    if not sound:
+        laboratory.run.note(f"{name} is gone or changed; the cell is measured again")
+    return bool(sound)
+
+
+def documents(laboratory: Laboratory, experiment: str, arm: str, language: str) -> evaluate.Documents:
+    """Return the sums by document of a finished cell."""
+    path = laboratory.run.path(_cell(experiment, arm, language))
+    rows = list(csv.reader(path.read_text().splitlines()))[1:] if jax.process_index() == 0 else []
+    number, nll, tokens, sizes = zip(*laboratory.run.agree(rows), strict=True)
+    return evaluate.Documents(
+        np.asarray(number, np.int64),
+        np.asarray(nll, np.float64),
+        np.asarray(tokens, np.int64),
+        np.asarray(sizes, np.int64),
+    )
+
+
+def row(experiment: str, arm: str, language: str, found: evaluate.Result, checksum: str) -> dict[str, Any]:
     """Return one line of results.csv."""
     return {
         "experiment": experiment,
@@ -432,16 +562,102 @@ def row(experiment: str, arm: str, language: str, found: evaluate.Result) -> dic
         "bytes": found.bytes,
         "perplexity": evaluate.perplexity(found.nats),
         "bits_per_byte": found.bits if math.isfinite(found.nll) else math.nan,
+        "documents": len(found.documents.number),
+        "checksum": checksum,
     }
 
 
-def remove(laboratory: Laboratory, file: str) -> trees.Tree:
-    """Return the parameters without a region of this run."""
-    return perturb.zero(laboratory.params, read(laboratory, file).masks)
+# --- how sure that is -------------------------------------------------------------------------------------------------
+
+
+def differences(
+    laboratory: Laboratory, experiment: str, group: str, reference: str = BASE, languages: Sequence[str] = ()
+) -> dict[str, statistics.Draws]:
+    """Return the paired bootstrap of one measured group of arms against another, by language.
+
+    Args:
+      laboratory: after `measure`.
+      experiment: as given to `measure`.
+      group: name of an arm, or of a group of arms that differ in their seed.
+      reference: likewise.
+      languages: the evaluated ones when empty.
+    """
+    chosen = languages or tuple(laboratory.settings.evaluate.languages)
+    sides: list[list[dict[str, evaluate.Documents]]] = []
+    for name in (group, reference):
+        members = [arm.name for arm in laboratory.arms[experiment] if arm.pooled == name]
+        if not members:
+            raise ValueError(f"{experiment} has no arm {name!r}")
+        sides.append([{code: documents(laboratory, experiment, arm, code) for code in chosen} for arm in members])
+    return statistics.compare(sides[0], sides[1], seed=laboratory.settings.seed)
+
+
+class Compared(NamedTuple):
+    """One line of damage.csv: a group of arms against another in one language, or in `EVERY`."""
+
+    arm: str
+    reference: str
+    language: str
+    seeds: int
+    estimate: statistics.Estimate
+    adjusted: float  # the p-value, corrected over the languages
+
+
+def damages(laboratory: Laboratory, experiment: str, contrasts: Sequence[tuple[str, str]] = ()) -> list[Compared]:
+    """Return each group of arms against the untouched model, and each contrast, in every language and over all.
+
+    Args:
+      laboratory: after `measure`.
+      experiment: as given to `measure`.
+      contrasts: (group, reference) pairs beside those against the untouched model.
+    """
+    arms = laboratory.arms[experiment]
+    groups = list(dict.fromkeys(arm.pooled for arm in arms))
+    seeds = {group: sum(arm.pooled == group for arm in arms) for group in groups}
+    found = []
+    for group, reference in [*((group, BASE) for group in groups if group != BASE), *contrasts]:
+        each = differences(laboratory, experiment, group, reference)
+        overall = statistics.estimate(statistics.mean(each))
+        found.append(Compared(group, reference, EVERY, seeds[group], overall, overall.p))
+        estimates = {code: statistics.estimate(difference) for code, difference in each.items()}
+        adjusted = statistics.holm({code: estimate.p for code, estimate in estimates.items()})
+        found += [
+            Compared(group, reference, code, seeds[group], estimate, adjusted[code])
+            for code, estimate in estimates.items()
+        ]
+    return found
+
+
+DAMAGE = (
+    *("experiment", "arm", "reference", "language", "seeds", "documents"),
+    *("damage_nats", "low", "high", "p", "p_adjusted"),
+)
+
+
+def assess(
+    laboratory: Laboratory, contrasts: Mapping[str, Sequence[tuple[str, str]]] | None = None
+) -> dict[str, list[Compared]]:
+    """Write damage.csv: every measured arm and contrast with its interval; returns it by experiment."""
+    found = {name: damages(laboratory, name, (contrasts or {}).get(name, ())) for name in laboratory.arms}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(DAMAGE)
+    for name, lines in found.items():
+        for line in lines:
+            value, low, high, p, units = line.estimate
+            known = [name, line.arm, line.reference, line.language, line.seeds, units]
+            writer.writerow([*known, *map(repr, (value, low, high, p, line.adjusted))])
+    laboratory.run.write("damage.csv", text.getvalue())
+    return found
+
+
+def tabulate(laboratory: Laboratory, name: str, content: Mapping[str, Any]) -> None:
+    """Write tables/<name>.json, which the report shows; see `report.facts` for the kinds that there are."""
+    laboratory.run.write(f"tables/{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def publish(laboratory: Laboratory) -> None:
-    """Write the report of the run; one process does it."""
+    """Write the report of the run; one process does it. `assess` comes first where something was measured."""
     describe(laboratory)
     if jax.process_index() == 0:
         report.write(laboratory.run.folder, laboratory.settings.machine.pictures)
@@ -474,4 +690,4 @@ def describe(laboratory: Laboratory) -> None:
         ],
         "rows": rows,
     }
-    laboratory.run.write("tables/texts.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    tabulate(laboratory, "texts", content)

@@ -1,0 +1,164 @@
+"""How sure a difference is: paired bootstrap over documents, several seeds, correction over languages.
+
+Two arms are measured on the same documents, so their difference is resampled document by document (both arms take the
+same draw), and tested by changing its sign document by document; where an arm was drawn with several seeds the seeds
+are resampled too, so the interval holds what another seed and another text would have changed. Everything is a
+difference of NLL in nats per token, a logarithm of a ratio of perplexities: it never overflows. Pure NumPy,
+milliseconds a comparison.
+"""
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from lingregions.evaluate import Documents
+
+LEVEL = 0.95  # of every interval in this package
+DRAWS = 2000
+
+
+class Draws(NamedTuple):
+    """A difference and what the bootstrap made of it.
+
+    Attributes:
+      value: nats per token; NaN where a model gave NaN.
+      values: float64 [draws], the same figure of each resample of the documents.
+      null: float64 [draws], the same figure where the two arms change names in each document at random: what it would
+        be if they did not differ.
+      units: documents.
+    """
+
+    value: float
+    values: np.ndarray
+    null: np.ndarray
+    units: int
+
+
+class Estimate(NamedTuple):
+    """A figure with its interval.
+
+    Attributes:
+      value: nats per token.
+      low, high: bounds of the interval at `LEVEL`; NaN where there are fewer than two documents.
+      p: two-sided p-value of "no difference", from random changes of sign; never below 2 / 2^documents (two
+        documents can't be significant) or 1 / (draws + 1).
+      units: documents.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    units: int
+
+
+def resample(arm: np.ndarray, reference: np.ndarray, tokens: np.ndarray, draws: int, seed: int) -> Draws:
+    """Return the difference of two arms in one language, (sum arm - sum reference) / sum tokens.
+
+    Args:
+      arm: float64 [S, n], nats of each document under each of S seeds of the arm.
+      reference: float64 [R, n].
+      tokens: [n], targets of each document.
+      draws: number of resamples.
+      seed: of the resampling; with the same seed and n every comparison meets the same draws of documents.
+    """
+    n = len(tokens)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    sizes = weights @ tokens.astype(np.float64)
+
+    def mean(nll: np.ndarray) -> np.ndarray:
+        each = (weights @ nll.T) / sizes[:, None]  # [draws, S]
+        if len(nll) == 1:
+            return each[:, 0]
+        chosen = rng.integers(0, len(nll), each.shape)
+        return np.take_along_axis(each, chosen, 1).mean(1)
+
+    size = tokens.sum()
+    value = float((arm.sum(1).mean() - reference.sum(1).mean()) / size)
+    with np.errstate(invalid="ignore"):  # an arm that gave inf or NaN has no interval
+        values = mean(arm) - mean(reference)
+        null = rng.choice([-1.0, 1.0], (draws, n)) @ (arm.mean(0) - reference.mean(0)) / size
+    return Draws(value, values, null, n)
+
+
+def compare(
+    arm: Sequence[Mapping[str, Documents]],
+    reference: Sequence[Mapping[str, Documents]],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Draws]:
+    """Return the difference of two arms in every language that both have.
+
+    Args:
+      arm: for each seed of the arm {language: sums by document}.
+      reference: the same of what it is compared with.
+      draws: number of resamples.
+      seed: of the resampling; each language adds its name.
+
+    Raises:
+      ValueError: the two were not measured on the same documents.
+    """
+    languages = [code for code in reference[0] if all(code in each for each in (*arm, *reference))]
+    found = {}
+    for code in languages:
+        first = reference[0][code]
+        for each in (*arm, *reference):
+            same = np.array_equal(each[code].number, first.number) and np.array_equal(each[code].tokens, first.tokens)
+            if not same:
+                raise ValueError(f"{code}: the arms were not measured on the same documents, so they cannot be paired")
+        ours, theirs = (np.stack([each[code].nll for each in side]) for side in (arm, reference))
+        found[code] = resample(ours, theirs, first.tokens, draws, zlib.crc32(code.encode(), seed))
+    return found
+
+
+def combine(differences: Mapping[str, Draws], weights: Mapping[str, float]) -> Draws:
+    """Return a weighted sum over languages: {a: 1, b: -1} is what a loses more than b; 1 / n each is the mean.
+
+    The languages are resampled apart from each other; the languages themselves are not: the figure is about these.
+    """
+    value = math.fsum(weight * differences[code].value for code, weight in weights.items())
+    values, null = (
+        np.sum([weight * getattr(differences[code], name) for code, weight in weights.items()], axis=0)
+        for name in ("values", "null")
+    )
+    return Draws(value, values, null, 1 + sum(differences[code].units - 1 for code in weights))
+
+
+def mean(differences: Mapping[str, Draws], languages: Sequence[str] | None = None) -> Draws:
+    """Return the mean over languages (all of them when None): the log ratio of the geometric mean perplexities."""
+    chosen = list(differences) if languages is None else list(languages)
+    return combine(differences, {code: 1 / len(chosen) for code in chosen})
+
+
+def estimate(difference: Draws, level: float = LEVEL) -> Estimate:
+    """Return a difference with its interval: percentiles, widened as Student's t is wider than the normal.
+
+    The percentile interval of few documents is too short; its tails are taken at Phi(-sqrt(n / (n - 1)) t) instead of
+    (1 - level) / 2, where t is the quantile of Student's t with n - 1 degrees of freedom (Hesterberg 2015, "What
+    teachers should know about the bootstrap", section 4.5). Of normal differences in 4, 8 and 30 documents it covers
+    88, 94 and 95 % where 95 % are said: with fewer than eight documents the doubt is larger than it says.
+    """
+    n, values = difference.units, difference.values
+    if n < 2 or not math.isfinite(difference.value) or not np.isfinite(values).all():
+        return Estimate(difference.value, math.nan, math.nan, math.nan, n)
+    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    # A sum in another order may miss the very figure by a rounding.
+    extreme = np.count_nonzero(np.abs(difference.null) >= abs(difference.value) * (1 - 1e-9))
+    p = (1 + extreme) / (1 + len(difference.null))
+    return Estimate(difference.value, float(low), float(high), p, n)
+
+
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the p-values adjusted for their number by Holm's step-down method; NaN stays NaN and does not count."""
+    real = sorted((value, key) for key, value in values.items() if not math.isnan(value))
+    adjusted, running = dict(values), 0.0
+    for place, (value, key) in enumerate(real):
+        running = max(running, min(1.0, value * (len(real) - place)))
+        adjusted[key] = running
+    return adjusted
