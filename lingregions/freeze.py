@@ -8,9 +8,9 @@ AdamW step and overwrites the weights afterwards: docs/method.md 4.) `optimizer.
 `hard` freezes the entries of a region, `column` whole rows or columns, `leaves` whole parameters, which then have no
 gradient and no moments; `soft` slows entries by their score; `l2_sp` and `ewc` pull towards the weights at the start.
 
-Cost: what a constraint needs is an argument of the compiled step, never a constant in it: one bit a parameter for
-masks, one byte for `soft`, the starting weights for `l2_sp`, and the Fisher information besides for `ewc`; on the shards
-of the parameters. In time, a few operations in the update's own pass over the parameters.
+Cost: what a constraint needs is an argument of the compiled step, never a constant in it, and lies on the shards of the
+parameters: one bit a parameter for masks, one byte for `soft`, the starting weights for `l2_sp`, and the Fisher
+information besides for `ewc`. In time, a few operations in the update's own pass over the parameters.
 """
 
 import dataclasses
@@ -75,7 +75,11 @@ def pack(mask: jax.Array) -> Packed:
     parts = _parts(mask)
     order = [axis for axis in (mask.ndim - 2, mask.ndim - 1, 0) if axis >= 0]
     whole = [axis for axis in order if mask.shape[axis] % (8 * parts[axis]) == 0]
-    axis = whole[0] if whole else min(order, key=lambda axis: parts[axis] * -(-mask.shape[axis] // 8) * 8 / mask.shape[axis])
+    axis = (
+        whole[0]
+        if whole
+        else min(order, key=lambda axis: parts[axis] * -(-mask.shape[axis] // 8) * 8 / mask.shape[axis])
+    )
     sharding: Any = mask.sharding
     if isinstance(sharding, NamedSharding) and not whole:
         spec = [*sharding.spec, *[None] * (mask.ndim - len(sharding.spec))]
@@ -130,7 +134,7 @@ class Constraint:
 class _Count(NamedTuple):
     """State of a transformation with a schedule: updates so far."""
 
-    count: jax.Array
+    done: jax.Array
 
 
 # (leaf of arrays, update or gradient, parameter, step size of the region) -> update or gradient
@@ -148,7 +152,7 @@ def _transformation(
     def update(
         updates: trees.Tree, state: Any, params: trees.Tree | None = None, *, constraints: Mapping[str, Any], **_: Any
     ) -> tuple[trees.Tree, Any]:
-        size = jnp.float32(0) if thaw is None else jnp.asarray(thaw(state.count), jnp.float32)
+        size = jnp.float32(0) if thaw is None else jnp.asarray(thaw(state.done), jnp.float32)
         arrays, thetas = constraints[name], trees.flatten(params or updates)
 
         def one(path: str, leaf: jax.Array) -> jax.Array:
@@ -156,7 +160,7 @@ def _transformation(
                 return jnp.full_like(leaf, -0.0)
             return leaf if change is None or path not in arrays else change(arrays[path], leaf, thetas[path], size)
 
-        return trees.transform(one, updates), state if thaw is None else _Count(state.count + 1)
+        return trees.transform(one, updates), state if thaw is None else _Count(state.done + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -200,7 +204,9 @@ def thaw(steps: int, begin: float, end: float | None = None) -> Thaw:
     """
     end = begin if end is None else end
     if not 0 <= begin <= end:
-        raise ValueError(f"a region thaws between fractions {begin} and {end} of the steps: 0 <= begin <= end is needed")
+        raise ValueError(
+            f"a region thaws between fractions {begin} and {end} of the steps: 0 <= begin <= end is needed"
+        )
     # At once: the last frozen update is number begin * steps - 1, so the ramp is one update long and ends on it.
     first, last = round(begin * steps), round(end * steps)
     return Thaw(first - 1, first) if first == last else Thaw(first, last)
@@ -444,7 +450,9 @@ def fisher(params: trees.Tree, scores: trees.Tree) -> trees.Tree:
 
     def one(path: str, score: jax.Array) -> jax.Array:
         square = thetas[path] * thetas[path]
-        return jnp.where(square == 0, jnp.zeros_like(score), score / jnp.where(square == 0, jnp.ones_like(square), square))
+        return jnp.where(
+            square == 0, jnp.zeros_like(score), score / jnp.where(square == 0, jnp.ones_like(square), square)
+        )
 
     return trees.transform(one, scores)
 

@@ -104,9 +104,10 @@ def discard(folder: Path) -> None:
 
 
 class Keeper:
-    """The latest checkpoints of one training, written in the background: `<folder>/<step>`, read by `load` and `header`.
+    """The latest checkpoints of one training, written in the background.
 
-    A step is there only when it is complete, and only then do older ones go. Leaving the block waits for the last.
+    They lie at `<folder>/<step>`, where `load` and `header` read them. A step is there only when it is complete, and
+    only then do older ones go. Leaving the block waits for the last.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:

@@ -4,6 +4,7 @@ After any kill the same call gives the same losses and parameters, bit for bit o
 the state on the devices and a few numbers beside it, since sample k of the feed is a pure function of k.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,8 +16,10 @@ import jax
 import numpy as np
 
 from lingregions import tree as trees
+from lingregions.corpus.batch import Batch
 from lingregions.run import Run, RunError, checkpoint
 from lingregions.train.feed import Feed
+from lingregions.train.recipe import Recipe
 from lingregions.train.tracker import Tracker
 from lingregions.train.trainer import Metrics, State, Trainer
 
@@ -53,8 +56,9 @@ def fit(
       params: the starting point; not donated.
       feed: the text.
       hook: called as hook(count, params) when `count` samples have been trained on, for each of `counts` that the
-        training reaches: at the first step that gets there, and before its checkpoint. After a kill it may be called
-        again, with the same parameters to the bit. The parameters are donated to the next step: do not keep them.
+        training reaches: at the first step that gets there, and after its checkpoint. After a kill, and for a training
+        that is finished, it is called again for the newest checkpoint, with the same parameters to the bit. They are
+        donated to the next step: do not keep them.
       counts: of samples; 0 is before the first step.
       keep: how many checkpoints.
       save_steps: steps between two checkpoints; 0: by time alone.
@@ -78,20 +82,15 @@ def fit(
             run.note(f"{name} goes on from step {step:,} of {recipe.steps:,}")
     else:
         state, step, smoothed = trainer.start(params), 0, None
-        if hook and 0 in counts:
-            hook(0, state.params)
-            run.check()
     saved = time.monotonic()
-    with (
-        checkpoint.Keeper(folder, keep) as keeper,
-        run.progress(f"train {name}", recipe.samples - recipe.seen(step), "samples") as bar,
-    ):
-        batch = _batch(trainer, feed, step) if step < recipe.steps else None
+    with checkpoint.Keeper(folder, keep) as keeper, _progress(run, name, recipe.samples - recipe.seen(step)) as bar:
+        _measure(hook, counts, recipe, step, state.params)
+        batch = _batch(trainer, feed, step)
         while batch is not None:
             begin = time.monotonic()
             state, told = trainer.step(state, batch)
             # The devices are at work: the next batch costs nothing.
-            batch = _batch(trainer, feed, step + 1) if step + 1 < recipe.steps else None
+            batch = _batch(trainer, feed, step + 1)
             smoothed = _look(trainer, feed, step, jax.device_get(told), smoothed)
             step += 1
             figures = {
@@ -105,18 +104,34 @@ def fit(
             if tracker is not None:
                 tracker.log(step, **figures)
             bar.advance(recipe.seen(step) - recipe.seen(step - 1))
-            for count in sorted(counts):
-                if hook and recipe.seen(step - 1) < count <= recipe.seen(step):
-                    hook(count, state.params)
-            last, stopping = step == recipe.steps, run.stopping()
-            regular = bool(save_steps) and step % save_steps == 0
-            if last or stopping or regular or run.agree(time.monotonic() - saved > save_seconds):
+            regular = step == recipe.steps or bool(save_steps and step % save_steps == 0)
+            timely = run.agree(time.monotonic() - saved > save_seconds)
+            if regular or timely or run.stopping() or _reached(counts, recipe, step):
+                # Before the evaluation: a kill in the middle of a long one costs no training.
                 keeper.save(step, state, {"step": step, "smoothed": smoothed, "agreed": agreed})
                 saved = time.monotonic()
-            if stopping:
+            if run.stopping():
                 keeper.wait()
                 run.check()
+            _measure(hook, counts, recipe, step, state.params)
     return state
+
+
+def _progress(run: Run, name: str, samples: int) -> contextlib.AbstractContextManager[Any]:
+    """Return the bar of a training, and none when there is nothing left to do."""
+    return run.progress(f"train {name}", samples, "samples") if samples else contextlib.nullcontext()
+
+
+def _reached(counts: Sequence[int], recipe: Recipe, step: int) -> list[int]:
+    """Return the counts that a step is the first to reach."""
+    before = recipe.seen(step - 1) if step else -1
+    return sorted(count for count in counts if before < count <= recipe.seen(step))
+
+
+def _measure(hook: Hook | None, counts: Sequence[int], recipe: Recipe, step: int, params: trees.Tree) -> None:
+    for count in _reached(counts, recipe, step):
+        if hook is not None:
+            hook(count, params)
 
 
 def load(run: Run, name: str, trainer: Trainer, step: int | None = None) -> State:
@@ -140,8 +155,10 @@ def curve(run: Run, name: str) -> list[dict[str, Any]]:
     return [found[step] for step in sorted(found)]
 
 
-def _batch(trainer: Trainer, feed: Feed, step: int) -> Any:
-    return feed.batch(trainer.recipe.seen(step), trainer.recipe.seen(step + 1), trainer.rows)
+def _batch(trainer: Trainer, feed: Feed, step: int) -> Batch | None:
+    """Return the samples of a step (from 0); None after the last."""
+    recipe = trainer.recipe
+    return feed.batch(recipe.seen(step), recipe.seen(step + 1), trainer.rows) if step < recipe.steps else None
 
 
 def _look(trainer: Trainer, feed: Feed, step: int, told: Metrics, smoothed: list[float] | None) -> list[float]:

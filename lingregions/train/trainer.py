@@ -5,7 +5,6 @@ micro-batches; their gradients add up in float32 inside the one compiled step. T
 second copy of parameters and moments.
 """
 
-import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -94,7 +93,7 @@ class Trainer:
         self.arrays = freeze.arrays(self.constraints)
         self.shapes = jax.eval_shape(self._begin, shapes)
         where = whole = None
-        if mesh is not None:
+        if mesh is not None and places is not None:
             where, whole = _shardings(self.shapes, places, mesh), meshes.replicated(mesh)
             self.shapes = jax.tree.map(
                 lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), self.shapes, where
@@ -122,7 +121,8 @@ class Trainer:
         """Return the lowered step for samples of T tokens, to compile ahead of time or to ask for its memory."""
         shape = (self.rows // self.micro, self.micro, T)
         where = None if self.mesh is None else _micro(self.mesh)
-        batch = Batch(*[jax.ShapeDtypeStruct(shape, np.int32, sharding=where)] * 3)
+        like: Any = jax.ShapeDtypeStruct(shape, np.int32, sharding=where)
+        batch = Batch(like, like, like)
         with meshes.use(self.mesh):
             return self._step.lower(self.shapes, self.arrays, batch)
 
