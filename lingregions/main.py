@@ -11,6 +11,7 @@ they print what they would do, write nothing and touch no device.
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def run(words: Sequence[str]) -> int:
         return plan(config, asked.workdir)
     assert asked.workdir is not None
     if config.machine.distributed:
-        connect(os.environ)
+        connect(os.environ, config.machine.get("wait_seconds"))
     with Run.open(asked.workdir, config, asked.fresh) as opened:
         print("done" if perform(config, opened) else "done already", opened.path("report.html"), sep=": ")
     return 0
@@ -59,24 +60,11 @@ def sweep(words: Sequence[str]) -> int:
     return sweeps.main(words, connect)
 
 
-def connect(variables: Mapping[str, str]) -> None:
-    """Meet the other processes of the run: by JAX_* variables, or by what a TPU pod, SLURM or Open MPI says by itself.
+def connect(variables: Mapping[str, str], wait: float | None = None) -> None:
+    """Meet the other processes of the run; see `run.cluster.connect`."""
+    from lingregions.run import cluster
 
-    Raises:
-      ValueError: neither gives an address, a number of processes and the number of this one.
-    """
-    import jax
-
-    count, place = (variables.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-    try:
-        jax.distributed.initialize(
-            num_processes=int(count) if count else None, process_id=int(place) if place else None
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"machine.distributed is set, but the processes did not find each other ({error}); anywhere but on a TPU "
-            "pod, under SLURM or Open MPI set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-        ) from error
+    cluster.connect(variables, cluster.WAIT if wait is None else wait)
 
 
 def data(words: Sequence[str]) -> int:
@@ -107,19 +95,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         print(f"lingregions: there is no verb {words[0]!r}\n\n{USAGE}{listing}", file=sys.stderr)
         return 2
-    from lingregions.run import Interrupted, RunError
+    from lingregions.run import Interrupted, RunError, cluster
 
     try:
         return VERBS[words[0]](words[1:])
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return int(stop.code or 1)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, RunError, FloatingPointError) as error:
         print(f"lingregions {words[0]}: {error}", file=sys.stderr)
-        return 2
-    except (RunError, FloatingPointError) as error:
-        print(f"lingregions {words[0]}: {error}", file=sys.stderr)
-        return 1
+        code = 1 if isinstance(error, RunError | FloatingPointError) else 2
+        cluster.abandon(code, str(error))
+        return code
+    except BaseException as error:
+        if not cluster.alone():  # the others must hear of a defect too
+            traceback.print_exc()
+            cluster.abandon(1, f"{type(error).__name__}: {error}")
+        raise
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import FrameType, TracebackType
@@ -18,13 +19,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
-from lingregions.run import checkpoint, environment, files
+from lingregions.run import checkpoint, cluster, environment, files
 from lingregions.run.files import InUse, RunError
 from lingregions.run.progress import Bar, Display
 from lingregions.run.table import Row, Table
 
 FORMAT = 1  # of the work directory; a directory of another format is refused
 MACHINE = ("machine",)  # top-level sections of a config that may not change a figure, and so may change on resume
+SIGHT = 60.0  # seconds until a file that one host wrote is seen by the others, on a slow shared disk
 
 _STAMP = "lingregions_format"  # the key of config.json that says: ours, and which format
 _OURS = {".lock", f".probe{files.PARTIAL}", f"config.json{files.PARTIAL}"}  # what a process that died at once can leave
@@ -83,7 +85,8 @@ class Run:
             use by another process (`InUse`), or cannot be written; nothing in it has been changed.
         """
         folder, plain = _folder(workdir), _plain_config(config)
-        _compare_processes(plain)
+        wait = float((plain.get("machine") or {}).get("wait_seconds", cluster.WAIT))
+        _compare_processes(plain, wait)
         run, problem, busy = None, "", False
         if jax.process_index() == 0:
             try:
@@ -93,6 +96,12 @@ class Run:
         problem, busy, resumed = _agree([problem, busy, bool(run and run.resumed)])
         if problem:
             raise InUse(problem) if busy else RunError(problem)
+        try:
+            _see(folder, wait)
+        except BaseException:
+            if run is not None:
+                run.close()
+            raise
         return run if run is not None else cls(folder, plain, resumed, None)
 
     @staticmethod
@@ -558,12 +567,42 @@ def _agree(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
 
 
-def _compare_processes(config: dict[str, Any]) -> None:
+def _compare_processes(config: dict[str, Any], wait: float) -> None:
     """Refuse to start when the processes were given different configs."""
-    if jax.process_count() == 1:
+    text = json.dumps(config, sort_keys=True)
+    said = cluster.exchange("the comparison of configs", hashlib.sha256(text.encode()).hexdigest(), wait)
+    others = [number for number, (_, digest) in enumerate(said) if digest != said[0][1]]
+    if not others:
         return
-    mine = np.frombuffer(hashlib.sha256(json.dumps(config, sort_keys=True).encode()).digest(), np.uint8)
-    every = multihost_utils.process_allgather(mine)
-    others = [number for number in range(len(every)) if not np.array_equal(every[number], every[0])]
-    if others:
-        raise RunError(f"processes {others} were started with another config than process 0; give all the same command")
+    every = [json.loads(value) for _, value in cluster.exchange("the difference of configs", text, wait)]
+    lines = [
+        f"process {number} ({said[number][0]}) was started with another config than process 0 ({said[0][0]}): {line}"
+        for number in others
+        for line in _difference(every[0], every[number])
+    ]
+    raise RunError("\n".join([*lines[:20], "Give all processes the same command"]))
+
+
+def _see(folder: Path, wait: float) -> None:
+    """Check that every process has the work directory of process 0, not a folder of that name on its own disk."""
+    if cluster.alone():
+        return
+    path, mark = folder / f".shared{files.PARTIAL}", _agree(uuid.uuid4().hex)
+    if jax.process_index() == 0:
+        path.write_text(mark)
+    seen, end = False, time.monotonic() + min(wait, SIGHT)
+    cluster.exchange("the opening of the work directory", timeout=wait)
+    while not seen and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            seen = path.read_text() == mark
+        if not seen:
+            time.sleep(0.5)
+    said = cluster.exchange("the sight of the work directory", "" if seen else "no", wait)
+    if jax.process_index() == 0:
+        path.unlink(missing_ok=True)
+    blind = [f"process {number} ({host})" for number, (host, answer) in enumerate(said) if answer]
+    if blind:
+        raise RunError(
+            f"{', '.join(blind)} cannot see what process 0 ({said[0][0]}) writes into {folder}: give as --workdir a "
+            "folder that all hosts share (a mounted network disk or bucket)"
+        )
