@@ -20,8 +20,8 @@ from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 
-# (params, batch) -> nats of every target, float32 [B, T], and which positions have one, bool [B, T]
-Evaluator = Callable[[trees.Tree, Batch], tuple[jax.Array, jax.Array]]
+# (params, batch, limits) -> nats of every target, float32 [B, T], and which positions have one, bool [B, T]
+Evaluator = Callable[[trees.Tree, Batch, trees.Tree | None], tuple[jax.Array, jax.Array]]
 
 
 class Documents(NamedTuple):
@@ -89,9 +89,9 @@ def build(config: Any, compute: models.Compute, mesh: Mesh | None = None) -> Eva
     whole = None if mesh is None else meshes.replicated(mesh)
     compiled = jax.jit(functools.partial(loss.losses, config, compute), out_shardings=whole)
 
-    def run(params: trees.Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def run(params: trees.Tree, batch: Batch, limits: trees.Tree | None = None) -> tuple[jax.Array, jax.Array]:
         with meshes.use(mesh):
-            out: tuple[jax.Array, jax.Array] = compiled(params, batch)
+            out: tuple[jax.Array, jax.Array] = compiled(params, batch, limits=limits)
             return out
 
     return run
@@ -121,7 +121,11 @@ class Losses(NamedTuple):
 
 
 def stream(
-    evaluator: Evaluator, params: trees.Tree, batches: Iterable[Batch], put: Callable[[Batch], Batch]
+    evaluator: Evaluator,
+    params: trees.Tree,
+    batches: Iterable[Batch],
+    put: Callable[[Batch], Batch],
+    limits: trees.Tree | None = None,
 ) -> Iterator[Losses]:
     """Yield the losses of each batch, while the devices are at work on the next.
 
@@ -130,10 +134,11 @@ def stream(
       params: the parameters of this arm.
       batches: host batches of one shape; rows of padding have no target.
       put: places a batch on the mesh.
+      limits: bounds on what comes from some weights (see `models.bounded`); asking for them is another program.
     """
     waiting: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
     for batch in batches:
-        ahead = (batch, evaluator(params, put(batch)))
+        ahead = (batch, evaluator(params, put(batch), limits))
         if waiting is not None:
             yield _losses(*waiting)
         waiting = ahead

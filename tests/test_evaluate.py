@@ -51,7 +51,7 @@ def stated(*rows: list[list[float | None]]) -> tuple[evaluate.Evaluator, list[Ba
         shape = nll.shape
         sizes = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
         batches.append(Batch(np.full(shape, number, np.int32), np.ones(shape, np.int32), sizes))
-    return lambda params, batch: given[batch.tokens[0, 0]], batches
+    return lambda params, batch, limits=None: given[batch.tokens[0, 0]], batches
 
 
 # The figures.
@@ -139,7 +139,7 @@ def test_a_sample_without_targets_counts_nothing_whatever_it_holds():
     nll, counts = np.array([[math.nan, 1.0]], np.float32), np.array([[False, True]])
     (batch,) = stated([[None]])[1]
     batch = batch._replace(bytes=np.zeros((1, 3), np.int32))
-    result = evaluate.evaluate(lambda params, batch: (nll, counts), {}, [batch])
+    result = evaluate.evaluate(lambda params, batch, limits: (nll, counts), {}, [batch])
     assert (result.nll, result.tokens) == (1.0, 1)
 
 
@@ -164,7 +164,7 @@ def test_batches_are_sent_ahead_of_what_is_read():
     order: list[str] = []
     inner, given = stated([[1.0]], [[2.0]], [[4.0]])
 
-    def evaluator(params: trees.Tree, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    def evaluator(params: trees.Tree, batch: Batch, limits: None) -> tuple[np.ndarray, np.ndarray]:
         order.append(f"send {batch.tokens[0, 0]}")
         return inner(params, batch)
 
@@ -246,7 +246,7 @@ def test_devices_do_not_matter(params, result, devices, request):
 def test_another_arm_is_another_figure_without_another_program(params, result, monkeypatch):
     traced = []
     original = loss.losses
-    monkeypatch.setattr(loss, "losses", lambda *arguments: traced.append(1) or original(*arguments))
+    monkeypatch.setattr(loss, "losses", lambda *given, **named: traced.append(1) or original(*given, **named))
     evaluator = evaluate.build(CONFIG, models.Compute())
     arms = [
         evaluate.evaluate(evaluator, jax.tree.map(lambda leaf, k=k: leaf * k, params), batches(4)) for k in (1, 2, 3)

@@ -34,7 +34,7 @@ from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.regions import Provenance, Region
 from lingregions.regions.region import axes, versions
-from lingregions.run import Run
+from lingregions.run import Run, cluster
 from lingregions.run.progress import Bar
 
 # results.csv: one row per (experiment, arm, language).
@@ -164,8 +164,9 @@ def prepare(settings: ConfigDict, run: Run) -> Laboratory:
     """
     mesh = meshes.build(**settings.machine.mesh.to_dict())
     begin = time.monotonic()
-    source = sources.resolve(settings.model.source, settings.machine.cache or None)
-    params = source.load(mesh, jax.random.key(settings.seed))
+    with cluster.ready("the loading of the model", cluster.WORK):
+        source = sources.resolve(settings.model.source, settings.machine.cache or None)
+        params = source.load(mesh, jax.random.key(settings.seed))
     config = source.config
     identity = trees.fingerprint(params, json.dumps(models.dump(config), sort_keys=True))
     run.log(
@@ -203,16 +204,17 @@ def check(laboratory: Laboratory) -> None:
     Raises:
       ValueError: a text is missing, unusable or shorter than asked; the message says which.
     """
-    for use in uses(laboratory.settings):
-        chosen = laboratory.settings[use]
-        for language in chosen.languages:
-            corpus, positions = draw(laboratory, language, use)
-            if len(positions) < chosen.samples:
-                laboratory.run.note(
-                    f"{language}, {corpus.split}: {len(positions)} samples, {chosen.samples} were asked for"
-                )
-            if corpus.counts.skipped:
-                laboratory.run.note(f"{language}: {corpus.counts.skipped} texts could not be read and were skipped")
+    with cluster.ready("the opening of the texts", cluster.WORK):
+        for use in uses(laboratory.settings):
+            chosen = laboratory.settings[use]
+            for language in chosen.languages:
+                corpus, positions = draw(laboratory, language, use)
+                if len(positions) < chosen.samples:
+                    laboratory.run.note(
+                        f"{language}, {corpus.split}: {len(positions)} samples, {chosen.samples} were asked for"
+                    )
+                if corpus.counts.skipped:
+                    laboratory.run.note(f"{language}: {corpus.counts.skipped} texts could not be read and were skipped")
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -245,7 +247,10 @@ def gather(
         at = Snapshot(found["position"], run.load(draft, scorer.shapes), found["tokens"], found["nll"])
         run.note(f"scoring {language} goes on from sample {at.position:,} of {stop:,}")
     goals = sorted({*(each for each in stops if start < each < stop), stop})
-    group, saved = laboratory.definition.group, time.monotonic()
+    definition, saved = laboratory.definition, time.monotonic()
+    # Where groups are only summed up, their borders decide nothing, and a step fills the whole mesh.
+    borders = definition.weighting != "token" or bool(jax.tree.leaves(at.sums.open))
+    group = definition.group if borders else max(definition.group, scorer.micro)
     with run.progress(f"score {language}", (stop - at.position) * corpus.length, "tokens") as bar:
         for goal in goals:
             while at.position < goal:
@@ -401,6 +406,7 @@ class Arm:
       region: makes the region; called only when a cell of the arm is missing. None: nothing is done.
       perturbation: a key of `perturb.PERTURBATIONS`, with its `amount` and `seed` where it takes them.
       group: the name that arms share which differ only in a seed; "" stands for `name`.
+      limits: bounds on activations while the arm is measured (see `models.bounded`).
     """
 
     name: str
@@ -409,6 +415,7 @@ class Arm:
     amount: float | None = None
     seed: int | None = None
     group: str = ""
+    limits: trees.Tree | None = None
 
     @property
     def pooled(self) -> str:
@@ -465,7 +472,7 @@ def measure(laboratory: Laboratory, experiment: str, arms: Sequence[Arm]) -> Non
                 continue
             chosen = {code: texts[code] for code in missing[arm.name]}
             with arm.apply(laboratory.params) as params:
-                for code, found in _cells(laboratory, params, chosen, bar):
+                for code, found in _cells(laboratory, params, chosen, arm.limits, bar):
                     checksum = _store(laboratory, experiment, arm.name, code, found.documents)
                     run.log(event="evaluated", experiment=experiment, arm=arm.name, language=code, nll_nats=found.nll)
                     run.add("results", row(experiment, arm.name, code, found, checksum))
@@ -473,7 +480,11 @@ def measure(laboratory: Laboratory, experiment: str, arms: Sequence[Arm]) -> Non
 
 
 def _cells(
-    laboratory: Laboratory, params: trees.Tree, texts: Mapping[str, tuple[Corpus, np.ndarray]], bar: Bar
+    laboratory: Laboratory,
+    params: trees.Tree,
+    texts: Mapping[str, tuple[Corpus, np.ndarray]],
+    limits: trees.Tree | None,
+    bar: Bar,
 ) -> Iterator[tuple[str, evaluate.Result]]:
     """Yield (language, sums) as soon as the last sample of the language is done."""
     size = laboratory.settings.machine.evaluate_batch * meshes.rows(laboratory.mesh)
@@ -494,7 +505,7 @@ def _cells(
 
     left = {code: len(positions) for code, (_, positions) in texts.items()}
     gathered: dict[str, list[tuple[np.ndarray, evaluate.Losses]]] = {code: [] for code in texts}
-    for losses in evaluate.stream(laboratory.evaluator, params, batches(), laboratory.place):
+    for losses in evaluate.stream(laboratory.evaluator, params, batches(), laboratory.place, limits):
         first = 0
         for code, positions in queue.popleft():
             own = losses.take(first, first + len(positions))
