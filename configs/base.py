@@ -47,6 +47,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
 
     config.score = ConfigDict()
     config.score.preset = "sound"  # or "paper": what the released code computes
+    config.score.rule = ""  # taylor, taylor_abs, fisher, magnitude or wanda; "": the preset's
     config.score.languages = SCORED
     config.score.samples = 3  # a language; 0: all
     config.score.snapshots = ()  # sample counts below that whose scores are saved too, such as 1000

@@ -152,7 +152,7 @@ def define(settings: ConfigDict) -> scores.Definition:
         raise ValueError(f"score.preset is {chosen['preset']!r}; it must be one of {', '.join(sorted(scores.PRESETS))}")
     preset = scores.PRESETS[chosen["preset"]]
     names = {field.name for field in dataclasses.fields(preset)}
-    changes = {name: value for name, value in chosen.items() if name in names and value is not None}
+    changes = {name: value for name, value in chosen.items() if name in names and value not in (None, "")}
     return dataclasses.replace(preset, **changes)
 
 
