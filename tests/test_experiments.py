@@ -72,7 +72,7 @@ def test_every_variant_resolves(path, variant):
 def test_results_hold_one_row_per_arm_and_language(whole):
     _, rows = whole
     assert list(rows[0]) == list(laboratory.COLUMNS)
-    arms = ["base", "top 1%", "bottom 1%", "random 1% seed 0"]
+    arms = ["base", "top 1%", "bottom 1%", "random 1% seed 0", "magnitude 1%"]
     assert [(row["arm"], row["language"]) for row in rows] == [(arm, code) for arm in arms for code in ("ar", "sw")]
     for row in rows:
         nats, tokens, size = float(row["nll_nats"]), int(row["tokens"]), int(row["bytes"])
@@ -93,7 +93,7 @@ def test_regions_are_found_and_saved_with_their_origin(whole):
     folder, _ = whole
     names = {path.stem for path in (folder / "regions").glob("*.safetensors")}
     assert names == {
-        *("top-1pct", "bottom-1pct", "random-1pct-seed-0", "top-1pct-ar", "top-1pct-zh"),
+        *("top-1pct", "bottom-1pct", "random-1pct-seed-0", "magnitude-1pct", "top-1pct-ar", "top-1pct-zh"),
         *("monolingual-ar", "monolingual-zh"),
     }
     found = {name: regions.load(folder / "regions" / f"{name}.safetensors") for name in names}

@@ -1,20 +1,25 @@
 """Remove the core linguistic region, and what else a fair comparison needs, and see what each language loses.
 
 The paper's first experiment: the core is the top of the scores combined over the scored languages, taken in every
-matrix; its removal is set against removing the bottom and a random region of the same size.
+matrix; its removal is set against removing the bottom and random regions of the same size, against random ones that are
+matched to it, and against the largest weights. Parts of the core - one kind of matrix, one layer, the norms or all but
+them - are removed by themselves where the config asks for it.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lingregions import regions
 from lingregions import tree as trees
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments import stage
+from lingregions.experiments.finding import LEVEL, Findings, number, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
 from lingregions.regions import Region
@@ -23,17 +28,42 @@ from lingregions.regions.matched import match
 from lingregions.run import Run
 
 DRAWN = ("random", "matched")  # selectors that draw: one arm a seed
+# Names of `select.modules` -> scope: the part of the region that is removed by itself.
+MODULES = {
+    "q": "layers.self_attn.q_proj",
+    "k": "layers.self_attn.k_proj",
+    "v": "layers.self_attn.v_proj",
+    "o": "layers.self_attn.o_proj",
+    "gate": "layers.mlp.gate_proj",
+    "up": "layers.mlp.up_proj",
+    "down": "layers.mlp.down_proj",
+    "norms": "norms",
+    "without norms": "decoder_without_norms",
+}
 
 
-class Arm(NamedTuple):
-    """One region that is removed: an entry of `SELECTORS`, or "matched": random, but matched to the top of its size."""
+class Removal(NamedTuple):
+    """One region that is removed.
+
+    Attributes:
+      selector: an entry of `SELECTORS`; "magnitude": the largest |theta|; "matched": random, but matched to the top.
+      fraction: part of each matrix, as the config says it.
+      seed: of a selector that draws.
+      part: "", or what of the region is removed: a name in `MODULES`, or "layer 3".
+    """
 
     selector: str
     fraction: str
-    seed: int | None
+    seed: int | None = None
+    part: str = ""
+
+    @property
+    def group(self) -> str:
+        """The name without the seed."""
+        return f"{self.selector} {self.fraction}" + (f" {self.part}" if self.part else "")
 
     def __str__(self) -> str:
-        return f"{self.selector} {self.fraction}" + ("" if self.seed is None else f" seed {self.seed}")
+        return self.group + ("" if self.seed is None else f" seed {self.seed}")
 
 
 def core_removal(settings: ConfigDict, run: Run) -> None:
@@ -48,70 +78,112 @@ def core_removal(settings: ConfigDict, run: Run) -> None:
     for language in settings.score.languages:
         lab.score(laboratory, language)
     files = find(laboratory)
-    made: dict[str, Callable[[], trees.Tree]] = {"base": lambda: laboratory.params}
-    made |= {str(arm): functools.partial(lab.remove, laboratory, files[str(arm)]) for arm in arms(settings)}
+    removals = list(plan(settings, laboratory.model.layers))
+    made = [lab.Arm(str(each), functools.partial(take, laboratory, files, each), group=each.group) for each in removals]
     lab.measure(laboratory, "core_removal", made)
-    lab.publish(laboratory)
+    compare(laboratory, removals)
 
 
 def stages(settings: ConfigDict) -> list[Stage]:
     """Return what `core_removal` would do."""
     languages, first = settings.score.languages, settings.select.fractions[0]
-    found = {str(arm): arm.fraction for arm in arms(settings)}
+    removals = list(plan(settings, stage.model(settings).layers))
+    found = {str(each): each.fraction for each in removals if not each.part}
     if settings.select.monolingual:
         found |= {name: first for each in languages for name in (f"top {first} {each}", f"monolingual {each}")}
     return [
         *stage.scoring(settings),
         stage.selecting(settings, found),
-        stage.measuring(settings, [str(arm) for arm in arms(settings)]),
+        stage.measuring(settings, list(map(str, removals))),
     ]
 
 
-def arms(settings: ConfigDict) -> Iterator[Arm]:
-    """Yield the arms beside "base": every selector at every fraction, the random one with every seed."""
-    for fraction in settings.select.fractions:
-        for selector in settings.select.selectors:
-            seeds = settings.select.seeds if selector in DRAWN else (None,)
-            yield from (Arm(selector, fraction, seed) for seed in seeds)
+def plan(settings: ConfigDict, layers: int) -> Iterator[Removal]:
+    """Yield what is removed: every selector at every fraction, with every seed; then the parts of the first top.
+
+    Args:
+      settings: the config.
+      layers: of the model.
+
+    Raises:
+      ValueError: a part that does not exist, or one of a top that is not among the removals.
+    """
+    chosen = settings.select
+    for fraction in chosen.fractions:
+        for selector in chosen.selectors:
+            seeds = chosen.seeds if selector in DRAWN else (None,)
+            yield from (Removal(selector, fraction, seed) for seed in seeds)
+    named = range(layers) if tuple(chosen.layers) == ("all",) else chosen.layers
+    parts = [*chosen.modules, *(f"layer {each}" for each in named)]
+    if parts and "top" not in chosen.selectors:
+        raise ValueError("select.modules and select.layers take parts of the top: add top to select.selectors")
+    for part in parts:
+        if part not in MODULES and part not in {f"layer {each}" for each in range(layers)}:
+            raise ValueError(
+                f"there is no part {part!r}; select.modules may hold {', '.join(MODULES)}, and select.layers numbers "
+                f"below {layers} or the word all"
+            )
+        yield Removal("top", chosen.fractions[0], part=part)
+
+
+# --- regions ----------------------------------------------------------------------------------------------------------
 
 
 def find(laboratory: Laboratory) -> dict[str, str]:
     """Make the regions of the config; returns {name: file}.
 
-    The arms; and for the first fraction, if `select.monolingual`, the top of each language and what of it no other
-    language has: top(A) minus the union of top(B) for every other scored B (docs/method.md 2).
+    Those that are removed whole; and for the first fraction, if `select.monolingual`, the top of each language and what
+    of it no other language has: top(A) minus the union of top(B) for every other scored B (docs/method.md 2).
     """
     settings = laboratory.settings
-    languages = settings.score.languages
+    languages, scope = settings.score.languages, settings.select.scope
     known = lab.provenance(laboratory, languages)
+    whole = [each for each in plan(settings, laboratory.model.layers) if not each.part]
 
     @functools.cache
     def combined() -> trees.Tree:
         return lab.combine(laboratory, languages)
 
-    def take(arm: Arm) -> Region:
-        if arm.selector == "matched":
-            top = Arm("top", arm.fraction, None)
-            if top not in arms(settings):
+    def select(wanted: Removal) -> Region:
+        if wanted.selector == "matched":
+            top = Removal("top", wanted.fraction)
+            if top not in whole:
                 raise ValueError(
-                    f"the arm {arm} is matched to {top}, which is not among the arms: add top to selectors"
+                    f"the arm {wanted} is matched to {top}, which is not among the arms: add top to selectors"
                 )
-            assert arm.seed is not None
-            part = trees.restrict(laboratory.params, settings.select.scope)
-            return match(lab.read(laboratory, files[str(top)]), part, arm.seed, str(arm))
-        like = trees.restrict(laboratory.shapes if arm.selector == "random" else combined(), settings.select.scope)
-        named = known.replace(name=str(arm))
-        return regions.select(like, arm.fraction, arm.selector, seed=arm.seed, provenance=named)
+            assert wanted.seed is not None
+            part = trees.restrict(laboratory.params, scope)
+            return match(lab.read(laboratory, files[str(top)]), part, wanted.seed, str(wanted))
+        named = known.replace(name=str(wanted))
+        if wanted.selector == "magnitude":
+            return regions.select(
+                magnitudes(laboratory),
+                wanted.fraction,
+                provenance=lab.provenance(laboratory, (), "magnitude").replace(
+                    name=str(wanted), definition=f"the largest |theta|, {wanted.fraction} of each matrix"
+                ),
+            )
+        like = trees.restrict(laboratory.shapes if wanted.selector == "random" else combined(), scope)
+        return regions.select(like, wanted.fraction, wanted.selector, seed=wanted.seed, provenance=named)
 
     files: dict[str, str] = {}
     # The matched ones last: they start from the file of their top.
-    for arm in sorted(arms(settings), key=lambda arm: arm.selector == "matched"):
-        files |= lab.find(laboratory, {str(arm): functools.partial(take, arm)})
+    for each in sorted(whole, key=lambda each: each.selector == "matched"):
+        files |= lab.find(laboratory, {str(each): functools.partial(select, each)})
     combined.cache_clear()
-    if not settings.select.monolingual:
-        return files
+    return files | (alone(laboratory) if settings.select.monolingual else {})
 
-    fraction = settings.select.fractions[0]
+
+def magnitudes(laboratory: Laboratory) -> trees.Tree:
+    """Return |theta| in the select scope."""
+    part = trees.restrict(laboratory.params, laboratory.settings.select.scope)
+    return trees.transform(lambda _, theta: jnp.abs(theta), part)
+
+
+def alone(laboratory: Laboratory) -> dict[str, str]:
+    """Make the top of each scored language, and what of it no other has; returns {name: file}."""
+    settings = laboratory.settings
+    languages, fraction = settings.score.languages, settings.select.fractions[0]
     tops = {language: f"top {fraction} {language}" for language in languages}
 
     def top(language: str) -> Region:
@@ -119,9 +191,9 @@ def find(laboratory: Laboratory) -> dict[str, str]:
         part = trees.restrict(lab.load(laboratory, language), settings.select.scope)
         return regions.select(part, fraction, "top", provenance=named)
 
-    files |= lab.find(laboratory, {tops[language]: functools.partial(top, language) for language in languages})
+    files = lab.find(laboratory, {tops[language]: functools.partial(top, language) for language in languages})
 
-    def alone(language: str) -> Region:
+    def own(language: str) -> Region:
         found = lab.read(laboratory, files[tops[language]])
         origins = [found.provenance]
         for other in languages:
@@ -134,4 +206,116 @@ def find(laboratory: Laboratory) -> dict[str, str]:
         known = combine("difference", origins, name).replace(definition=definition)
         return dataclasses.replace(found, provenance=known)
 
-    return files | lab.find(laboratory, {f"monolingual {each}": functools.partial(alone, each) for each in languages})
+    return files | lab.find(laboratory, {f"monolingual {each}": functools.partial(own, each) for each in languages})
+
+
+def take(laboratory: Laboratory, files: dict[str, str], wanted: Removal) -> Region:
+    """Return the region of a removal."""
+    found = lab.read(laboratory, files[str(wanted._replace(part=""))])
+    if not wanted.part:
+        return found
+    if wanted.part in MODULES:
+        return regions.restrict(found, MODULES[wanted.part], name=str(wanted))
+    return regions.restrict(found, layers=[int(wanted.part.removeprefix("layer "))], name=str(wanted))
+
+
+# --- what was found ---------------------------------------------------------------------------------------------------
+
+
+def compare(laboratory: Laboratory, removals: Sequence[Removal]) -> None:
+    """Weigh every top against its controls and the parts of it against each other; write tables, verdict and report."""
+    groups = list(dict.fromkeys((each.selector, each.fraction, each.group) for each in removals if not each.part))
+    contrasts = [
+        (f"top {fraction}", group)
+        for selector, fraction, group in groups
+        if selector != "top" and Removal("top", fraction) in removals
+    ]
+    found = Findings(lab.assess(laboratory, {"core_removal": contrasts})["core_removal"])
+    if contrasts:
+        rows = [
+            [arm, control, found.cell(arm), found.cell(control), found.cell(arm, control), found.worse(arm, control)]
+            for arm, control in contrasts
+        ]
+        content = {
+            "title": "The top against its controls",
+            "note": "Perplexity over all languages (geometric mean) as a multiple of the untouched model's, and of the "
+            "top's as a multiple of the control's; the last column counts languages in which the top does more harm, "
+            f"p < {LEVEL} after Holm's correction. Intervals: paired bootstrap over passages and seeds.",
+            "columns": [
+                {"name": "region"},
+                {"name": "control"},
+                {"name": "region removed", "kind": "factor"},
+                {"name": "control removed", "kind": "factor"},
+                {"name": "region over control", "kind": "factor"},
+                {"name": "more harm in"},
+            ],
+            "rows": rows,
+        }
+        lab.tabulate(laboratory, "contrasts", content)
+    parts = [each for each in removals if each.part]
+    if parts:
+        lab.tabulate(laboratory, "parts", _parts(laboratory, found, parts))
+        languages = list(laboratory.settings.evaluate.languages)
+        heatmap = {
+            "kind": "heatmap",
+            "title": f"Damage of each part of the top {parts[0].fraction} by language",
+            "corner": "part",
+            "rows": [each.part for each in parts],
+            "columns": languages,
+            "values": [[number(found.value(str(each), language=code)) for code in languages] for each in parts],
+            "format": "exponential",
+            "unit": "perplexity as a multiple of the untouched model's",
+        }
+        lab.tabulate(laboratory, "parts_by_language", heatmap)
+    lab.tabulate(laboratory, "verdict", verdict("Verdict", weigh(found, contrasts, parts)))
+    lab.publish(laboratory)
+
+
+def _parts(laboratory: Laboratory, found: Findings, parts: Sequence[Removal]) -> dict[str, Any]:
+    """Return the table of what each part of the top costs by itself, and how large it is."""
+    files = {f"top {parts[0].fraction}": f"regions/{lab.slug(f'top {parts[0].fraction}')}.safetensors"}
+    sizes = [regions.total(take(laboratory, files, each)) for each in parts]
+    return {
+        "title": f"Parts of the top {parts[0].fraction}, removed by themselves",
+        "note": "Geometric-mean perplexity as a multiple of the untouched model's.",
+        "columns": [
+            {"name": "part"},
+            {"name": "parameters", "kind": "count"},
+            {"name": "perplexity", "kind": "factor"},
+            {"name": "harm in"},
+        ],
+        "rows": [
+            [each.part, size, found.cell(str(each)), found.worse(str(each))]
+            for each, size in zip(parts, sizes, strict=True)
+        ],
+    }
+
+
+def weigh(found: Findings, contrasts: Sequence[tuple[str, str]], parts: Sequence[Removal]) -> list[str]:
+    """Return the verdict: what the first top does beyond each control, and what this can and cannot show."""
+    said = []
+    if contrasts:
+        top = contrasts[0][0]
+        own = [control for arm, control in contrasts if arm == top]
+        clauses = "; ".join(found.against(top, control) for control in own)
+        said.append(f"Removing {top} multiplies perplexity by {found.words(top)[1:]} over all languages; {clauses}.")
+        magnitude = [control for control in own if control.startswith("magnitude")]
+        if magnitude and found.sign(magnitude[0]) > 0 and found.value(magnitude[0]) > math.log(10):
+            said.append(
+                f"The largest weights alone ({magnitude[0]}: {found.words(magnitude[0])}) break the model as well, and "
+                "they were found without any text: that the core's removal ends in collapse shows that its parameters "
+                "are indispensable, not that they are linguistic."
+            )
+        elif not magnitude:
+            said.append(
+                "The largest weights were not removed for comparison (select.selectors with magnitude): collapse by "
+                "itself does not show that a region is linguistic."
+            )
+    if parts:
+        ranked = sorted(parts, key=lambda each: -found.value(str(each)))
+        said.append(
+            "Of its parts, removed by themselves, the most harmful is "
+            f"{ranked[0].part} ({found.words(str(ranked[0]))}), the least {ranked[-1].part} "
+            f"({found.words(str(ranked[-1]))})."
+        )
+    return said
