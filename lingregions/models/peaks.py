@@ -36,8 +36,9 @@ def supers(peaks: Peaks, threshold: float = 100.0) -> list[tuple[str, tuple[int,
     candidate where the spikes of both the input and the output of `down_proj` reach `threshold`, and its rank is the
     product of the two. The weight is at row = the output channel, column = the input channel of the largest peak (the
     first of several). arXiv 2411.07191 reads the spikes off a plot by eye; the number is ours. It also removes a weight
-    and looks again, because a massive activation, once written, makes the layers that erase it spike as well: SmolLM2
-    gives layer 11 [507, 1229] first (spikes of thousands), then layers 28 and 29, which erase it, then 9 and 2.
+    and looks again, because a massive activation, once written, makes the layers that erase it spike as well. SmolLM2
+    gives layer 11 [507, 1229] first, whose spikes are in the thousands, then layers 28 and 29, which take away what it
+    wrote, and behind them, with spikes of 100 to 400, some of the layers 2, 9 and 27.
 
     Args:
       peaks: from `models.peaks`; one prompt is enough.
