@@ -31,6 +31,8 @@ def run(words: Sequence[str]) -> int:
 
     asked = settings.parse(words)
     config = asked.config
+    if "experiment" not in config:
+        raise settings.SettingsError(f"{asked.source} names no experiment; a sweep is run with: lingregions sweep")
     known(config.experiment)
     if asked.dry_run:
         return plan(config, asked.workdir)
@@ -57,7 +59,7 @@ def sweep(words: Sequence[str]) -> int:
     """Run every cell of a grid over the fields of a config; the same command again goes on where it stopped."""
     from lingregions import sweep as sweeps
 
-    return sweeps.main(words, connect)
+    return sweeps.main(words)
 
 
 def connect(variables: Mapping[str, str], wait: float | None = None) -> None:

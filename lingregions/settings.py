@@ -69,7 +69,7 @@ def parse(
         raise SettingsError(str(error)) from None
     names = list(values)
     for word in rest:
-        if word.startswith("-") and not _OVERRIDE.match(word):
+        if word.startswith("-") and key(word) is None:
             name = word.lstrip("-").partition("=")[0]
             raise SettingsError(f"no flag --{name}{_hint(name, names, '--')} Flags: {_enumerate(names, '--')}")
     for name in required:
@@ -95,9 +95,13 @@ def _underscored(word: str) -> str:
     return word if not name.startswith("--") or "." in name else f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
-def load(
-    source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
-) -> config_dict.ConfigDict:
+def key(word: str) -> str | None:
+    """Return the dotted key that a word of a command line sets ("--config.a.b=3": "a.b"), None for any other word."""
+    match = _OVERRIDE.match(word)
+    return match[1] if match else None
+
+
+def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
     """Return the locked config of `source` ("configs/x.py:variant") with overrides ("--config.a.b=3") applied.
 
     Args:
@@ -111,10 +115,9 @@ def load(
     """
     module, config = _get(source)
     for word in overrides:
-        match = _OVERRIDE.match(word)
-        if match:
-            _find(config, match[1], source)
-    tuples = {path: value for path, value in _leaves(config) if isinstance(value, tuple)}
+        if (path := key(word)) is not None:
+            _find(config, path, source)
+    tuples = {path: value for path, value in leaves(config) if isinstance(value, tuple)}
     parser = flags.FlagValues()
     parser.set_gnu_getopt(True)
     try:
@@ -141,7 +144,7 @@ def load(
             value = tuple(word.strip() for word in value[0].split(","))
             config_path.set_value(path, config, value)
         _check_elements(path, default, value, source)
-    unset = [path for path, value in _leaves(config) if isinstance(value, config_dict.FieldReference)]
+    unset = [path for path, value in leaves(config) if isinstance(value, config_dict.FieldReference)]
     if unset:
         help_texts = module.get("HELP", {})
         lines = [f"  --config.{path}=...  {help_texts.get(path, _type_name(config, path))}" for path in unset]
@@ -223,7 +226,7 @@ def _find(config: config_dict.ConfigDict, path: str, source: str) -> None:
         if key not in node:
             prefix = f"{level}." if level else ""
             hint = _hint(str(key), list(node), prefix)
-            elsewhere = [found for found, _ in _leaves(config) if found.rpartition(".")[2] == str(keys[-1])]
+            elsewhere = [found for found, _ in leaves(config) if found.rpartition(".")[2] == str(keys[-1])]
             if hint == "." and elsewhere:
                 hint = f'; did you mean "{elsewhere[0]}"?'
             where = f'Keys of "{level}"' if level else "Keys"
@@ -234,13 +237,13 @@ def _find(config: config_dict.ConfigDict, path: str, source: str) -> None:
         raise SettingsError(f'"{path}" is a section; set its keys one by one: {_enumerate(sorted(node), path + ".")}')
 
 
-def _leaves(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted path, value); an unset placeholder comes as its FieldReference."""
     for key, value in config.items(preserve_field_references=True):
         if isinstance(value, config_dict.FieldReference) and value.get() is not None:
             value = value.get()
         if isinstance(value, config_dict.ConfigDict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

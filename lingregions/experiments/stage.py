@@ -227,14 +227,20 @@ def tabulate(stages: Sequence[Stage], folder: Path | None = None) -> str:
     for each in stages:
         done = f"{each.finished(begun)} of {each.parts}" if begun and each.parts else ""
         rows.append([each.name, *map(_number, (each.samples, each.tokens, each.bytes)), done, each.what])
-    sums = [_sum([getattr(each, name) for each in stages]) for name in ("samples", "tokens", "bytes")]
-    rows.append(["total", *map(_number, sums), "", ""])
+    total = add(stages, "total", "")
+    rows.append([total.name, *map(_number, (total.samples, total.tokens, total.bytes)), "", total.what])
     widths = [max(len(row[place]) for row in rows) for place in range(5)]
     lines = []
     for row in rows:
         numbers = [row[place].rjust(widths[place]) for place in range(1, 5) if widths[place]]
         lines.append("  ".join([row[0].ljust(widths[0]), *numbers, row[5]]).rstrip())
     return "\n".join(lines)
+
+
+def add(stages: Sequence[Stage], name: str, what: str) -> Stage:
+    """Return one line for stages that come one after the other."""
+    samples, tokens, size = (_sum([getattr(each, key) for each in stages]) for key in ("samples", "tokens", "bytes"))
+    return Stage(name, what, samples, tokens, size)
 
 
 def _number(value: int | None) -> str:

@@ -1,0 +1,210 @@
+"""The verb `sweep`: its flags, one cell after the other, and what is told at the end."""
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from absl import flags
+
+from lingregions import settings
+from lingregions.experiments import STAGES, known, perform
+from lingregions.experiments.stage import Stage, add, tabulate
+from lingregions.run import Interrupted, InUse, Run, RunError, cluster, replacing, verify
+from lingregions.run.files import Lock
+from lingregions.settings import SettingsError
+from lingregions.sweep import summary
+from lingregions.sweep.grid import Cell, Grid, resolve, split
+
+PATIENCE = 60.0  # seconds to wait while another process begins the same folder
+
+# How a cell stands.
+FINISHED, FAILED, ELSEWHERE, OPEN = "finished", "failed", "running elsewhere", "not finished"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of one cell: how it stands, and the error of one that failed."""
+
+    state: str
+    error: str = ""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a sweep; returns the exit code: 1 if a cell failed.
+
+    Args:
+      words: the words after the verb.
+
+    Raises:
+      SettingsError: a mistake in the words, the sweep's config, or that of a cell.
+      RunError: the folder cannot be used.
+      Interrupted: a signal asked to stop.
+    """
+    mine, theirs = split(words)
+    values = flags.FlagValues()
+    flags.DEFINE_string("shard", "1/1", "the cells of one of several processes: 2/4 is the second of four", values)
+    asked = settings.parse(mine, values)
+    number, count = _shard(str(asked.flags["shard"].value))
+    grid = resolve(asked.source, asked.config, theirs)
+    for cell in grid.cells:
+        known(cell.config.experiment)
+    cells = grid.cells[number - 1 :: count]
+    if asked.dry_run:
+        _plan(grid, cells, asked.workdir)
+        return 0
+    assert asked.workdir is not None
+    if asked.fresh and count > 1:
+        raise SettingsError("--fresh moves aside the whole sweep, the other shards too: give it without --shard")
+    machine = grid.cells[0].config.machine
+    if machine.distributed:
+        cluster.connect(os.environ, machine.get("wait_seconds", cluster.WAIT))
+    folder = asked.workdir.expanduser().absolute()
+    with _stopping(folder):
+        _begin(folder, grid, asked.fresh)
+        outcomes = _run(folder, cells)
+        return _finish(folder, grid, outcomes, partial=count == 1)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise SettingsError(f"--shard={text}: i/n is needed, such as 2/4, the second of four")
+    number, count = int(match[1]), int(match[2])
+    if not 1 <= number <= count:
+        raise SettingsError(f"--shard={text}: shards are counted from 1, so i must lie in 1 to {max(count, 1)}")
+    return number, count
+
+
+@contextlib.contextmanager
+def _stopping(folder: Path) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into `Interrupted`, between cells too, where no run is open that would."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, folder)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(stopped.number, folder) from None  # a cell's names the folder of the cell
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _begin(folder: Path, grid: Grid, fresh: bool) -> None:
+    """Write the folder's config.json and environment.json, or hold what is there against this sweep.
+
+    Raises:
+      RunError: the folder was begun with another sweep, is not ours, or is to be moved aside while a cell is running.
+    """
+    if fresh:
+        for path in sorted((folder / "cells").glob("*")):
+            if (path / ".lock").exists():
+                Lock(path).release()
+    patience = time.monotonic() + PATIENCE
+    # Processes of one run open the folder together; those of other shards may have begun it.
+    while fresh or not cluster.alone() or not Run.examine(folder, grid.config):
+        try:
+            Run.open(folder, grid.config, fresh).close()
+            return
+        except InUse:
+            if time.monotonic() > patience:
+                raise
+            time.sleep(0.1)  # another shard is writing the two files
+
+
+def _run(folder: Path, cells: Sequence[Cell]) -> dict[str, Outcome]:
+    outcomes = {}
+    for place, cell in enumerate(cells, 1):
+        print(f"cell {place} of {len(cells)}: {cell.name}", flush=True)
+        outcomes[cell.name] = _attempt(folder, cell)
+        # A laboratory refers to itself: without this the models of earlier cells would stay until memory is short.
+        gc.collect()
+        print(f"  {_tell(outcomes[cell.name])}", flush=True)
+    return outcomes
+
+
+def _attempt(folder: Path, cell: Cell) -> Outcome:
+    """Carry out a cell unless it is finished; whatever it raises is noted in the folder of the sweep."""
+    place, note = folder / "cells" / cell.name, folder / "failed" / f"{cell.name}.json"
+    try:
+        if not (Run.examine(place, cell.config) and verify(place, "run")[0] is not None):
+            with Run.open(place, cell.config) as run:
+                perform(cell.config, run)
+                run.check()  # a signal that came too late for the cell must still stop the sweep
+    except InUse:
+        return Outcome(ELSEWHERE)
+    except Exception as error:
+        if not cluster.alone():
+            raise  # the other processes are in the middle of the cell: they must end too
+        said = f"{type(error).__name__}: {error}"
+        content = {"cell": cell.values, "error": said, "traceback": traceback.format_exc()}
+        with replacing(note) as partial:
+            partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return Outcome(FAILED, said)
+    note.unlink(missing_ok=True)
+    return Outcome(FINISHED)
+
+
+def stand(folder: Path, cell: Cell) -> Outcome:
+    """Return how a cell stands, from its files; checksums are read."""
+    place, note = folder / "cells" / cell.name, folder / "failed" / f"{cell.name}.json"
+    if verify(place, "run")[0] is not None:
+        return Outcome(FINISHED)
+    if note.exists():
+        return Outcome(FAILED, str(json.loads(note.read_text(encoding="utf-8"))["error"]))
+    return Outcome(OPEN)
+
+
+def _finish(folder: Path, grid: Grid, mine: Mapping[str, Outcome], partial: bool) -> int:
+    """Write the tables if all cells are finished, or `partial` ones; say what is left; return the exit code."""
+    outcomes = {cell.name: mine.get(cell.name) or stand(folder, cell) for cell in grid.cells}
+    finished = [cell for cell in grid.cells if outcomes[cell.name].state == FINISHED]
+    if len(finished) == len(grid.cells) or (partial and finished):
+        try:
+            summary.write(folder, grid, {name: _tell(outcome) for name, outcome in outcomes.items()}, finished)
+            print(f"{len(finished)} of {len(grid.cells)} cells: {folder / 'report.html'}")
+        except InUse:
+            print(f"{len(finished)} of {len(grid.cells)} cells: another process is writing the tables")
+    else:
+        left = "" if partial else "; the tables are written when all are, or by the command without --shard"
+        print(f"{len(finished)} of {len(grid.cells)} cells are finished{left}")
+    others = {name: outcome for name, outcome in outcomes.items() if outcome.state != FINISHED}
+    for name, outcome in others.items():
+        print(f"  {name}: {_tell(outcome)}", file=sys.stderr)
+    return int(any(outcome.state == FAILED for outcome in mine.values()))
+
+
+def _tell(outcome: Outcome) -> str:
+    return f"{outcome.state}: {outcome.error}" if outcome.error else outcome.state
+
+
+def _plan(grid: Grid, cells: Sequence[Cell], folder: Path | None) -> None:
+    """Print the config of the first cell, its stages, and all cells with what they ask for and how they stand."""
+    stages: list[Stage] = []
+    for cell in cells:
+        state = "not begun"
+        try:
+            planned = STAGES[cell.config.experiment](cell.config)
+            if folder is not None and Run.examine(folder / "cells" / cell.name, cell.config):
+                parts = sum(each.finished(folder / "cells" / cell.name) for each in planned)
+                state = f"{_tell(stand(folder, cell))}, {parts} of {sum(each.parts for each in planned)} parts done"
+        except (ValueError, RunError) as error:
+            planned, state = [], f"{type(error).__name__}: {error}"
+        stages.append(add(planned, cell.name, state))
+        if len(stages) == 1:
+            print(grid.cells[0].config)
+            print(f"\nEach cell, such as {cell.name}:\n{tabulate(planned)}\n")
+    print(f"{len(cells)} of {len(grid.cells)} cells over {', '.join(grid.keys)}:")
+    print(tabulate(stages))
