@@ -1,6 +1,6 @@
 """What the model loses: negative log-likelihood, perplexity and bits per byte of a language.
 
-Sums over all targets of a corpus, divided once at the end (docs/method.md 3); sums by document beside them, which a
+Sums over all targets of a corpus, divided once at the end (docs/method.md 3); sums by passage beside them, which a
 paired bootstrap draws from (`statistics`). Sums are float64 on the host. One compiled function serves every arm and
 language: the parameters are an argument. Cost: one forward pass a token, and 5 bytes a token back to the host.
 """
@@ -24,11 +24,11 @@ from lingregions.corpus.batch import Batch
 Evaluator = Callable[[trees.Tree, Batch, trees.Tree | None], tuple[jax.Array, jax.Array]]
 
 
-class Documents(NamedTuple):
-    """Sums over the targets of each document, in the order of their numbers.
+class Passages(NamedTuple):
+    """Sums over the targets of each passage - a document, or a stretch of one - in the order of their numbers.
 
     Attributes:
-      number: int64 [n], which document.
+      number: int64 [n], which passage.
       nll: float64 [n], nats.
       tokens: int64 [n], targets.
       bytes: int64 [n], UTF-8 bytes that they stand for.
@@ -47,13 +47,13 @@ class Result(NamedTuple):
       nll: negative log-likelihood of all targets, nats; NaN if the model gave NaN.
       tokens: targets.
       bytes: UTF-8 bytes that the targets stand for.
-      documents: the same sums by document.
+      passages: the same sums by passage.
     """
 
     nll: float
     tokens: int
     bytes: int
-    documents: Documents
+    passages: Passages
 
     @property
     def nats(self) -> float:
@@ -157,7 +157,7 @@ def total(numbers: Sequence[np.ndarray], losses: Sequence[Losses]) -> Result:
     """Return the sums of the targets of some batches.
 
     Args:
-      numbers: for each batch the document of each of its targets, int64 [n].
+      numbers: for each batch the passage of each of its targets, int64 [n].
       losses: the targets.
 
     Raises:
@@ -172,8 +172,8 @@ def total(numbers: Sequence[np.ndarray], losses: Sequence[Losses]) -> Result:
     counts = np.bincount(place, minlength=len(found))
     sizes = np.zeros(len(found), np.int64)
     np.add.at(sizes, place, size)
-    documents = Documents(found, np.bincount(place, nll, len(found)), counts.astype(np.int64), sizes)
-    return Result(float(nll.sum()), len(nll), int(size.sum()), documents)
+    passages = Passages(found, np.bincount(place, nll, len(found)), counts.astype(np.int64), sizes)
+    return Result(float(nll.sum()), len(nll), int(size.sum()), passages)
 
 
 def evaluate(
@@ -191,8 +191,8 @@ def evaluate(
       params: the parameters of this arm.
       batches: host batches of one shape; rows of padding count nothing.
       put: places a batch on the mesh.
-      numbers: int64 [B, T] for each batch, the document of each token (`Corpus.documents`); None takes every row as
-        one document.
+      numbers: int64 [B, T] for each batch, the passage that each token belongs to (`Corpus.documents` for one); None
+        takes every row as a passage.
       advance: told the targets of each batch when it is done (progress).
 
     Raises:

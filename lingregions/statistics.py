@@ -1,7 +1,7 @@
-"""How sure a difference is: paired bootstrap over documents, several seeds, correction over languages.
+"""How sure a difference is: paired bootstrap over passages, several seeds, correction over languages.
 
-Two arms are measured on the same documents, so their difference is resampled document by document (both arms take the
-same draw), and tested by changing its sign document by document; where an arm was drawn with several seeds the seeds
+Two arms are measured on the same passages, so their difference is resampled passage by passage (both arms take the
+same draw), and tested by changing its sign passage by passage; where an arm was drawn with several seeds the seeds
 are resampled too, so the interval holds what another seed and another text would have changed. Everything is a
 difference of NLL in nats per token, a logarithm of a ratio of perplexities: it never overflows. Pure NumPy,
 milliseconds a comparison.
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from lingregions.evaluate import Documents
+from lingregions.evaluate import Passages
 
 LEVEL = 0.95  # of every interval in this package
 DRAWS = 2000
@@ -26,10 +26,10 @@ class Draws(NamedTuple):
 
     Attributes:
       value: nats per token; NaN where a model gave NaN.
-      values: float64 [draws], the same figure of each resample of the documents.
-      null: float64 [draws], the same figure where the two arms change names in each document at random: what it would
+      values: float64 [draws], the same figure of each resample of the passages.
+      null: float64 [draws], the same figure where the two arms change names in each passage at random: what it would
         be if they did not differ.
-      units: documents.
+      units: passages.
     """
 
     value: float
@@ -43,10 +43,10 @@ class Estimate(NamedTuple):
 
     Attributes:
       value: nats per token.
-      low, high: bounds of the interval at `LEVEL`; NaN where there are fewer than two documents.
-      p: two-sided p-value of "no difference", from random changes of sign; never below 2 / 2^documents (two
-        documents can't be significant) or 1 / (draws + 1).
-      units: documents.
+      low, high: bounds of the interval at `LEVEL`; NaN where there are fewer than two passages.
+      p: two-sided p-value of "no difference", from random changes of sign; never below 2 / 2^passages (two
+        passages can't be significant) or 1 / (draws + 1).
+      units: passages.
     """
 
     value: float
@@ -60,11 +60,11 @@ def resample(arm: np.ndarray, reference: np.ndarray, tokens: np.ndarray, draws: 
     """Return the difference of two arms in one language, (sum arm - sum reference) / sum tokens.
 
     Args:
-      arm: float64 [S, n], nats of each document under each of S seeds of the arm.
+      arm: float64 [S, n], nats of each passage under each of S seeds of the arm.
       reference: float64 [R, n].
-      tokens: [n], targets of each document.
+      tokens: [n], targets of each passage.
       draws: number of resamples.
-      seed: of the resampling; with the same seed and n every comparison meets the same draws of documents.
+      seed: of the resampling; with the same seed and n every comparison meets the same draws of passages.
     """
     n = len(tokens)
     rng = np.random.default_rng(seed)
@@ -87,21 +87,21 @@ def resample(arm: np.ndarray, reference: np.ndarray, tokens: np.ndarray, draws: 
 
 
 def compare(
-    arm: Sequence[Mapping[str, Documents]],
-    reference: Sequence[Mapping[str, Documents]],
+    arm: Sequence[Mapping[str, Passages]],
+    reference: Sequence[Mapping[str, Passages]],
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Draws]:
     """Return the difference of two arms in every language that both have.
 
     Args:
-      arm: for each seed of the arm {language: sums by document}.
+      arm: for each seed of the arm {language: sums by passage}.
       reference: the same of what it is compared with.
       draws: number of resamples.
       seed: of the resampling; each language adds its name.
 
     Raises:
-      ValueError: the two were not measured on the same documents.
+      ValueError: the two were not measured on the same passages.
     """
     languages = [code for code in reference[0] if all(code in each for each in (*arm, *reference))]
     found = {}
@@ -110,7 +110,7 @@ def compare(
         for each in (*arm, *reference):
             same = np.array_equal(each[code].number, first.number) and np.array_equal(each[code].tokens, first.tokens)
             if not same:
-                raise ValueError(f"{code}: the arms were not measured on the same documents, so they cannot be paired")
+                raise ValueError(f"{code}: the arms were not measured on the same passages, so they cannot be paired")
         ours, theirs = (np.stack([each[code].nll for each in side]) for side in (arm, reference))
         found[code] = resample(ours, theirs, first.tokens, draws, zlib.crc32(code.encode(), seed))
     return found
@@ -138,10 +138,10 @@ def mean(differences: Mapping[str, Draws], languages: Sequence[str] | None = Non
 def estimate(difference: Draws, level: float = LEVEL) -> Estimate:
     """Return a difference with its interval: percentiles, widened as Student's t is wider than the normal.
 
-    The percentile interval of few documents is too short; its tails are taken at Phi(-sqrt(n / (n - 1)) t) instead of
+    The percentile interval of few passages is too short; its tails are taken at Phi(-sqrt(n / (n - 1)) t) instead of
     (1 - level) / 2, where t is the quantile of Student's t with n - 1 degrees of freedom (Hesterberg 2015, "What
-    teachers should know about the bootstrap", section 4.5). Of normal differences in 4, 8 and 30 documents it covers
-    88, 94 and 95 % where 95 % are said: with fewer than eight documents the doubt is larger than it says.
+    teachers should know about the bootstrap", section 4.5). Of normal differences in 4, 8 and 30 passages it covers
+    88, 94 and 95 % where 95 % are said: with fewer than eight passages the doubt is larger than it says.
     """
     n, values = difference.units, difference.values
     if n < 2 or not math.isfinite(difference.value) or not np.isfinite(values).all():

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lingregions import statistics
-from lingregions.evaluate import Documents
+from lingregions.evaluate import Passages
 from lingregions.statistics import Draws
 
 
-def documents(nll: list[float], tokens: list[int]) -> Documents:
+def documents(nll: list[float], tokens: list[int]) -> Passages:
     n = len(nll)
-    return Documents(np.arange(n), np.asarray(nll, float), np.asarray(tokens), np.full(n, 3))
+    return Passages(np.arange(n), np.asarray(nll, float), np.asarray(tokens), np.full(n, 3))
 
 
 def test_the_difference_is_of_sums_divided_once():
@@ -35,7 +35,7 @@ def test_a_resample_by_hand():
 
 
 def test_pairing_leaves_only_what_differs():
-    """Documents of very different difficulty, the arm worse by exactly 0.1 a token in each: no width."""
+    """Passages of very different difficulty, the arm worse by exactly 0.1 a token in each: no width."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(5, 50, 12)
     nll = rng.gamma(2, 10, 12) * tokens
@@ -85,7 +85,7 @@ def test_seeds_widen_the_interval():
 
 def test_other_documents_are_refused():
     one, other = documents([1, 2], [3, 4]), documents([1, 2], [3, 5])
-    with pytest.raises(ValueError, match="en: the arms were not measured on the same documents"):
+    with pytest.raises(ValueError, match="en: the arms were not measured on the same passages"):
         statistics.compare([{"en": one}], [{"en": other}])
 
 

@@ -47,7 +47,7 @@ COLUMNS: dict[str, type] = {
     "bytes": int,
     "perplexity": str,
     "bits_per_byte": float,
-    "documents": int,
+    "passages": int,
     "checksum": str,
 }
 KEYS = ("experiment", "arm", "language")
@@ -432,7 +432,7 @@ class Arm:
 def measure(laboratory: Laboratory, experiment: str, arms: Sequence[Arm]) -> None:
     """Evaluate every language under every arm, the untouched model first.
 
-    A finished cell is one row of results.csv and the sums of its documents in cells/, whose checksum is in the row: a
+    A finished cell is one row of results.csv and the sums of its passages in cells/, whose checksum is in the row: a
     run that was killed goes on at the cell where it stopped, and a damaged cell is measured again. One compiled program
     serves all cells; a batch may hold samples of several languages.
 
@@ -473,7 +473,7 @@ def measure(laboratory: Laboratory, experiment: str, arms: Sequence[Arm]) -> Non
             chosen = {code: texts[code] for code in missing[arm.name]}
             with arm.apply(laboratory.params) as params:
                 for code, found in _cells(laboratory, params, chosen, arm.limits, bar):
-                    checksum = _store(laboratory, experiment, arm.name, code, found.documents)
+                    checksum = _store(laboratory, experiment, arm.name, code, found.passages)
                     run.log(event="evaluated", experiment=experiment, arm=arm.name, language=code, nll_nats=found.nll)
                     run.add("results", row(experiment, arm.name, code, found, checksum))
                     run.check()
@@ -509,11 +509,19 @@ def _cells(
         first = 0
         for code, positions in queue.popleft():
             own = losses.take(first, first + len(positions))
-            numbers = texts[code][0].documents(positions)[own.row, own.position]
+            numbers = _numbers(texts[code][0], positions, laboratory.settings.evaluate.passage)[own.row, own.position]
             gathered[code].append((numbers, own))
             first, left[code] = first + len(positions), left[code] - len(positions)
             if not left[code]:
                 yield code, evaluate.total(*zip(*gathered.pop(code), strict=True))
+
+
+def _numbers(corpus: Corpus, positions: np.ndarray, passage: int) -> np.ndarray:
+    """Return int64 [B, T]: which passage the token stands in: its document, or every `passage` tokens of a sample."""
+    if not passage:
+        return corpus.documents(positions)
+    count = -(-corpus.length // passage)
+    return positions.astype(np.int64)[:, None] * count + np.arange(corpus.length)[None] // passage
 
 
 def _fill(rows: np.ndarray, size: int) -> np.ndarray:
@@ -522,14 +530,14 @@ def _fill(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def _cell(experiment: str, arm: str, language: str) -> str:
-    """Return the file of a cell: the sums of its documents."""
+    """Return the file of a cell: the sums of its passages."""
     return f"cells/{slug(experiment)}/{slug(arm)}/{language}.csv"
 
 
-def _store(laboratory: Laboratory, experiment: str, arm: str, language: str, documents: evaluate.Documents) -> str:
-    """Write the sums of a cell by document; returns their checksum."""
-    lines = [",".join(documents._fields)]
-    lines += [",".join(map(repr, each)) for each in zip(*(column.tolist() for column in documents), strict=True)]
+def _store(laboratory: Laboratory, experiment: str, arm: str, language: str, passages: evaluate.Passages) -> str:
+    """Write the sums of a cell by passage; returns their checksum."""
+    lines = [",".join(passages._fields)]
+    lines += [",".join(map(repr, each)) for each in zip(*(column.tolist() for column in passages), strict=True)]
     content = "\n".join(lines) + "\n"
     laboratory.run.write(_cell(experiment, arm, language), content)
     return _checksum(content.encode())
@@ -540,7 +548,7 @@ def _checksum(content: bytes) -> str:
 
 
 def _intact(laboratory: Laboratory, row: Mapping[str, Any]) -> bool:
-    """Tell whether the documents of a finished cell are there and are what was measured; says so if not."""
+    """Tell whether the passages of a finished cell are there and are what was measured; says so if not."""
     name = _cell(row["experiment"], row["arm"], row["language"])
     path = laboratory.run.path(name)
     sound = laboratory.run.agree(path.exists() and _checksum(path.read_bytes()) == row["checksum"])
@@ -549,12 +557,12 @@ def _intact(laboratory: Laboratory, row: Mapping[str, Any]) -> bool:
     return bool(sound)
 
 
-def documents(laboratory: Laboratory, experiment: str, arm: str, language: str) -> evaluate.Documents:
-    """Return the sums by document of a finished cell."""
+def passages(laboratory: Laboratory, experiment: str, arm: str, language: str) -> evaluate.Passages:
+    """Return the sums by passage of a finished cell."""
     path = laboratory.run.path(_cell(experiment, arm, language))
     rows = list(csv.reader(path.read_text().splitlines()))[1:] if jax.process_index() == 0 else []
     number, nll, tokens, sizes = zip(*laboratory.run.agree(rows), strict=True)
-    return evaluate.Documents(
+    return evaluate.Passages(
         np.asarray(number, np.int64),
         np.asarray(nll, np.float64),
         np.asarray(tokens, np.int64),
@@ -573,7 +581,7 @@ def row(experiment: str, arm: str, language: str, found: evaluate.Result, checks
         "bytes": found.bytes,
         "perplexity": evaluate.perplexity(found.nats),
         "bits_per_byte": found.bits if math.isfinite(found.nll) else math.nan,
-        "documents": len(found.documents.number),
+        "passages": len(found.passages.number),
         "checksum": checksum,
     }
 
@@ -594,12 +602,12 @@ def differences(
       languages: the evaluated ones when empty.
     """
     chosen = languages or tuple(laboratory.settings.evaluate.languages)
-    sides: list[list[dict[str, evaluate.Documents]]] = []
+    sides: list[list[dict[str, evaluate.Passages]]] = []
     for name in (group, reference):
         members = [arm.name for arm in laboratory.arms[experiment] if arm.pooled == name]
         if not members:
             raise ValueError(f"{experiment} has no arm {name!r}")
-        sides.append([{code: documents(laboratory, experiment, arm, code) for code in chosen} for arm in members])
+        sides.append([{code: passages(laboratory, experiment, arm, code) for code in chosen} for arm in members])
     return statistics.compare(sides[0], sides[1], seed=laboratory.settings.seed)
 
 
@@ -640,7 +648,7 @@ def damages(laboratory: Laboratory, experiment: str, contrasts: Sequence[tuple[s
 
 
 DAMAGE = (
-    *("experiment", "arm", "reference", "language", "seeds", "documents"),
+    *("experiment", "arm", "reference", "language", "seeds", "passages"),
     *("damage_nats", "low", "high", "p", "p_adjusted"),
 )
 
