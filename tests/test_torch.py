@@ -5,6 +5,7 @@ Tiny models of fresh seeds in every case, folders that go from one library to th
 """
 
 import dataclasses
+import functools
 import gc
 import json
 from pathlib import Path
@@ -17,7 +18,7 @@ import safetensors.numpy
 from golden import cases
 from golden.compare import assert_near, batch, gradient_of, logits_of, stack
 
-from lingregions import loss, models, perturb, regions, scores
+from lingregions import generate, loss, models, perturb, regions, scores
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
@@ -106,6 +107,70 @@ def test_tiny_models(write: Any, name: str, seed: int) -> None:
         for rule in rules:
             each = stack(reference[f"{rule}.{weighting}"], config, "decoder")
             assert_near(scorer.finish(params, sums, tokens, rule), each, SCORES)
+
+
+def peaks_of(write: Any, model: Any, document: np.ndarray) -> models.Peaks:
+    """The largest magnitudes of one document, as hooks of torch see them."""
+    sizes: dict[str, list[np.ndarray]] = {name: [] for name in models.Peaks._fields}
+
+    def note(name: str, values: Any) -> None:
+        sizes[name].append(values[0].abs().amax(dim=0).numpy())
+
+    hooks = []
+    for layer in model.model.layers:
+        hooks.append(layer.register_forward_pre_hook(lambda _, inputs: note("residual", inputs[0])))
+        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: note("down_in", inputs[0])))
+        hooks.append(layer.mlp.down_proj.register_forward_hook(lambda _, inputs, out: note("down_out", out)))
+    hooks.append(model.model.norm.register_forward_pre_hook(lambda _, inputs: note("residual", inputs[0])))
+    with write.torch.no_grad():
+        write.logits(model, document)
+    for hook in hooks:
+        hook.remove()
+    return models.Peaks(**{name: np.stack(each) for name, each in sizes.items()})
+
+
+@pytest.mark.parametrize("name", list(cases.CASES))
+def test_peaks(write: Any, name: str) -> None:
+    raw = cases.CASES[name]
+    weights, document = cases.weights(raw, 7), cases.groups(raw, 7)[0][0][0]
+    config = models.parse(raw)
+    found = models.peaks(config, Compute(block=16), stack(weights, config), *cases.pack([[document]]))
+    for ours, theirs in zip(found, peaks_of(write, write.build(raw, weights), document), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def continued(write: Any, model: Any, prompt: Any, count: int, stop: int | None = None) -> list[int]:
+    """What transformers' greedy generation adds to one prompt."""
+    model.generation_config.eos_token_id = stop
+    ids = write.torch.tensor([prompt])
+    with write.torch.no_grad():
+        out = model.generate(
+            ids,
+            attention_mask=write.torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=count,
+            pad_token_id=0,
+        )
+    found: list[int] = out[0, len(prompt) :].tolist()
+    return found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", list(cases.CASES))
+def test_greedy_continuation(write: Any, name: str, seed: int) -> None:
+    """Token by token, prompts of several lengths in one batch against each alone, with and without a stop."""
+    raw, count = cases.CASES[name], 40
+    config, weights = models.parse(raw), cases.weights(raw, seed)
+    random = np.random.RandomState(seed)
+    prompts = [random.randint(0, config.vocab, length).tolist() for length in (5, 1, 33, 18)]
+    model = write.build(raw, weights)
+    run = functools.partial(generate.greedy, config, Compute(block=16), stack(weights, config), prompts, count)
+    found = run()
+    assert found == [continued(write, model, prompt, count) for prompt in prompts]
+    stop = found[0][2]
+    ended = run(stop=[stop])
+    assert ended == [continued(write, model, prompt, count, stop) for prompt in prompts]
+    assert ended != found
 
 
 @pytest.mark.parametrize("name", list(cases.CASES))
@@ -250,6 +315,33 @@ def test_smollm2_loss(real: Real) -> None:
 def test_smollm2_gradients(real: Real) -> None:
     slope, _ = gradient_of(real.source.config, Compute(), "decoder")(real.params, window(real.tokens[:SHORT]))
     assert_near(slope, stack(real.gradient, real.source.config, "decoder"), GRADIENTS)
+
+
+def test_smollm2_greedy_continuation(write: Any, real: Real) -> None:
+    """64 tokens of four languages, prompts of unequal lengths in one batch against each alone in transformers."""
+    count = 64
+    texts = ((TEXTS / f"{language}.txt").read_text(encoding="utf-8") for language in ("en", "ru", "fr", "vi"))
+    prompts = [
+        real.source.tokenizer.encode(text).ids[:length].tolist()
+        for text, length in zip(texts, (12, 60, 33, 5), strict=True)
+    ]
+    model = load(write, real.source)
+    found = generate.greedy(real.source.config, Compute(), real.params, prompts, count)
+    expected = [continued(write, model, prompt, count) for prompt in prompts]
+    assert found == expected
+    assert all(len(each) == count for each in found)
+    assert len({tuple(each) for each in found}) == len(prompts)
+
+
+def test_smollm2_peaks(write: Any, real: Real) -> None:
+    """The peaks of torch, and the weight and the dimension that the published methods find in this model by eye."""
+    batch = window(real.tokens[:SHORT])
+    found = models.peaks(real.source.config, Compute(), real.params, batch.tokens, batch.segments)
+    for ours, theirs in zip(found, peaks_of(write, load(write, real.source), real.tokens[:SHORT]), strict=True):
+        scale = theirs.max(axis=1, keepdims=True)
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-4)
+    assert models.supers(found)[0] == ("model.layers.11.mlp.down_proj.weight", (507, 1229))
+    assert models.massive(found, 1) == [507]
 
 
 def test_smollm2_region_file_in_ten_lines(write: Any, real: Real, tmp_path: Path) -> None:
