@@ -18,7 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lingregions import regions, report
-from lingregions.report import damage, facts, figures, languages, numerals, page, sections, survey, tables
+from lingregions.report import (
+    arms,
+    damage,
+    facts,
+    figures,
+    languages,
+    numerals,
+    page,
+    sections,
+    survey,
+    tables,
+    verdict,
+)
 from lingregions.report.damage import Row
 
 LANGUAGES = ("ar", "zh", "ko", "vi", "es", "ru", "en", "fr", "ja", "tr", "sw")
@@ -294,7 +306,7 @@ def test_the_page_shows_the_figures_of_a_hand():
 
 
 def test_the_headline_says_what_the_arms_do():
-    assert plain(damage.headline(damage.collect(hand())[0])) == (
+    assert plain(verdict.headline(damage.collect(hand())[0])) == (
         "Removing the top 1 % multiplies the geometric-mean perplexity over 2 languages by 1,000; the bottom 1 % by "
         "1.03; a random 1 % by 2.00."
     )
@@ -302,11 +314,11 @@ def test_the_headline_says_what_the_arms_do():
 
 def test_the_headline_takes_the_draws_of_a_random_arm_together_and_only_four_arms():
     rows = [*hand(), row("random_0.01_seed1", "en", 80), row("random_0.01_seed1", "ru", 320)]
-    assert "a random 1 % (2 draws) by 4.00" in plain(damage.headline(damage.collect(rows)[0]))  # sqrt(2 x 8)
+    assert "a random 1 % (2 draws) by 4.00" in plain(verdict.headline(damage.collect(rows)[0]))  # sqrt(2 x 8)
     rows += [row(f"{kind}_0.05", "en", 1e9) for kind in ("top", "bottom")]
-    assert "5 %" not in plain(damage.headline(damage.collect(rows)[0]))  # the first arm's size
+    assert "5 %" not in plain(verdict.headline(damage.collect(rows)[0]))  # the first arm's size
     rows = [row("base", "en", 1)] + [row(f"layer_{place}", "en", 10.0 + place) for place in range(9)]
-    assert damage.headline(damage.collect(rows)[0]) == (
+    assert verdict.headline(damage.collect(rows)[0]) == (
         "Removing layer 8 multiplies the geometric-mean perplexity over 1 language by 18.0; layer 7 by 17.0; layer 6 "
         "by 16.0; layer 0 by 10.0."
     )
@@ -339,13 +351,13 @@ def test_an_unfinished_run_says_so(rows, expected):
         ("random_0.01_seed3", None, "random", "a random 1 %", "random 1 %, draw 3"),
         ("random_3", 0.01, "random", "a random 1 %", "random 1 %, draw 3"),
         ("matched_random_0.01", None, "matched", "a matched random 1 %", "matched random 1 %"),
-        ("top_1e-05", None, "top", "the top 0.00100 %", "top 0.00100 %"),
+        ("top_1e-05", None, "top", "the top 0.001 %", "top 0.001 %"),
         ("monolingual_ru", None, "monolingual", "the Russian region", "Russian region"),
         ("layer_11_zero", 0.01, "other", "layer 11 zero", "layer 11 zero"),
     ],
 )
 def test_the_name_of_an_arm_is_read(name, fraction, kind, phrase, label):
-    arm = damage.parse(name, fraction)
+    arm = arms.parse(name, fraction)
     assert (arm.kind, plain(arm.phrase), plain(arm.label)) == (kind, phrase, label)
 
 
@@ -363,7 +375,7 @@ def test_arms_that_would_share_a_label_keep_their_names():
 
 
 def test_the_verdict_weighs_the_controls_and_what_was_not_measured():
-    weighed, caution = map(plain, damage.verdict(damage.collect(hand())[0]))
+    weighed, caution = map(plain, verdict.weigh(damage.collect(hand())[0]))
     assert "The top 1 % costs 6.908 nats per token on average, the worst control, a random 1 %, 0.693" in weighed
     assert "a perplexity 500 times higher" in weighed  # 1000 / 2
     assert "more harm than every control in 2 of 2 languages" in weighed
@@ -375,14 +387,14 @@ def test_the_verdict_weighs_the_controls_and_what_was_not_measured():
 
 def test_the_verdict_finds_no_region_where_the_control_does_as_much_harm():
     rows = [row("base", "en", 10), row("top_0.01", "en", 1e6), row("magnitude_0.01", "en", 9e5)]
-    weighed, caution = map(plain, damage.verdict(damage.collect(rows)[0]))
+    weighed, caution = map(plain, verdict.weigh(damage.collect(rows)[0]))
     assert "this run shows no region that matters more than its control" in weighed
     assert "this run measured the largest weights by magnitude alone; it did not measure" in caution
 
 
 def test_the_verdict_claims_nothing_without_a_control():
     rows = [row("base", "en", 10), row("top_0.01", "en", 1e6)]
-    weighed = damage.verdict(damage.collect(rows)[0])[0]
+    weighed = verdict.weigh(damage.collect(rows)[0])[0]
     assert "No random control" in weighed
     assert "far more" not in weighed
 
@@ -394,7 +406,7 @@ def test_the_verdict_compares_regions_of_one_size():
         row("top_0.05", "en", 1e6),
         row("random_0.05", "en", 1e5),
     ]
-    weighed = plain(damage.verdict(damage.collect(rows)[0])[0])
+    weighed = plain(verdict.weigh(damage.collect(rows)[0])[0])
     assert weighed.startswith(
         "The top 5 % costs 11.513 nats per token on average, the worst control, a random 5 %, 9.210"
     )
@@ -403,7 +415,7 @@ def test_the_verdict_compares_regions_of_one_size():
 def test_the_verdict_says_whom_a_monolingual_region_harms():
     rows = [row("base", code, 10) for code in ("ru", "en", "fr")]
     rows += [row("monolingual_ru", "ru", 100), row("monolingual_ru", "en", 20), row("monolingual_ru", "fr", 20)]
-    weighed, caution = damage.verdict(damage.collect(rows)[0], ["minimal_damage"])
+    weighed, caution = verdict.weigh(damage.collect(rows)[0], ["minimal_damage"])
     assert "The Russian region costs Russian 10.0 times its perplexity and the other languages 2.00 times" in weighed
     assert "monolingual regions (own language against the others)" in caution.split("it did not measure")[0]
     assert "the smallest set that does the damage" in caution.split("it did not measure")[0]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lingregions.report import figures, tables
-from lingregions.report.damage import Row
+from lingregions.report.damage import Contrast, Row
 from lingregions.report.facts import Facts, ReportError, gather
 from lingregions.report.figures import Curve, Grid, Series, Strip
 from lingregions.report.page import compose, render, summary
@@ -22,6 +22,7 @@ from lingregions.run import replacing
 
 __all__ = [
     "Column",
+    "Contrast",
     "Curve",
     "Facts",
     "Grid",

@@ -6,13 +6,14 @@ geometric mean perplexities. Nothing here leaves the log domain, so a perplexity
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from lingregions.report import languages, numerals
+from lingregions.report import numerals
+from lingregions.report.arms import BASE, Arm, distinct, parse, stem
+from lingregions.report.numerals import Span
 
-BASE = "base"
+EVERY = "all"  # the language of damage.csv that is the mean over all
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Row:
     nll_nats: float
     tokens: int
     bytes: int
+    passages: int | None = None
 
     @property
     def nll(self) -> float | None:
@@ -42,60 +44,50 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """What an arm's name says.
+class Contrast:
+    """One line of damage.csv: an arm, or all draws of one, against another in a language, or in the mean over all.
 
-    `kind` is base, top, bottom, random, matched, magnitude, monolingual or other; `phrase` names it in a sentence, the
-    same for all draws of a random one; `label` names it in a table.
+    `damage_nats`, nats per token, is the difference in NLL; `low` and `high` bound its interval; None where it is not
+    finite. `passages` is how many were resampled; `p_adjusted` is corrected over the languages.
     """
 
-    name: str
-    kind: str
-    phrase: str
-    label: str
-    language: str = ""
-    size: float | None = None  # fraction of the scope
+    experiment: str
+    arm: str
+    reference: str
+    language: str
+    seeds: int
+    passages: int
+    damage_nats: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_adjusted: float | None
+
+    @property
+    def span(self) -> Span:
+        """The difference with its interval, nats per token."""
+        return Span(self.damage_nats, self.low, self.high)
+
+    @property
+    def sign(self) -> int:
+        """1 where the interval lies above no difference, -1 where below, 0 where it holds it or there is none."""
+        return clear(self.span)
 
 
-_SELECTED = re.compile(
-    r"^(?P<kind>core|top|bottom|random|matched[\s_-]?random|matched|magnitude)"
-    r"(?:[\s_:-]*(?P<fraction>\d*\.\d+(?:e-?\d+)?|\d+e-\d+|\d+(?:\.\d+)?(?=\s*(?:%|percent|pct)))\s*(?P<percent>%|percent|pct)?)?"
-    r"(?:[\s_:-]+(?:seed|draw|s)?[\s_:-]*(?P<draw>\d+))?$"
-)
-_MONOLINGUAL = re.compile(r"^(?:monolingual|mono|only|language)[\s_:-]*(?P<code>[a-z]{2,3})$")
-_PHRASES = {
-    "core": ("the core", "core"),
-    "top": ("the top", "top"),
-    "bottom": ("the bottom", "bottom"),
-    "random": ("a random", "random"),
-    "matched": ("a matched random", "matched random"),
-    "magnitude": ("the largest (by magnitude)", "magnitude"),
-}
-
-
-def parse(name: str, fraction: float | None = None) -> Arm:
-    """What the name of an arm says; `fraction` is taken where the name has none (`top` in a run of 1 %)."""
-    if name == BASE:
-        return Arm(name, "base", "the untouched model", "base")
-    match = _MONOLINGUAL.match(name)
-    if match and languages.find(match["code"]):
-        own = languages.name(match["code"])
-        return Arm(name, "monolingual", f"the {own} region", f"{own} region", match["code"])
-    match = _SELECTED.match(name)
-    if match is None:
-        return Arm(name, "other", name.replace("_", " "), name.replace("_", " "))
-    kind = "matched" if match["kind"].startswith("matched") else match["kind"]
-    part = float(match["fraction"]) / (100 if match["percent"] else 1) if match["fraction"] else fraction
-    amount = f" {numerals.percent(part)}" if part is not None else "" if kind == "core" else " region"
-    phrase, label = (words + amount for words in _PHRASES[kind])
-    if match["draw"]:
-        label += f", draw{numerals.NARROW}{match['draw']}"
-    return Arm(name, "top" if kind == "core" else kind, phrase, label, size=part)
+def clear(span: Span) -> int:
+    """1 where an interval lies above zero, -1 where below, 0 where it holds zero or lacks a bound."""
+    if span.low is None or span.high is None:
+        return 0
+    return (span.low > 0) - (span.high < 0)
 
 
 @dataclass(frozen=True)
 class Damage:
-    """The measurements of one experiment, by (arm, language), in the order in which they were first met."""
+    """The measurements of one experiment, by (arm, language), in the order in which they were first met.
+
+    `contrasts` are the lines of damage.csv, by (arm, reference, language). Draws of one arm that damage.csv takes
+    together are one arm here too.
+    """
 
     experiment: str
     cells: Mapping[tuple[str, str], Row]
@@ -103,6 +95,29 @@ class Damage:
     languages: tuple[str, ...]
     fraction: float | None = None
     notes: tuple[str, ...] = field(default=())
+    contrasts: Mapping[tuple[str, str, str], Contrast] = field(default_factory=dict)
+
+    @property
+    def assessed(self) -> bool:
+        """Whether there are intervals."""
+        return bool(self.contrasts)
+
+    def contrast(self, arm: str, reference: str = BASE, code: str = EVERY) -> Contrast | None:
+        """The line of damage.csv for an arm against another; None if there is none."""
+        return self.contrasts.get((arm, reference, code))
+
+    def span(self, arm: str, code: str = EVERY) -> Span:
+        """The damage with its interval, as far as there is one; nats per token."""
+        found = self.contrast(arm, BASE, code)
+        value = self.cost(arm) if code == EVERY else self.damage(arm, code)
+        if found is None or value is None:
+            return Span(value)
+        return Span(value, found.low, found.high)
+
+    def seeds(self, arm: str) -> int:
+        """How many draws are taken together under the name of an arm."""
+        found = self.contrast(arm)
+        return found.seeds if found else 1
 
     def nll(self, arm: str, code: str) -> float | None:
         """NLL in nats per token; None where it was not measured or is not finite."""
@@ -127,15 +142,27 @@ class Damage:
         """Mean damage over the languages measured: the log ratio of the geometric mean perplexities over them."""
         return average([self.damage(arm, code) for code in self.languages])
 
+    def parse(self, arm: str) -> Arm:
+        """What the name of an arm of this experiment says."""
+        return parse(arm, self.fraction)
+
     def parsed(self) -> tuple[Arm, ...]:
         """What the names of the arms say, the base left out."""
-        return tuple(parse(arm, self.fraction) for arm in self.arms if arm != BASE)
+        return tuple(self.parse(arm) for arm in self.arms if arm != BASE)
+
+    def panels(self, most: int) -> dict[str, list[Arm]]:
+        """The arms but the base, set beside their like where they are more than `most`; else all in one, named ""."""
+        found = self.parsed()
+        if len(found) <= most:
+            return {"": list(found)}
+        panels: dict[str, list[Arm]] = {}
+        for arm in found:
+            panels.setdefault(arm.panel, []).append(arm)
+        return panels
 
     def labels(self) -> dict[str, str]:
         """What each arm is called in a table: in words where no two arms would share them."""
-        words = {arm: parse(arm, self.fraction).label for arm in self.arms}
-        called = list(words.values())
-        return {arm: label if called.count(label) == 1 else arm for arm, label in words.items()}
+        return distinct([self.parse(arm) for arm in self.arms])
 
 
 def average(values: Sequence[float | None]) -> float | None:
@@ -144,7 +171,9 @@ def average(values: Sequence[float | None]) -> float | None:
     return math.fsum(present) / len(present) if present else None
 
 
-def collect(rows: Sequence[Row], fraction: float | None = None) -> tuple[Damage, ...]:
+def collect(
+    rows: Sequence[Row], fraction: float | None = None, contrasts: Sequence[Contrast] = ()
+) -> tuple[Damage, ...]:
     """The measurements of each experiment; of a cell measured twice the later counts, with a note if they differ."""
     experiments: dict[str, dict[tuple[str, str], Row]] = {}
     changed: dict[str, int] = {}
@@ -154,17 +183,49 @@ def collect(rows: Sequence[Row], fraction: float | None = None) -> tuple[Damage,
         if earlier is not None and earlier != row:
             changed[row.experiment] = changed.get(row.experiment, 0) + 1
         cells[row.arm, row.language] = row
-    return tuple(
-        _damage(experiment, cells, fraction, changed.get(experiment, 0)) for experiment, cells in experiments.items()
-    )
+    found = []
+    for experiment, cells in experiments.items():
+        lines = {(line.arm, line.reference, line.language): line for line in contrasts if line.experiment == experiment}
+        found.append(_damage(experiment, pool(cells, lines), fraction, changed.get(experiment, 0), lines))
+    return tuple(found)
 
 
-def _damage(experiment: str, cells: Mapping[tuple[str, str], Row], fraction: float | None, changed: int) -> Damage:
+def pool(
+    cells: Mapping[tuple[str, str], Row], contrasts: Mapping[tuple[str, str, str], Contrast]
+) -> dict[tuple[str, str], Row]:
+    """The cells with the draws of an arm summed under their common name, where damage.csv has them under it.
+
+    All draws are measured on the same text, so NLL over tokens of the sums is their mean NLL per token.
+    """
+    measured = {arm for arm, _ in cells}
+    groups = {name for arm, reference, _ in contrasts for name in (arm, reference)} - measured
+    found: dict[tuple[str, str], Row] = {}
+    for (arm, code), row in cells.items():
+        name = group if (group := stem(arm)) in groups else arm
+        before = found.get((name, code))
+        if before is not None:
+            row = replace(
+                row,
+                nll_nats=before.nll_nats + row.nll_nats,
+                tokens=before.tokens + row.tokens,
+                bytes=before.bytes + row.bytes,
+            )
+        found[name, code] = replace(row, arm=name)
+    return found
+
+
+def _damage(
+    experiment: str,
+    cells: Mapping[tuple[str, str], Row],
+    fraction: float | None,
+    changed: int,
+    contrasts: Mapping[tuple[str, str, str], Contrast],
+) -> Damage:
     arms = list(dict.fromkeys(arm for arm, _ in cells))
     if BASE in arms:
         arms = [BASE, *(arm for arm in arms if arm != BASE)]
     languages = list(dict.fromkeys(code for _, code in cells))
-    notes = []
+    notes: list[str] = []
     missing = [(arm, code) for arm in arms for code in languages if (arm, code) not in cells]
     if missing:
         shown = ", ".join(f"{arm} / {code}" for arm, code in missing[:6]) + (", …" if len(missing) > 6 else "")
@@ -189,173 +250,24 @@ def _damage(experiment: str, cells: Mapping[tuple[str, str], Row], fraction: flo
         )
     if BASE not in arms:
         notes.append(f"There is no arm '{BASE}', so no damage can be computed.")
-    return Damage(experiment, cells, tuple(arms), tuple(languages), fraction, tuple(notes))
+    found = Damage(experiment, cells, tuple(arms), tuple(languages), fraction, tuple(notes), contrasts)
+    return replace(found, notes=(*notes, *_agreement(found))) if contrasts else found
 
 
-def headline(damage: Damage, verb: str = "Removing") -> str:
-    """The experiment in one sentence, from its figures: what the arms do to the geometric mean perplexity."""
-    if BASE not in damage.arms:
-        return f"{damage.experiment}: the untouched model was not measured, so no damage can be stated."
-    groups: dict[str, list[str]] = {}
-    sizes: dict[str, float | None] = {}
-    for arm in damage.parsed():
-        groups.setdefault(arm.phrase, []).append(arm.name)
-        sizes[arm.phrase] = arm.size
-    costs = {phrase: average([damage.cost(name) for name in names]) for phrase, names in groups.items()}
-    known = [(phrase, cost) for phrase, cost in costs.items() if cost is not None]
-    base = damage.mean(BASE)
-    if not known:
-        if base is None:
-            return f"{damage.experiment}: nothing has been measured yet."
-        return (
-            f"The untouched model has a geometric-mean perplexity of {numerals.exponential(base)} over "
-            f"{numerals.plural(len(damage.measured(BASE)), 'language')}; no perturbed arm has been measured yet."
+def _agreement(found: Damage) -> list[str]:
+    """Notes on where damage.csv and results.csv do not tell the same."""
+    notes = []
+    if lacking := [arm for arm in found.arms if arm != BASE and found.contrast(arm) is None]:
+        notes.append(f"damage.csv holds no interval for {numerals.listed(lacking)}, so no factor is printed for it.")
+    apart = []
+    for (arm, reference, code), line in found.contrasts.items():
+        own = (found.cost(arm) if code == EVERY else found.damage(arm, code)) if reference == BASE else None
+        if own is not None and line.damage_nats is not None and abs(own - line.damage_nats) > 1e-3 * max(1, abs(own)):
+            apart.append(f"{arm} / {code}")
+    if apart:
+        shown = ", ".join(apart[:6]) + (", …" if len(apart) > 6 else "")
+        notes.append(
+            f"damage.csv and results.csv differ in {numerals.plural(len(apart), 'cell')} ({shown}): one of them is of "
+            "an earlier measurement, and the intervals are not to be trusted there."
         )
-    size = sizes[known[0][0]]
-    alike = [(phrase, cost) for phrase, cost in known if size is not None and sizes[phrase] == size]
-    if len(known) > 4 and 2 <= len(alike) <= 4:  # a sentence holds four arms: those of the first one's size
-        known = alike
-    elif len(known) > 4:  # or the three worst and the mildest
-        ranked = sorted(known, key=lambda item: -item[1])
-        known = [*ranked[:3], ranked[-1]]
-    most = max(len(damage.measured(name)) for names in groups.values() for name in names)
-    (first, cost), *others = known
-    draws = {phrase: f" ({len(names)} draws)" if len(names) > 1 else "" for phrase, names in groups.items()}
-    sentence = (
-        f"{verb} {first}{draws[first]} multiplies the geometric-mean perplexity over "
-        f"{numerals.plural(most, 'language')} by {numerals.exponential(cost)}"
-    )
-    return (
-        "; ".join(
-            [sentence, *(f"{phrase}{draws[phrase]} by {numerals.exponential(value)}" for phrase, value in others)]
-        )
-        + "."
-    )
-
-
-CONTROLS = ("random", "matched", "magnitude")
-
-# What can show that a region is linguistic, and the words by which a run's arms and tables tell that it was measured.
-EVIDENCE = {
-    "controls matched in size and weight magnitude": ("matched",),
-    "the largest weights by magnitude alone": ("magnitude",),
-    "the smallest set that does the damage": ("minimal",),
-    "monolingual regions (own language against the others)": ("monolingual",),
-    "freezing in further training": ("freez", "frozen"),
-}
-
-
-def verdict(damage: Damage, measured: Sequence[str] = ()) -> tuple[str, ...]:
-    """Paragraphs that weigh the figures: the contrast with the controls and how far it can be trusted; then a caution.
-
-    `measured` names the other tables of the run. Nothing is claimed that is not in the figures: that a model collapses
-    does not by itself show that a region is linguistic, and the last paragraph says which evidence is missing.
-    """
-    if BASE not in damage.arms:
-        return ("Without the untouched model there is nothing to compare with.",)
-    arms = [arm for arm in damage.parsed() if damage.cost(arm.name) is not None]
-    tops = [arm for arm in arms if arm.kind == "top"]
-    # A control is one of the same size; the first region that has any is the one that the verdict is about.
-    sized = {top: [arm for arm in arms if arm.kind in CONTROLS and arm.size == top.size] for top in tops}
-    top, controls = next(((top, others) for top, others in sized.items() if others), (None, []))
-    sentences = []
-    if top is not None:
-        sentences.append(_contrast(damage, top, max(controls, key=lambda arm: _cost(damage, arm.name))))
-        sentences.append(_consistency(damage, top, controls))
-    elif tops:
-        sentences.append(
-            "No random control of the same size was measured, so nothing says whether these parameters matter more "
-            "than any others."
-        )
-    for kind in ("random", "matched"):
-        draws = [arm for arm in controls if arm.kind == kind]
-        if len(draws) == 1:
-            sentences.append(
-                f"{numerals.sentence(draws[0].phrase)} is a single draw: differences from it of less than about 2 "
-                "times carry no weight."
-            )
-    sentences += _specificity(damage, [arm for arm in arms if arm.kind == "monolingual"])
-    tokens = sorted(row.tokens for row in damage.cells.values() if row.arm == BASE and row.tokens > 0)
-    if tokens and tokens[0] < 2000:
-        amount = f"{tokens[0]:,}" if tokens[0] == tokens[-1] else f"{tokens[0]:,} to {tokens[-1]:,}"
-        bare = "" if any("interval" in name for name in measured) else " and the figures carry no interval"
-        sentences.append(
-            f"Each language was evaluated on {amount} tokens{bare}: read orders of magnitude, not per cent."
-        )
-    weighed = " ".join(sentence for sentence in sentences if sentence)
-    return tuple(paragraph for paragraph in (weighed, _caution(arms, measured) if arms else "") if paragraph)
-
-
-def _cost(damage: Damage, arm: str) -> float:
-    cost = damage.cost(arm)
-    assert cost is not None  # arms without a damage were left out
-    return cost
-
-
-def _contrast(damage: Damage, top: Arm, control: Arm) -> str:
-    own, other = _cost(damage, top.name), _cost(damage, control.name)
-    worst = "" if control.kind == "magnitude" else "the worst control, "
-    start = (
-        f"{numerals.sentence(top.phrase)} costs {numerals.decimal(own)} nats per token on average, "
-        f"{worst}{control.phrase}, {numerals.decimal(other)}"
-    )
-    if own - other < math.log(2):
-        return (
-            f"{start}: the difference is less than a factor of 2 in perplexity, so this run shows no region that "
-            "matters more than its control."
-        )
-    return (
-        f"{start}: a perplexity {numerals.exponential(own - other)} times higher. This run's model depends on these "
-        "parameters far more than on as many others."
-        if own - other > math.log(10)
-        else f"{start}: a perplexity {numerals.exponential(own - other)} times higher."
-    )
-
-
-def _consistency(damage: Damage, top: Arm, controls: Sequence[Arm]) -> str:
-    codes = [
-        code for code in damage.measured(top.name) if all(damage.damage(arm.name, code) is not None for arm in controls)
-    ]
-    if not codes:
-        return ""
-
-    def own(code: str) -> float:
-        return damage.damage(top.name, code) or 0.0
-
-    ahead = [code for code in codes if all(own(code) > (damage.damage(arm.name, code) or 0.0) for arm in controls)]
-    least, most = min(codes, key=own), max(codes, key=own)
-    return (
-        f"It does more harm than every control in {len(ahead)} of {numerals.plural(len(codes), 'language')} (least in "
-        f"{languages.name(least)}, {numerals.exponential(own(least))} times; most in {languages.name(most)}, "
-        f"{numerals.exponential(own(most))} times)."
-    )
-
-
-def _specificity(damage: Damage, arms: Sequence[Arm]) -> list[str]:
-    sentences = []
-    for arm in arms:
-        own = damage.damage(arm.name, arm.language)
-        others = average([damage.damage(arm.name, code) for code in damage.languages if code != arm.language])
-        if own is not None and others is not None:
-            name = languages.name(arm.language)
-            sentences.append(
-                f"{numerals.sentence(arm.phrase)} costs {name} {numerals.exponential(own)} times its perplexity and "
-                f"the other languages {numerals.exponential(others)} times on (geometric) average."
-            )
-    return sentences
-
-
-def _caution(arms: Sequence[Arm], measured: Sequence[str]) -> str:
-    # Arms count by their name, tables by theirs: "magnitude" in an arm or in a table's name is a measurement of it.
-    words = " ".join([arm.kind for arm in arms] + [arm.name for arm in arms] + list(measured)).lower()
-    have = [what for what, keys in EVIDENCE.items() if any(key in words for key in keys)]
-    lack = [what for what in EVIDENCE if what not in have]
-    sentence = (
-        "Collapse by itself does not show that a region is linguistic: parameters can be indispensable to any text at "
-        "all. What can show it is a comparison: "
-    )
-    if have and lack:
-        return f"{sentence}this run measured {numerals.listed(have)}; it did not measure {numerals.listed(lack, 'or')}."
-    if lack:
-        return f"{sentence}{numerals.listed(lack)}. This run measured none of these."
-    return f"{sentence}this run measured {numerals.listed(have)}; see their tables."
+    return notes

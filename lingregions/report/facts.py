@@ -1,15 +1,15 @@
 """Facts: all that a report is computed from, and how they are read from the work directory of a run.
 
-Read: `config.json`, `environment.json`, `results.csv`, `metrics.jsonl` (notes, timings, and what the events `model`,
-`tokenizer` and `data` say of them), the facts of `done/*.json`, `regions/`, and `tables/*.json`, by which any
-experiment adds a section without code here (see `kinds`). What can't be read is an error that names file and line,
-except for parts that a run which has not finished may lack: these become notes.
+Read: `config.json`, `environment.json`, `results.csv`, `damage.csv` (intervals), `metrics.jsonl` (notes, timings, and
+what the events `model`, `tokenizer` and `data` say of them), the facts of `done/*.json`, `regions/`, and
+`tables/*.json`, by which any experiment adds a section without code here (see `kinds`). What can't be read is an error
+that names file and line, except for parts that a run which has not finished may lack: these become notes.
 """
 
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,18 @@ from typing import Any
 from lingregions.regions import file
 from lingregions.report import kinds
 from lingregions.report import survey as surveying
-from lingregions.report.damage import Row
+from lingregions.report.damage import Contrast, Row
 from lingregions.report.sections import Section
 from lingregions.report.survey import Overlap, Survey
 
-COLUMNS = ("experiment", "arm", "language", "nll_nats", "tokens", "bytes", "perplexity", "bits_per_byte")
+COLUMNS = (
+    *("experiment", "arm", "language", "nll_nats", "tokens", "bytes"),
+    *("perplexity", "bits_per_byte", "passages", "checksum"),  # may be missing: older runs have not the last two
+)
+DAMAGE = (
+    *("experiment", "arm", "reference", "language", "seeds", "passages"),
+    *("damage_nats", "low", "high", "p", "p_adjusted"),
+)
 
 
 class ReportError(ValueError):
@@ -41,6 +48,7 @@ class Facts:
 
     experiment: str
     rows: tuple[Row, ...]
+    contrasts: tuple[Contrast, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -60,38 +68,70 @@ class Facts:
 # --- results --------------------------------------------------------------------------------------------------------
 
 
+def _lines(path: Path, needed: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each line of a CSV file stands, and its cells; those of `needed` are there."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        lacking = [name for name in needed if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise ReportError(f"{path}:1: columns {', '.join(lacking)} are missing; expected {', '.join(columns)}")
+        for record in reader:
+            where = f"{path}:{reader.line_num}"
+            if any(record[name] is None for name in needed):
+                raise ReportError(f"{where}: the line breaks off; expected {len(reader.fieldnames or ())} cells")
+            yield where, record
+
+
 def results(path: Path) -> tuple[Row, ...]:
     """The rows of a results.csv.
 
     Raises:
       ReportError: a column is missing, a cell is not a number, or `perplexity` contradicts exp(nll_nats / tokens),
-      which
-        means that `nll_nats` is not the sum that it has to be. The message names the line.
+        which means that `nll_nats` is not the sum that it has to be. The message names the line.
     """
     rows = []
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        lacking = [name for name in COLUMNS[:6] if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise ReportError(f"{path}:1: columns {', '.join(lacking)} are missing; expected {', '.join(COLUMNS)}")
-        for record in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in record.values():
-                raise ReportError(f"{where}: the line breaks off; expected {len(COLUMNS)} cells")
-            try:
-                row = Row(
-                    record["experiment"],
-                    record["arm"],
-                    record["language"],
-                    float(record["nll_nats"] or "nan"),
-                    int(record["tokens"]),
-                    int(record["bytes"]),
-                )
-            except ValueError as error:
-                raise ReportError(f"{where}: {error}") from error
-            _check(row, record.get("perplexity", ""), where)
-            rows.append(row)
+    for where, record in _lines(path, COLUMNS[:6], COLUMNS):
+        try:
+            row = Row(
+                record["experiment"],
+                record["arm"],
+                record["language"],
+                float(record["nll_nats"] or "nan"),
+                int(record["tokens"]),
+                int(record["bytes"]),
+                int(record.get("passages") or 0) or None,
+            )
+        except ValueError as error:
+            raise ReportError(f"{where}: {error}") from error
+        _check(row, record.get("perplexity") or "", where)
+        rows.append(row)
     return tuple(rows)
+
+
+def contrasts(path: Path) -> tuple[Contrast, ...]:
+    """The lines of a damage.csv; a cell that is empty or not finite is None.
+
+    Raises:
+      ReportError: a column is missing, a cell is not a number, an interval is upside down, or a p-value is none. The
+        message names the line.
+    """
+    found = []
+    for where, record in _lines(path, DAMAGE, DAMAGE):
+        try:
+            values = [float(record[name] or "nan") for name in DAMAGE[6:]]
+            nats, low, high, p, adjusted = (value if math.isfinite(value) else None for value in values)
+            experiment, arm, reference, language = (record[name] for name in DAMAGE[:4])
+            counts = int(record["seeds"]), int(record["passages"])
+            line = Contrast(experiment, arm, reference, language, *counts, nats, low, high, p, adjusted)
+        except ValueError as error:
+            raise ReportError(f"{where}: {error}") from error
+        if low is not None and high is not None and low > high:
+            raise ReportError(f"{where}: the interval from {low:.6g} to {high:.6g} is upside down")
+        for name, value in (("p", p), ("p_adjusted", adjusted)):
+            if value is not None and not 0 <= value <= 1:
+                raise ReportError(f"{where}: {name} is {value:.6g}, which is no probability")
+        found.append(line)
+    return tuple(found)
 
 
 def _check(row: Row, perplexity: str, where: str) -> None:
@@ -254,6 +294,7 @@ def gather(folder: Path) -> Facts:
     return Facts(
         experiment=str(config.get("experiment") or (rows[0].experiment if rows else folder.name)),
         rows=rows,
+        contrasts=contrasts(folder / "damage.csv") if measured and (folder / "damage.csv").exists() else (),
         config=config,
         environment=environment,
         identity=identity,

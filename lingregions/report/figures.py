@@ -51,6 +51,8 @@ class Grid:
     labels: tuple[tuple[Cell, ...], ...] = ()
     label_kind: str = "count"
     label: str = ""
+    marks: tuple[tuple[bool, ...], ...] = ()  # cells whose figure is printed with `numerals.UNSURE`
+    compact: bool = False  # many columns, set small
 
     def __post_init__(self) -> None:
         wrong = [len(row) for row in self.values if len(row) != len(self.columns)]
@@ -71,7 +73,8 @@ class Grid:
         """What stands in a cell."""
         if self.labels:
             return numerals.KINDS[self.label_kind](self.labels[row][column])
-        return numerals.KINDS[self.kind](self.values[row][column])
+        words = numerals.KINDS[self.kind](self.values[row][column])
+        return words + (numerals.UNSURE if self.marks and self.marks[row][column] and words != numerals.DASH else "")
 
     def table(self) -> Table:
         """The same numbers as a table; a long one, of values and labels, where there are labels."""
@@ -254,9 +257,12 @@ def step(value: Cell, low: float, high: float) -> int | None:
 def _grid(figure: Grid) -> str:
     low, high = figure.limits()
     second = f'<th scope="col">{escape(figure.group)}</th>' if figure.groups else ""
-    heads = "".join(f'<th scope="col" class="n">{escape(name)}</th>' for name in figure.columns)
+    upright = figure.compact and max(map(len, figure.columns), default=0) > 4
+    start, stop = ('<span class="upright">', "</span>") if upright else ("", "")
+    heads = "".join(f'<th scope="col" class="n">{start}{escape(name)}{stop}</th>' for name in figure.columns)
+    look = "grid compact" if figure.compact else "grid"
     lines = [
-        f'<figure class="grid" id="figure_{escape(figure.name)}">',
+        f'<figure class="{look}" id="figure_{escape(figure.name)}">',
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(figure.title)}">',
         f"<table><caption>{escape(figure.title)}</caption>",
         f'<thead><tr><th scope="col">{escape(figure.corner)}</th>{second}{heads}</tr></thead><tbody>',
@@ -286,7 +292,8 @@ def _grid(figure: Grid) -> str:
 
 
 def _strip(figure: Strip) -> str:
-    left, right, top, pitch = 24 + 7.2 * min(24, max(map(len, figure.rows), default=0)), WIDTH - 128, 26.0, 34.0
+    left, right, top = 24 + 7.2 * min(24, max(map(len, figure.rows), default=0)), WIDTH - 128, 26.0
+    pitch = 34.0 if len(figure.rows) <= 14 else 21.0
     bottom = top + pitch * len(figure.rows)
     everything = [value for row in figure.points for _, value in row]
     exponents = powers(min(everything), max(everything))
@@ -304,12 +311,12 @@ def _strip(figure: Strip) -> str:
         body += [text(left - 14, y + 4, shorten(name, 24), "name", "end"), line(left, y, right, y, "thread")]
         for label, value in row:
             body.append(
-                f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="5" class="dot">'
+                f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="{min(5.0, pitch / 5):g}" class="dot">'
                 f"<title>{escape(label)}: {escape(numerals.exponential(value))}</title></circle>"
             )
         if mark is not None:
             body += [
-                line(place(mark), y - 12, place(mark), y + 12, "mark"),
+                line(place(mark), y - 0.35 * pitch, place(mark), y + 0.35 * pitch, "mark"),
                 text(WIDTH - 4, y + 4, numerals.exponential(mark), "value", "end"),
             ]
     body.append(text((left + right) / 2, bottom + 38, figure.axis, "label", "middle"))
@@ -546,9 +553,9 @@ def draw(figure: Figure, path: Path, dpi: int = 160) -> None:
         canvas.savefig(path, format="png", metadata={"Description": figure.note or figure.title})
         return
     if isinstance(figure, Grid):
-        size = (3.2 + 0.85 * max(3, len(figure.columns)), 1.3 + 0.3 * len(figure.rows))
+        size = (3.2 + (0.5 if figure.compact else 0.85) * max(3, len(figure.columns)), 1.3 + 0.3 * len(figure.rows))
     elif isinstance(figure, Strip):
-        size = (8.4, 1.4 + 0.45 * len(figure.rows))
+        size = (8.4, 1.4 + (0.45 if len(figure.rows) <= 14 else 0.3) * len(figure.rows))
     else:
         size = (8.4, 3.6)
     canvas = Canvas(figsize=size, dpi=dpi, layout="constrained", facecolor="white")

@@ -23,6 +23,7 @@ Cell = str | int | float | Span | None
 
 DASH = "–"
 MINUS = "−"
+UNSURE = "°"  # after a figure whose interval holds zero
 NARROW = "\u00a0"  # a space that does not break: a number and its power stay on one line
 LARGEST = 1e5  # from here on, and below SMALLEST, a number is printed with a power of ten
 SMALLEST = 1e-3
@@ -78,6 +79,17 @@ def decimal(value: Cell) -> str:
         return number(value)
     text = f"{abs(value):,.3f}"
     return text if value >= 0 or text == "0.000" else MINUS + text
+
+
+def tenths(value: Cell) -> str:
+    """A number with one decimal, for a narrow column."""
+    if not finite(value):
+        return DASH
+    assert isinstance(value, int | float)
+    if abs(value) >= LARGEST:
+        return number(value)
+    text = f"{abs(value):,.1f}"
+    return text if value >= 0 or text == "0.0" else MINUS + text
 
 
 def count(value: Cell) -> str:
@@ -161,6 +173,7 @@ KINDS: dict[str, Callable[[Cell], str]] = {
     "count": count,
     "number": number,
     "decimal": decimal,
+    "tenths": tenths,
     "exponential": exponential,
     "share": share,
     "percent": percent,

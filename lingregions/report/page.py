@@ -10,7 +10,7 @@ from dataclasses import replace
 from html import escape
 
 import lingregions
-from lingregions.report import damage, figures, numerals, sections, style, tables
+from lingregions.report import damage, figures, losses, numerals, sections, style, tables, verdict
 from lingregions.report.facts import Facts
 from lingregions.report.sections import Section
 from lingregions.report.tables import Table
@@ -20,9 +20,12 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 def compose(facts: Facts) -> tuple[Section, ...]:
     """The sections of a report: damage, regions, overlap, what the experiment adds, settings, notes."""
-    experiments = damage.collect(facts.rows, facts.fraction)
+    experiments = damage.collect(facts.rows, facts.fraction, facts.contrasts)
     several = len(experiments) > 1
-    parts = [sections.damage(experiment, f": {experiment.experiment}" if several else "") for experiment in experiments]
+    parts = [
+        losses.section(experiment, f": {experiment.experiment}" if several else "", facts.tables)
+        for experiment in experiments
+    ]
     if facts.surveys:
         parts.append(sections.densities(facts.surveys))
     if facts.overlap is not None:
@@ -39,14 +42,14 @@ def lead(facts: Facts) -> tuple[str, tuple[Section, ...]]:
 
     A headline that a table of the run offers goes before the one that is computed from the damage.
     """
-    experiments = damage.collect(facts.rows, facts.fraction)
+    experiments = damage.collect(facts.rows, facts.fraction, facts.contrasts)
     # The base is one for all experiments of a run; each experiment's sentence stands by itself.
     computed = (
-        [" ".join(damage.headline(experiment, facts.verb) for experiment in experiments[:2])] if experiments else []
+        [" ".join(verdict.headline(experiment, facts.verb) for experiment in experiments[:2])] if experiments else []
     )
     first, *others = [*facts.headlines, *computed] or [f"{facts.experiment}: nothing has been measured yet."]
-    weighed = damage.verdict(experiments[0], facts.tables) if experiments else ()
-    own = [replace(verdict, title=verdict.title or "Verdict") for verdict in facts.verdicts]
+    weighed = verdict.weigh(experiments[0], facts.tables, bool(facts.verdicts)) if experiments else ()
+    own = [replace(part, title=part.title or "Verdict") for part in facts.verdicts]
     parts = (Section("", tuple(others)), *own, Section("How far to trust it" if own else "", weighed))
     return first, tuple(part for part in parts if part.paragraphs)
 

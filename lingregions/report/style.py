@@ -47,6 +47,14 @@ thead .n { white-space: normal }
 tr.total > * { font-weight: 600; border-top: 1px solid var(--ink) }
 .grid td.n { border: 1px solid var(--paper); min-width: 3.4rem }
 .grid tr.total > td.n { border-top: 1px solid var(--ink) }
+.compact table { font-size: .72rem }
+.compact th, .compact td { padding: .15rem .3rem }
+.compact td.n { min-width: 0 }
+.upright { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap }
+tr.break th { padding-top: .9rem; font-weight: 600; color: var(--quiet) }
+details { margin: .75rem 0 }
+summary { cursor: pointer; font-weight: 600; font-size: .95rem }
+summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px }
 .group, .snone { color: var(--quiet) }
 .group { white-space: nowrap }
 .settings td { overflow-wrap: anywhere; min-width: 14rem }

@@ -40,6 +40,8 @@ class Table:
     totals: int = 0
     settings: bool = False  # keys and long values, which may break anywhere
     prose: bool = False  # texts side by side, in whatever script and direction
+    folded: bool = False  # so large that the page shows it only on demand
+    breaks: tuple[tuple[int, str], ...] = ()  # (row, what the rows from here on have in common)
 
     def __post_init__(self) -> None:
         for position, row in enumerate(self.rows):
@@ -100,11 +102,17 @@ def html(table: Table) -> str:
             for place, (cell, css) in enumerate(zip(row, classes, strict=True))
         )
         total = ' class="total"' if position >= len(table.rows) - table.totals else ""
+        if title := dict(table.breaks).get(position):
+            span = f'colspan="{len(table.columns)}"'
+            lines.append(f'<tr class="break"><th scope="rowgroup" {span}>{escape(title)}</th></tr>')
         lines.append(f"<tr{total}>{cells}</tr>")
     lines.append("</tbody></table></div>")
     if table.note:
         lines.append(f"<figcaption>{escape(table.note)}</figcaption>")
     lines.append("</figure>")
+    if table.folded:
+        size = f"{numerals.plural(len(table.rows), 'row')}, {numerals.plural(len(table.columns), 'column')}"
+        lines = [f"<details><summary>{escape(table.title)} ({size})</summary>", *lines, "</details>"]
     return "\n".join(lines)
 
 
