@@ -115,12 +115,13 @@ class Laboratory:
         return placed
 
     def corpus(self, language: str, use: str) -> Corpus:
-        """Return the samples of a language for one use, "score" or "evaluate"; opened once."""
+        """Return the samples of a language for one use, "score", "evaluate" or "train"; opened once."""
         if (language, use) not in self.texts:
             data, machine = self.settings.data, self.settings.machine
-            part = {"score": "score", "evaluate": "evaluation"}[use] if data.held else "all"
+            part = ("evaluation" if use == "evaluate" else "score") if data.held else "all"
+            source = data.get(f"{use}_source") or data.source
             self.texts[language, use] = corpora.open(
-                data.source,
+                source,
                 language,
                 self.tokenizer,
                 length=data.length,
@@ -135,7 +136,7 @@ class Laboratory:
                 document=data.document,
                 strict=data.strict,
                 vocabulary=self.model.vocab,
-                cache=None if data.source == "udhr" else sources.folder(machine.cache) / "tokens",
+                cache=None if source == "udhr" else sources.folder(machine.cache) / "tokens",
                 workers=machine.workers,
             )
         return self.texts[language, use]
@@ -444,39 +445,70 @@ def measure(laboratory: Laboratory, experiment: str, arms: Sequence[Arm]) -> Non
     Raises:
       ValueError: two arms have one name, or one has that of the untouched model.
     """
-    run, settings = laboratory.run, laboratory.settings
     everything = [Arm(BASE), *arms]
     names = [arm.name for arm in everything]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"two arms of {experiment} are called {twice[0]!r}")
     laboratory.arms[experiment] = everything
-    run.table("results", COLUMNS, KEYS)
-    known = {(row["arm"], row["language"]): row for row in run.rows("results") if row["experiment"] == experiment}
-    languages = list(settings.evaluate.languages)
-    missing = {
-        arm.name: [
-            code
-            for code in languages
-            if (arm.name, code) not in known or not _intact(laboratory, known[arm.name, code])
-        ]
-        for arm in everything
-    }
-    wanted = {code for codes in missing.values() for code in codes}
-    texts = {code: draw(laboratory, code, "evaluate") for code in languages if code in wanted}
-    length = settings.data.length
-    tokens = sum(len(texts[code][1]) * length for codes in missing.values() for code in codes)
-    with run.progress("evaluate", tokens, "tokens") as bar:
+    missing = _missing(laboratory, experiment, names)
+    with _progress(laboratory, [code for codes in missing.values() for code in codes]) as bar:
         for arm in everything:
-            if not missing[arm.name]:
-                continue
-            chosen = {code: texts[code] for code in missing[arm.name]}
-            with arm.apply(laboratory.params) as params:
-                for code, found in _cells(laboratory, params, chosen, arm.limits, bar):
-                    checksum = _store(laboratory, experiment, arm.name, code, found.passages)
-                    run.log(event="evaluated", experiment=experiment, arm=arm.name, language=code, nll_nats=found.nll)
-                    run.add("results", row(experiment, arm.name, code, found, checksum))
-                    run.check()
+            if missing[arm.name]:
+                with arm.apply(laboratory.params) as params:
+                    _measure(laboratory, experiment, arm, params, missing[arm.name], bar)
+
+
+def observe(laboratory: Laboratory, experiment: str, arm: Arm, params: trees.Tree) -> None:
+    """Evaluate every language under parameters that were made elsewhere (by training), as one more arm.
+
+    Args:
+      laboratory: the texts.
+      experiment: the name in the first column.
+      arm: its name and its group; a name that was measured before is read from results.csv.
+      params: the parameters.
+    """
+    known = laboratory.arms.setdefault(experiment, [])
+    if arm.name not in {each.name for each in known}:
+        known.append(arm)
+    missing = _missing(laboratory, experiment, [arm.name])[arm.name]
+    if missing:
+        with _progress(laboratory, missing) as bar:
+            _measure(laboratory, experiment, arm, params, missing, bar)
+
+
+def _missing(laboratory: Laboratory, experiment: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the languages of each arm whose cells are not finished, or not sound any more."""
+    laboratory.run.table("results", COLUMNS, KEYS)
+    rows = laboratory.run.rows("results")
+    known = {(row["arm"], row["language"]): row for row in rows if row["experiment"] == experiment}
+    return {
+        name: [
+            code
+            for code in laboratory.settings.evaluate.languages
+            if (name, code) not in known or not _intact(laboratory, known[name, code])
+        ]
+        for name in names
+    }
+
+
+def _progress(laboratory: Laboratory, languages: Sequence[str]) -> contextlib.AbstractContextManager[Bar]:
+    """Return the bar of an evaluation of so many texts."""
+    length = laboratory.settings.data.length
+    tokens = sum(len(draw(laboratory, code, "evaluate")[1]) * length for code in languages)
+    return laboratory.run.progress("evaluate", tokens, "tokens")
+
+
+def _measure(
+    laboratory: Laboratory, experiment: str, arm: Arm, params: trees.Tree, languages: Sequence[str], bar: Bar
+) -> None:
+    """Measure the missing cells of one arm, and write each as soon as it is known."""
+    run, texts = laboratory.run, {code: draw(laboratory, code, "evaluate") for code in languages}
+    for code, found in _cells(laboratory, params, texts, arm.limits, bar):
+        checksum = _store(laboratory, experiment, arm.name, code, found.passages)
+        run.log(event="evaluated", experiment=experiment, arm=arm.name, language=code, nll_nats=found.nll)
+        run.add("results", row(experiment, arm.name, code, found, checksum))
+        run.check()
 
 
 def _cells(
@@ -665,7 +697,7 @@ def assess(
         for line in lines:
             value, low, high, p, units = line.estimate
             known = [name, line.arm, line.reference, line.language, line.seeds, units]
-            writer.writerow([*known, *map(repr, (value, low, high, p, line.adjusted))])
+            writer.writerow([*known, *map(float, (value, low, high, p, line.adjusted))])
     laboratory.run.write("damage.csv", text.getvalue())
     return found
 
