@@ -26,11 +26,13 @@ test: $(VENV)/.test  ## run all tests that need no torch (TESTS= for some, WORKE
 	$(call say,running $(TESTS) without torch)
 	@$(BIN)/python -m pytest -q -m 'not parity' -n $(WORKERS) --dist loadfile --durations=10 $(TESTS)
 
-lint: $(VENV)/.dev  ## check format, lint and types
+lint: $(VENV)/.dev  ## check format, lint, shell scripts and types
 	$(call say,checking format)
 	@$(BIN)/ruff format --check .
 	$(call say,checking lint)
 	@$(BIN)/ruff check .
+	$(call say,checking shell scripts)
+	@$(BIN)/shellcheck --external-sources tpu_scripts/*.sh .ci/run
 	$(call say,checking types)
 	@$(BIN)/mypy
 

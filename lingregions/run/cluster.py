@@ -43,6 +43,8 @@ def connect(variables: Mapping[str, str], timeout: float = WAIT) -> None:
       RunError: a process did not come (it is named), or two claim to be the same.
     """
     address, count, place, devices = _place(variables, timeout)
+    if count == 1:
+        return
     muster(address, count, place, timeout)
     # SIGTERM is answered by `Run.check`, for all processes together.
     jax.config.update("jax_enable_preemption_service", False)
@@ -112,8 +114,6 @@ def muster(address: str, count: int, place: int, timeout: float) -> None:
       RunError: a process did not come, or the processes do not agree on who they are; all that came raise the same.
     """
     host, _, port = address.rpartition(":")
-    if count == 1:
-        return
     problem = _gather(int(port), count, timeout) if place == 0 else _report(host, int(port), count, place, timeout)
     if problem:
         raise RunError(problem)
