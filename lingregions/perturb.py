@@ -199,6 +199,28 @@ def restore(params: trees.Tree, original: trees.Tree, masks: trees.Tree) -> tree
     return trees.merge(params, _swap(covered(params, masks), covered(original, masks), masks))
 
 
+def revert(params: trees.Tree, original: trees.Tree, masks: trees.Tree, factor: float) -> trees.Tree:
+    """Return `params` moved back to `original` inside the region by a part of the way: 1 is `restore`, 0 nothing.
+
+    Raises:
+      ValueError: the region belongs to another model, or the factor is not between 0 and 1.
+    """
+    if not 0 <= factor <= 1:
+        raise ValueError(f"a region is set back by a factor between 0 and 1, not by {factor}")
+    if factor == 1:
+        return restore(params, original, masks)
+    back = _between(covered(params, masks), covered(original, masks), masks, jnp.float32(factor))
+    return trees.merge(params, back)
+
+
+@jax.jit
+def _between(part: trees.Tree, other: trees.Tree, masks: trees.Tree, factor: jax.Array) -> trees.Tree:
+    def leaf(theta: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.where(mask, theta + factor.astype(theta.dtype) * (value - theta), theta)
+
+    return jax.tree.map(leaf, part, other, masks)
+
+
 # --- for a while, in place --------------------------------------------------------------------------------------------
 
 

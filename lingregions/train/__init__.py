@@ -7,7 +7,7 @@ Master weights, gradients and moments are float32 whatever the compute dtype: 16
 parameters, and a second copy of the weights where a constraint keeps the starting point.
 """
 
-from lingregions.train.feed import Feed, Order
+from lingregions.train.feed import Feed, Mix, Order
 from lingregions.train.loop import Diverged, curve, fit, load
 from lingregions.train.recipe import PRESETS, Recipe, optimizer
 from lingregions.train.tracker import TRACKERS, Tracker, track
@@ -19,6 +19,7 @@ __all__ = [
     "Diverged",
     "Feed",
     "Metrics",
+    "Mix",
     "Order",
     "Recipe",
     "State",
