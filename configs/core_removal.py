@@ -7,8 +7,9 @@ Scores every parameter of the decoder layers in six languages by |theta x gradie
 the scores combined over the languages, sets it to zero, and measures the perplexity of eleven languages (thirty in the
 paper, and in the second command); the bottom 1 %, a random 1 % and the largest weights are the controls, in the second
 command also random regions that are matched to the top, with three seeds. The parts of the core one by one:
---config.select.modules=q,k,v,o,gate,up,down,norms,"without norms" and --config.select.layers=all. The paper claims: the
-core's removal destroys the model in all languages, the controls' does little.
+--config.select.modules=q,k,v,o,gate,up,down,norms,without_norms and --config.select.layers=all; other sizes:
+--config.select.fractions="'1%','3%','5%'". The paper claims: the core's removal destroys the model in all languages,
+the controls' does little.
 
 Measured on SmolLM2-135M (seed 0, three minutes on two cores, 3.2 GB): geometric-mean perplexity over eleven languages
 base 15.0, top 1 % removed 6.1e7, bottom 1 % 15.8, a random 1 % 27.5.

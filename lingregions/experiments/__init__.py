@@ -7,6 +7,14 @@ from ml_collections import ConfigDict
 
 from lingregions.experiments.core_removal import core_removal
 from lingregions.experiments.core_removal import stages as core_removal_stages
+from lingregions.experiments.definitions import definitions
+from lingregions.experiments.definitions import stages as definitions_stages
+from lingregions.experiments.dimension_dependence import dimension_dependence
+from lingregions.experiments.dimension_dependence import stages as dimension_dependence_stages
+from lingregions.experiments.frozen_pretraining import frozen_pretraining
+from lingregions.experiments.frozen_pretraining import stages as frozen_pretraining_stages
+from lingregions.experiments.minimal_damage import minimal_damage
+from lingregions.experiments.minimal_damage import stages as minimal_damage_stages
 from lingregions.experiments.reliability import reliability
 from lingregions.experiments.reliability import stages as reliability_stages
 from lingregions.experiments.stage import Stage
@@ -15,11 +23,19 @@ from lingregions.run import Run
 # The value of `config.experiment` -> (locked config, work directory) -> nothing: results are in the work directory.
 EXPERIMENTS: dict[str, Callable[[ConfigDict, Run], None]] = {
     "core_removal": core_removal,
+    "definitions": definitions,
+    "dimension_dependence": dimension_dependence,
+    "frozen_pretraining": frozen_pretraining,
+    "minimal_damage": minimal_damage,
     "reliability": reliability,
 }
 # The same keys -> locked config -> what the experiment would do (`--dry-run`).
 STAGES: dict[str, Callable[[ConfigDict], list[Stage]]] = {
     "core_removal": core_removal_stages,
+    "definitions": definitions_stages,
+    "dimension_dependence": dimension_dependence_stages,
+    "frozen_pretraining": frozen_pretraining_stages,
+    "minimal_damage": minimal_damage_stages,
     "reliability": reliability_stages,
 }
 

@@ -38,7 +38,7 @@ MODULES = {
     "up": "layers.mlp.up_proj",
     "down": "layers.mlp.down_proj",
     "norms": "norms",
-    "without norms": "decoder_without_norms",
+    "without_norms": "decoder_without_norms",
 }
 
 

@@ -1,0 +1,37 @@
+"""How little is enough to break the model, and what carries the core? The paper removes 1 %, 3 % and 5 %.
+
+    lingregions run --config=configs/minimal_damage.py:smollm2 --workdir=runs/minimal_damage
+
+The highest scores of the whole scope from 1e-7 of it to a twentieth, against as many of the largest |theta| and random
+ones; the smallest set that multiplies a language's perplexity by ten; the core without its first scalars, those alone,
+the super weights alone, and the core without its outlier dimensions and norms.
+"""
+
+from base import VARIANTS, base, evaluated
+from ml_collections import ConfigDict
+
+__all__ = ["VARIANTS", "get_config"]
+
+
+def get_config(variant: str = "smollm2") -> ConfigDict:
+    """Return the config of a variant."""
+    config = evaluated(base("minimal_damage", variant), variant)
+    # Of the whole scope, not of each matrix: 1e-7 of SmolLM2's decoder is ten scalars.
+    config.select.fractions = (
+        *("1e-7", "3e-7", "1e-6", "3e-6", "1e-5", "3e-5", "1e-4", "3e-4", "1e-3", "1e-2", "5e-2"),
+    )
+    config.select.random = ("1e-3", "1e-2", "5e-2")  # fractions of each matrix, at which random regions are removed
+    config.select.seeds = (0,)  # of these
+    config.select.core = "1%"  # of each matrix, as in core_removal
+    config.select.counts = (10, 100, 1000)  # of the core's first scalars
+    config.select.outliers = 10  # dimensions where the core is fullest, and as many of the largest activations
+    config.select.spike = 100.0  # of a super weight's activations, over the median of all peaks
+    if variant == "tiny":
+        config.select.fractions = ("1e-4", "1e-3", "1e-2", "5e-2")
+        config.select.random = ("1e-2",)
+        config.select.counts = (10, 100)
+        config.select.spike = 1.0
+    elif variant == "smollm2":
+        config.evaluate.languages = ("en", "ru", "zh", "vi", "sw")
+        config.evaluate.samples = 1
+    return config
