@@ -8,7 +8,7 @@ parameters, and a second copy of the weights where a constraint keeps the starti
 """
 
 from lingregions.train.feed import Feed, Mix, Order
-from lingregions.train.loop import Diverged, curve, fit, load
+from lingregions.train.loop import Diverged, curve, discard, fit, load
 from lingregions.train.recipe import PRESETS, Recipe, optimizer
 from lingregions.train.tracker import TRACKERS, Tracker, track
 from lingregions.train.trainer import Metrics, State, Trainer
@@ -26,6 +26,7 @@ __all__ = [
     "Tracker",
     "Trainer",
     "curve",
+    "discard",
     "fit",
     "load",
     "optimizer",

@@ -145,6 +145,12 @@ def load(run: Run, name: str, trainer: Trainer, step: int | None = None) -> Stat
     return state
 
 
+def discard(run: Run, name: str) -> None:
+    """Remove the checkpoints of a training whose results are kept elsewhere: 12 bytes a parameter."""
+    if jax.process_index() == 0:
+        checkpoint.discard(run.path("checkpoints", name))
+
+
 def curve(run: Run, name: str) -> list[dict[str, Any]]:
     """Return the figures of every step of a training, in order; of a step done again after a kill, the last ones."""
     path, found = run.path("metrics.jsonl"), {}

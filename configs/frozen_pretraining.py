@@ -1,0 +1,82 @@
+"""Further pre-training on one language with the core region frozen (the paper's section 4), and what competes with it.
+
+    lingregions run --config=configs/frozen_pretraining.py:smollm2 --workdir=runs/frozen_pretraining \
+        --config.data.source=texts/ --config.data.score_split=all --config.data.evaluate_split=all \
+        --config.data.train_split=all --config.data.held=0.02
+
+`texts/` is a folder with `hu.txt`, `en.txt` and so on, one document a line. Without it the UDHR is used, whose half is
+a few samples: enough to see that everything runs, not to learn a language from.
+
+Trains Hungarian (Chinese in the paper) with nothing frozen, with the core, a matched random region or the bottom
+frozen, and with soft, column-wise and embedding freezing, L2-SP, EWC, replay and reversion of the core afterwards;
+evaluates each on the way in the trained language and in the others. The paper claims: with the core frozen the model
+learns the new language as well and keeps the others better.
+
+`freeze.arms` says which of them; each is one training a seed, of 16 bytes a parameter plus 4 where it keeps the start.
+"""
+
+from base import THIRTY, VARIANTS, base, evaluated
+from ml_collections import ConfigDict
+
+__all__ = ["VARIANTS", "get_config"]
+
+
+def get_config(variant: str = "smollm2") -> ConfigDict:
+    """Return the config of a variant."""
+    config = evaluated(base("frozen_pretraining", variant), variant)
+    config.data.train_source = ""  # of the text that is trained on; "": data.source
+    config.data.train_split = config.data.score_split
+    config.evaluate.languages = ("hu", "en", "es", "fr", "de", "ru")
+
+    config.freeze = ConfigDict()
+    config.freeze.scope = "decoder_without_norms"  # where a region is frozen, as in the paper
+    config.freeze.fractions = ("1%",)
+    config.freeze.arms = ("full", "core", "random", "ewc", "replay", "reversion")
+    config.freeze.soft = 1.0  # strength of soft freezing: step size 1 / (1 + strength x score / mean score)
+    config.freeze.l2_sp = 0.01  # strength of the pull to the start
+    config.freeze.ewc = 0.01  # the same, weighted with the Fisher information (mean 1)
+    config.freeze.replay = 0.25  # share of the samples that are of other languages
+    config.freeze.replayed = ()  # which; empty: the evaluated languages other than the trained one
+    config.freeze.reversion = 1.0  # how far the core is set back to the start after training
+
+    config.train = ConfigDict()
+    config.train.language = "hu"
+    config.train.samples = 96
+    config.train.batch = 4  # samples a step
+    config.train.rate = 3e-4
+    config.train.betas = (0.9, 0.95)
+    config.train.epsilon = 1e-8
+    config.train.decay = 0.001
+    config.train.clip = 1.0
+    config.train.warmup = 3  # steps
+    config.train.floor = 0.0  # of the cosine, as a part of the rate
+    config.train.spike = 2.0  # nats above the smoothed loss at which training stops; 0: never
+    config.train.counts = (48,)  # samples after which it is evaluated too, beside the end
+    config.train.seeds = (0,)
+    config.train.keep = True  # keep the last checkpoint of each training, for `lingregions export`
+
+    config.machine.train_batch = 1  # samples of a micro-batch, on each part of the batch axes
+    config.machine.keep = 1  # checkpoints a training
+    config.machine.save_steps = 0  # steps between checkpoints; 0: by machine.save_seconds alone
+    config.machine.tracker = "none"  # or tensorboard, wandb: the figures of every step beside metrics.jsonl
+
+    if variant == "tiny":
+        config.evaluate.languages = ("hu", "en", "ru")
+        config.train.samples = 8
+        config.train.counts = (4,)
+        config.train.warmup = 1
+        config.train.rate = 1e-2
+    elif variant.startswith("llama2"):
+        # What the paper's release says; one epoch of 200,000 samples.
+        config.train.language = "zh"
+        config.evaluate.languages = THIRTY
+        config.freeze.fractions = ("1%", "5%")
+        config.freeze.arms = ("full", "core", "random", "bottom", "ewc", "replay", "reversion")
+        config.train.samples = 200_000
+        config.train.batch = 256
+        config.train.rate = 5e-5
+        config.train.warmup = 100
+        config.train.counts = (2_000, 5_000, 10_000, 20_000, 50_000)
+    if "ewc" in config.freeze.arms:
+        config.score.rules = ("fisher",)
+    return config
