@@ -83,7 +83,20 @@ def regions(words: Sequence[str]) -> int:
     return command.main(words)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "sweep": sweep, "data": data, "regions": regions}
+def fit(words: Sequence[str]) -> int:
+    """Say whether a job fits on a TPU slice and how long it takes there, by compiling it with no TPU."""
+    from lingregions.plan import command
+
+    return command.main(words)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": run,
+    "sweep": sweep,
+    "data": data,
+    "regions": regions,
+    "plan": fit,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

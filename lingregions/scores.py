@@ -371,6 +371,14 @@ class Scorer:
         self._close = jax.jit(functools.partial(close, scope=scope), donate_argnums=1, out_shardings=places)
         self._finish = jax.jit(functools.partial(finish, scope=scope), static_argnames="rule", out_shardings=parts)
 
+    def lower(self, params: trees.Tree, length: int) -> Any:
+        """Return the step lowered for samples of `length` tokens, to compile ahead of time; `params` may be shapes."""
+        places = (None, None) if self.mesh is None else (meshes.batched(self.mesh), meshes.replicated(self.mesh))
+        like: Any = jax.ShapeDtypeStruct((self.micro, length), np.int32, sharding=places[0])
+        weight = jax.ShapeDtypeStruct((), np.float32, sharding=places[1])
+        with meshes.use(self.mesh):
+            return self._step.lower(params, self.shapes, Batch(like, like, like), weight)
+
     def start(self, params: trees.Tree) -> Sums:
         """Return empty sums (`shapes` says which)."""
         out: Sums = self._start(params)

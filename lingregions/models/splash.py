@@ -7,6 +7,7 @@ Costs no memory beyond the outputs and one float32 a query and head; blocks abov
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,38 @@ def _times(heads: int, kv_heads: int, parts: int) -> int:
 
 def _local(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, interpret: bool) -> jax.Array:
     """Attend on one device: query [B, N, T, H], key and value [B, K, T, H], T a multiple of `LANES`."""
+    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    # In bfloat16 the kernels know one precision; in float32 two.
+    exact = query.dtype == jnp.float32 and asked not in (None, "default", "bfloat16")
+    out: jax.Array = _precise(query, key, value, segments, interpret, "highest" if exact else "default")
+    return out
+
+
+# A pass of its own: the backward kernels would be traced after the context of the forward ones is left.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _precise(
+    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, interpret: bool, precision: str
+) -> jax.Array:
+    with jax.default_matmul_precision(precision):
+        return _kernel(query, key, value, segments, interpret)
+
+
+def _forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, interpret: bool, precision: str
+) -> Any:
+    with jax.default_matmul_precision(precision):
+        return jax.vjp(lambda query, key, value: _kernel(query, key, value, segments, interpret), query, key, value)
+
+
+def _backward(interpret: bool, precision: str, pull: Any, gradient: jax.Array) -> Any:
+    with jax.default_matmul_precision(precision):
+        return *pull(gradient), None
+
+
+_precise.defvjp(_forward, _backward)
+
+
+def _kernel(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, interpret: bool) -> jax.Array:
     N, T = query.shape[1:3]
     size = next(block for block in BLOCKS if T % block == 0)
     sizes = splash_attention_kernel.BlockSizes(

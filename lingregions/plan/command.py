@@ -1,0 +1,134 @@
+"""`lingregions plan`: does a job fit on a slice, how long does it take at best, and which slice is the smallest?
+
+    lingregions plan --model=llama2-7b --topology=v5e-16 --job=score
+    lingregions plan --model=llama2-13b --topology=v4-32 --job=train --batch=256 --record=plans.jsonl
+    lingregions plan --table=plans.jsonl > slices.md
+
+The step is compiled ahead of time for a topology that need not be there (libtpu must be), or without --topology for
+the local devices. Mesh and micro-batch are chosen by estimate and confirmed by one compile, half a minute to two
+minutes for a model of billions of parameters.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lingregions import models
+from lingregions.models.compute import ATTENTIONS, DTYPES, PRECISIONS, REMAT
+from lingregions.plan import compiled, hardware, plan, table
+from lingregions.plan.compiled import JOBS, Step
+from lingregions.plan.hardware import Topology
+
+
+def local() -> Topology:
+    """Return the local devices as a topology; what an unknown device does a second is taken as without limit."""
+    import jax
+
+    devices = jax.devices()
+    kind = str(devices[0].device_kind)
+    known = next((chip for text, chip in hardware.LOCAL.items() if text in kind), None)
+    stats = devices[0].memory_stats() or {}
+    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    unlimited = float("inf")
+    chip = known or hardware.Chip(kind, memory, unlimited, unlimited, unlimited, 1, 1)
+    slices = len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"}) or 1
+    return Topology(dataclasses.replace(chip, memory=memory), len(devices) // slices, slices)
+
+
+def model(name: str) -> Any:
+    """Return the config of a preset, or of a folder with a Hugging Face config.json.
+
+    Raises:
+      ValueError: neither.
+    """
+    preset, folder = name.removeprefix("preset:"), Path(name)
+    if preset in models.PRESETS:
+        return models.PRESETS[preset]
+    path = folder if folder.suffix == ".json" else folder / "config.json"
+    if path.is_file():
+        return models.parse(json.loads(path.read_text(encoding="utf-8")))
+    raise ValueError(
+        f"no model {name!r}: there are {', '.join(models.PRESETS)}, or give a folder that holds a config.json"
+    )
+
+
+def _mesh(text: str) -> tuple[int, int, int]:
+    try:
+        data, fsdp, tensor = (int(each) for each in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no mesh: write data,fsdp,tensor, such as 1,16,1") from None
+    return data, fsdp, tensor
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lingregions plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", help=f"{', '.join(models.PRESETS)}, or a folder with a config.json")
+    add("--topology", default="", help="v5e-16, v4-32, v5p-64, v6e-8, 2xv5e-16 ...; default: the local devices")
+    add("--job", choices=JOBS, default="score")
+    add("--mesh", type=_mesh, default=(-1, -1, -1), help="data,fsdp,tensor; default: chosen")
+    add("--micro", type=int, default=0, help="samples of a micro-batch over all devices; default: chosen")
+    add("--batch", type=int, default=0, help=f"samples of a step: of training {plan.TRAIN_BATCH}, else the micro-batch")
+    add("--length", type=int, default=512, help="tokens a sample")
+    add("--samples", type=int, default=0, help="samples of the whole job; default: the paper's")
+    add("--dtype", choices=tuple(DTYPES), default="bfloat16")
+    add("--precision", choices=PRECISIONS, default="highest")
+    add("--remat", choices=tuple(REMAT), default="full")
+    add("--attention", choices=ATTENTIONS, default="auto")
+    add("--estimate", action="store_true", help="compile nothing")
+    add("--quick", action="store_true", help="compile without optimizing: says that it compiles, not what it needs")
+    add("--record", type=Path, help="append the plan to this file, one JSON line a plan")
+    add("--table", type=Path, help="print the plans recorded in this file as a Markdown table, and do nothing else")
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `lingregions plan`; returns the exit code: 0, also where the job does not fit.
+
+    Raises:
+      ValueError: what was asked for does not exist, or libtpu is missing.
+    """
+    asked = _parser().parse_args(words)
+    if asked.table:
+        print(table.render(asked.table), end="")
+        return 0
+    if not asked.model:
+        raise ValueError(f"--model is missing: {', '.join(models.PRESETS)}, or a folder with a config.json")
+    for name in ("micro", "batch", "samples"):
+        if getattr(asked, name) < 0:
+            raise ValueError(f"--{name} is {getattr(asked, name)}; it must be at least 1")
+    if asked.length < 2:
+        raise ValueError(f"--length is {asked.length}; a sample needs at least 2 tokens")
+    config = model(asked.model)
+    topology = hardware.parse(asked.topology) if asked.topology else local()
+    if asked.topology and not asked.estimate and not compiled.installed():
+        raise ValueError(f"{compiled.ADVICE}; or add --estimate, which compiles nothing")
+    if asked.mesh[0] > 0 and math.prod(asked.mesh) != topology.devices:
+        raise ValueError(f"--mesh={asked.mesh} does not multiply to the {topology.devices} chips of {topology.name}")
+    train = asked.job == "train"
+    step = Step(
+        job=asked.job,
+        model=config,
+        compute=models.Compute(
+            dtype=asked.dtype, precision=asked.precision, remat=asked.remat, attention=asked.attention
+        ),
+        mesh=asked.mesh,
+        micro=asked.micro or (0 if train else asked.batch),
+        length=asked.length,
+        batch=(asked.batch or plan.TRAIN_BATCH) if train else 0,
+        topology=asked.topology,
+    )
+    made = plan.make(asked.model, topology, step, asked.samples, not asked.estimate, asked.quick)
+    print(plan.describe(made))
+    if asked.record:
+        asked.record.parent.mkdir(parents=True, exist_ok=True)
+        with asked.record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plan.record(made)) + "\n")
+    return 0

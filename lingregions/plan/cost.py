@@ -1,0 +1,222 @@
+"""What a step costs, counted from the declaration of the model: operations, bytes moved, memory, and the least time.
+
+XLA's own `cost_analysis` counts the body of a scan over layers once, whatever the number of layers, so it is not asked.
+A product of [m, k] and [k, n] is 2 m k n operations. Counted are the products of the matrices, of attention (each query
+with the keys that it sees: T (T + 1) / 2 pairs a sample; five products backward for two forward) and of the vocabulary;
+elementwise work is not. Time is a roofline: the longest of computing, moving between chip and memory, and moving
+between chips, each at its best rate as if it overlapped with the others. Real steps take longer.
+
+Memory here is an estimate for choosing what to compile (within about 10 %); what fits is the compiler's word.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from jax.sharding import AbstractMesh
+
+from lingregions import mesh as meshes
+from lingregions import models
+from lingregions import tree as trees
+from lingregions.models.parameter import Parameter
+from lingregions.plan.compiled import SCOPE, Step
+from lingregions.plan.hardware import BETWEEN_SLICES, Topology
+
+WIDTHS = {"float32": 4, "bfloat16": 2}
+# Passes of the exact selection over the scores: 32 counts for the threshold, ties, better ones, the mask, the survey.
+SELECT_PASSES = 36
+
+
+class Memory(NamedTuple):
+    """Bytes a device: what a step is given, and the most that it needs beside that."""
+
+    arguments: int
+    temporaries: int
+
+    @property
+    def peak(self) -> int:
+        """Both."""
+        return self.arguments + self.temporaries
+
+
+class Cost(NamedTuple):
+    """What one step does.
+
+    Attributes:
+      flops: floating-point operations, on all devices together.
+      traffic: bytes between one chip and its memory.
+      link: bytes into one chip from the others of its slice.
+      between: bytes into one chip from other slices.
+    """
+
+    flops: float
+    traffic: float
+    link: float
+    between: float
+
+    def seconds(self, topology: Topology) -> dict[str, float]:
+        """Return the least seconds of each kind of work on a topology."""
+        chip = topology.chip
+        return {
+            "compute": self.flops / topology.devices / chip.flops,
+            "memory": self.traffic / chip.bandwidth,
+            "links": self.link / chip.link,
+            "slices": self.between / BETWEEN_SLICES,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """Numbers of a step that several counts share: parameters whole, and a device's part of them."""
+
+    step: Step
+    declared: dict[str, Parameter]
+    mesh: AbstractMesh
+
+    @property
+    def samples(self) -> int:
+        return self.step.batch if self.step.job == "train" else self.step.micro
+
+    @property
+    def rows(self) -> int:
+        """Samples of a micro-batch on one device."""
+        parts = self.step.mesh[0] * self.step.mesh[1]
+        return self.step.micro // parts if self.step.micro % parts == 0 else self.step.micro
+
+    @property
+    def width(self) -> int:
+        return WIDTHS[self.step.compute.dtype]
+
+    def whole(self, paths: Any = None) -> int:
+        return sum(math.prod(self.declared[path].shape) for path in (self.declared if paths is None else paths))
+
+    def part(self, paths: Any, split: tuple[str, ...] = meshes.MESH_AXES) -> int:
+        """Parameters of one device when only these mesh axes split them: without "fsdp" they are gathered."""
+        total = 0
+        for path in paths:
+            each = self.declared[path]
+            found = meshes.spec(each.axes, each.units, self.mesh)
+            ways = math.prod(self.mesh.shape[name] for name in found if name is not None and name in split)
+            total += math.prod(each.shape) // ways
+        return total
+
+    @property
+    def layers(self) -> list[str]:
+        return [path for path, each in self.declared.items() if each.stacked]
+
+    @property
+    def tables(self) -> list[str]:
+        return [path for path, each in self.declared.items() if "vocab" in each.axes]
+
+    @property
+    def scored(self) -> list[str]:
+        """What gradients are kept of."""
+        return self.layers if self.step.job == "score" else list(self.declared)
+
+    def products(self) -> list[Parameter]:
+        return [self.declared[path] for path in self.layers if len(self.declared[path].matrix) == 2]
+
+
+def _sizes(step: Step) -> _Sizes:
+    declared = trees.flatten(models.declare(step.model))
+    return _Sizes(step, declared, AbstractMesh(step.mesh, meshes.MESH_AXES))
+
+
+def flops(step: Step) -> float:
+    """Return the operations of a step on all devices."""
+    if step.job == "select":
+        return 0.0
+    sizes, model = _sizes(step), step.model
+    T = step.length
+    matrices = 2.0 * T * sum(math.prod(each.shape) for each in sizes.products())
+    attention = 2.0 * model.heads * model.head_dim * T * (T + 1) / 2 * model.layers  # one product
+    vocabulary = 2.0 * T * model.vocab * model.embed
+    forward = matrices + 2 * attention
+    if step.job == "evaluate":
+        return sizes.samples * (forward + vocabulary)
+    again = {"none": 0.0, "dots": 2 * attention, "full": forward}[step.compute.remat]
+    # Logits and their slope; with the head's own gradient the logits once more, and that gradient.
+    table = vocabulary * (2 if step.job == "score" else 4)
+    return sizes.samples * (forward + again + 2 * matrices + 5 * attention + table)
+
+
+def cost(step: Step, topology: Topology | None = None) -> Cost:
+    """Return what a step does; `topology` says how many slices `data` runs over (None: one)."""
+    sizes = _sizes(step)
+    data, fsdp, tensor = step.mesh
+    slices = 1 if topology is None else topology.slices
+    if step.job == "select":
+        return Cost(0.0, sizes.part(sizes.layers) * (4.0 * SELECT_PASSES + 1), 0.0, 0.0)
+    passes = {"evaluate": 1, "score": 2, "train": 2}[step.job]
+    if step.job != "evaluate" and step.compute.remat == "full":
+        passes += 1
+    turns = sizes.samples // step.micro
+    tokens = sizes.rows * step.length
+    width, kept = sizes.width, sizes.part(sizes.layers)
+    gathered = sizes.part(sizes.layers, ("tensor",)) * width
+    tables = sizes.part(sizes.tables, ("tensor",)) * width
+    # Weights: read as float32 shards, gathered (written and read) in the compute dtype.
+    weights = passes * (4 * kept + (2 if fsdp > 1 else 1) * gathered) + 2 * tables
+    # What enters and leaves each matrix product, once forward, once again, twice backward.
+    edges = sum(each.shape[0] * sum(_parts(each, sizes.mesh)) for each in sizes.products())
+    activations = tokens * width * edges * (passes if passes == 1 else passes + 1)
+    gradients, traffic = 4 * sizes.part(sizes.scored), 0.0
+    traffic = turns * (weights + activations)
+    if step.job == "score":
+        traffic += 4 * gradients  # write; read, add to the sums, write
+    elif step.job == "train":
+        traffic += (4 * turns - 3) * gradients + 7 * gradients  # then parameters and moments, read and written
+    link = turns * passes * gathered * (fsdp - 1) / fsdp + turns * tables * (fsdp - 1) / fsdp
+    link += turns * passes * 4 * (tensor - 1) / tensor * tokens * step.model.embed * width * step.model.layers
+    between = 0.0
+    if step.job != "evaluate":
+        link += turns * sizes.part(sizes.scored, ("tensor",)) * width * (fsdp - 1) / fsdp  # gradients to their shards
+        inside = data // slices
+        link += turns * 2 * gradients * (inside - 1) / inside
+        between = turns * 2 * gradients * (slices - 1) / slices
+    return Cost(flops(step), traffic, link, between)
+
+
+def _parts(parameter: Parameter, mesh: AbstractMesh) -> tuple[float, ...]:
+    """Return a device's part of the two sides of a matrix that lie along activations: `embed` is whole there."""
+    sides = []
+    for size, axis in zip(parameter.matrix, parameter.axes[1:], strict=True):
+        whole = axis == "embed" or size % mesh.shape["tensor"]
+        sides.append(size if whole else size / mesh.shape["tensor"])
+    return tuple(sides)
+
+
+def memory(step: Step) -> Memory:
+    """Return the estimated bytes a device of a step."""
+    sizes, model = _sizes(step), step.model
+    everything, layers = list(sizes.declared), sizes.layers
+    if step.job == "select":
+        largest = max(layers, key=lambda path: math.prod(sizes.declared[path].shape))
+        part = sizes.part([largest])
+        # One layer's integers at a time.
+        return Memory(5 * sizes.part(layers), part // model.layers * 8)
+    T, width, rows = step.length, sizes.width, sizes.rows
+    tensor, tokens = sizes.mesh.shape["tensor"], rows * step.length
+    arguments = 4 * sizes.part(everything) + 12 * tokens
+    gathered = sizes.part(layers, ("tensor",)) * width // model.layers
+    split = step.mesh[1] > 1
+    # Weights of the layer at work and of the one that is fetched meanwhile; both tables.
+    temporaries = 2 * gathered + (sizes.part(sizes.tables, ("tensor",)) * width if split else 0)
+    layer = tokens * width * (6 * model.embed + (3 * model.mlp + 4 * model.heads * model.head_dim) // tensor)
+    logits = rows * min(step.compute.chunk, T) * -(-model.vocab // tensor) * 4
+    if step.job == "evaluate":
+        return Memory(arguments, temporaries + layer + 2 * logits)
+    edges = sum(_parts(each, sizes.mesh)[0] for each in sizes.products())
+    saved = {
+        "full": model.embed,
+        "dots": model.embed + edges,
+        "none": 4 * model.embed + 2 * edges + model.mlp / tensor,
+    }[step.compute.remat]
+    temporaries += round(model.layers * tokens * saved * width) + layer + 3 * logits
+    gradients = 4 * sizes.part(sizes.scored)
+    if step.job == "score":
+        return Memory(arguments + gradients, temporaries + gradients)
+    frozen = sizes.part(trees.flatten(trees.restrict(trees.unflatten(sizes.declared), SCOPE)))
+    moments = 8 * sizes.part(everything) + frozen // 8
+    several = 2 if step.batch > step.micro else 1
+    return Memory(arguments + moments, temporaries + several * gradients)

@@ -1,0 +1,202 @@
+"""Plan: what is known of one job on one topology, as plain values to be recorded, and the sentences that say it."""
+
+import dataclasses
+import math
+from typing import Any
+
+from lingregions import models
+from lingregions import tree as trees
+from lingregions.plan import choose, compiled, cost, hardware
+from lingregions.plan.compiled import Compiled, Step
+from lingregions.plan.hardware import Topology
+
+# Samples of a whole job, where --samples does not say: the paper's scoring of six languages, the evaluation of one arm
+# in thirty, and its further pre-training.
+SAMPLES = {"score": 600_000, "evaluate": 30_000, "train": 100_000, "select": 1}
+TRAIN_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of one job on one topology, as a record of plain values.
+
+    Attributes:
+      model: name of the model.
+      parameters: of it.
+      topology: name of the slice.
+      chips: devices in all.
+      job: one of `JOBS`.
+      mesh: data, fsdp, tensor.
+      micro: samples of a micro-batch.
+      batch: samples of a step.
+      length: tokens a sample.
+      dtype: of activations.
+      remat: what the backward pass keeps.
+      memory: bytes a chip has.
+      compiled: what the compiler says; None if only estimated.
+      estimate: (arguments, temporaries) bytes by `cost.memory`.
+      cost: of a step.
+      seconds: least seconds of each kind of work of a step.
+      samples: of the whole job.
+      smallest: name of the smallest slice of the chip that fits, by estimate; "" if none does.
+    """
+
+    model: str
+    parameters: int
+    topology: str
+    chips: int
+    job: str
+    mesh: tuple[int, int, int]
+    micro: int
+    batch: int
+    length: int
+    dtype: str
+    remat: str
+    memory: int
+    compiled: Compiled | None
+    estimate: cost.Memory
+    cost: cost.Cost
+    seconds: dict[str, float]
+    samples: int
+    smallest: str
+
+    @property
+    def peak(self) -> int:
+        """Bytes a chip at the most: the compiler's figure, or the estimate."""
+        if self.compiled is None:
+            return self.estimate.peak
+        return self.compiled.peak or self.compiled.needed
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step can run."""
+        if self.compiled is None or not self.compiled.fits:
+            return self.compiled is None and self.peak <= self.memory
+        return self.peak <= self.memory
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole job."""
+        return 1 if self.job == "select" else -(-self.samples // self.batch)
+
+    @property
+    def hours(self) -> float:
+        """Least hours of the whole job."""
+        return self.steps * max(self.seconds.values()) / 3600
+
+
+def make(
+    name: str,
+    topology: Topology,
+    step: Step,
+    samples: int = 0,
+    compiling: bool = True,
+    quick: bool = False,
+) -> Plan:
+    """Return the plan of a job: the best mesh and micro-batch that fit, confirmed by the compiler.
+
+    Args:
+      name: of the model, for the record.
+      topology: where it is to run.
+      step: job, model and sizes; a mesh of -1s and a micro-batch of 0 are chosen.
+      samples: of the whole job; 0: `SAMPLES`.
+      compiling: False: estimate only.
+      quick: compile fast; the memory is then no more than a bound.
+
+    Raises:
+      ValueError: no mesh takes the step, or libtpu is missing.
+    """
+    options = choose.ranked(step, topology)
+    # What the estimate lets through and the compiler does not is tried once more with the least memory.
+    tries = options[:1] + options[-1:] if options else [choose.least(step, topology)]
+    found: Compiled | None = None
+    for chosen in tries:
+        found = compiled.compile(chosen, quick) if compiling else None
+        if found is None or (found.fits and found.peak <= topology.chip.memory):
+            break
+    wanted = dataclasses.replace(step, batch=step.batch if step.job == "train" else 0)
+    smallest = choose.smallest(wanted, topology.chip) if topology.chip.name in hardware.CHIPS else None
+    reached = cost.cost(chosen, topology)
+    return Plan(
+        model=name,
+        parameters=sum(math.prod(each.shape) for each in trees.flatten(models.declare(step.model)).values()),
+        topology=topology.name,
+        chips=topology.devices,
+        job=step.job,
+        mesh=chosen.mesh,
+        micro=chosen.micro,
+        batch=chosen.batch,
+        length=step.length,
+        dtype=step.compute.dtype,
+        remat=step.compute.remat,
+        memory=topology.chip.memory,
+        compiled=found,
+        estimate=cost.memory(chosen),
+        cost=reached,
+        seconds=reached.seconds(topology),
+        samples=samples or SAMPLES[step.job],
+        smallest="" if smallest is None else smallest.name,
+    )
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON values: its fields and what follows from them."""
+    fields = dataclasses.asdict(plan) | {"cost": plan.cost._asdict()}
+    return fields | {"peak": plan.peak, "fits": plan.fits, "steps": plan.steps, "hours": plan.hours}
+
+
+def describe(plan: Plan) -> str:
+    """Return a plan as lines of text."""
+    size = f"{plan.parameters / 1e9:.2f} billion" if plan.parameters > 1e9 else f"{plan.parameters / 1e6:.1f} million"
+    lines = [
+        f"{plan.model} ({size} parameters), {plan.job} on {plan.topology}: {plan.chips} "
+        f"{'chip' if plan.chips == 1 else 'chips'} of {hardware.gibibytes(plan.memory)}"
+    ]
+
+    def add(label: str, text: str) -> None:
+        lines.append(f"  {label:<12}{text}")
+
+    data, fsdp, tensor = plan.mesh
+    add("mesh", f"data {data} x fsdp {fsdp} x tensor {tensor}")
+    if plan.job != "select":
+        step = f" in a step of {plan.batch}" if plan.batch != plan.micro else ""
+        add("micro-batch", f"{plan.micro} samples of {plan.length} tokens{step}")
+        add("compute", f"{plan.dtype}, remat {plan.remat if plan.job != 'evaluate' else 'none'}")
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    if plan.compiled is None:
+        parts = [hardware.gibibytes(each) for each in plan.estimate]
+        how = "by estimate"
+    else:
+        parts = [hardware.gibibytes(each) for each in (plan.compiled.arguments, plan.compiled.temporaries)]
+        how = f"compiled in {plan.compiled.seconds:.0f} s"
+    if plan.compiled is not None and not plan.compiled.fits:
+        add("memory", f"needs {hardware.gibibytes(plan.peak)} a chip: {verdict} ({how})")
+    else:
+        add("memory", f"arguments {parts[0]}, temporaries {parts[1]}, peak {hardware.gibibytes(plan.peak)} a chip")
+        add("", f"{verdict} ({how})")
+    if plan.compiled is not None and plan.compiled.fits and plan.job in ("score", "select"):
+        wide = plan.compiled.gathered_wide
+        add("gathers", f"GATHERED {', '.join(wide)}" if wide else "no score and no mask is gathered")
+    lines += _times(plan)
+    if plan.smallest and not (plan.fits and plan.smallest == plan.topology):
+        add("smallest", f"{plan.smallest} fits, by estimate")
+    elif not plan.smallest and not plan.fits:
+        add("smallest", "no slice of this chip fits, by estimate")
+    return "\n".join(lines)
+
+
+def _times(plan: Plan) -> list[str]:
+    """Return what is counted and how long it takes at best; what the chip does a second is known of some only."""
+    counted = (
+        f"{plan.cost.flops / 1e12:,.1f} TFLOP a step; a chip moves {plan.cost.traffic / 1e9:,.1f} GB to and from its "
+        f"memory and receives {(plan.cost.link + plan.cost.between) / 1e9:,.1f} GB"
+    )
+    lines = [f"  {'counted':<12}{counted}"]
+    longest = max(plan.seconds, key=lambda each: plan.seconds[each])
+    if not plan.seconds[longest]:
+        return [*lines, f"  {'time':<12}not known for this device"]
+    each = ", ".join(f"{name} {seconds:.3g}" for name, seconds in plan.seconds.items() if seconds)
+    lines.append(f"  {'roofline':<12}{plan.seconds[longest]:.3g} s a step at best, bound by {longest} ({each})")
+    what = "one selection" if plan.job == "select" else f"{plan.samples:,} samples, {plan.steps:,} steps"
+    lines.append(f"  {'whole job':<12}{what}: {plan.hours:.3g} hours, {plan.hours * plan.chips:.3g} chip-hours at best")
+    return lines
