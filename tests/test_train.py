@@ -1,0 +1,560 @@
+"""Training: AdamW as by hand, frozen bits that stay, and a loop that may be killed at any moment."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lingregions import freeze, loss, models, regions, run, train
+from lingregions import mesh as meshes
+from lingregions import tree as trees
+from lingregions.corpus import corpus as corpora
+from lingregions.corpus.batch import Batch
+from lingregions.models.tokenizer import Tokenizer
+from lingregions.run import Run, RunError, checkpoint
+from lingregions.train import loop
+
+TREE = dict[str, Any]
+CONFIG = dataclasses.replace(models.PRESETS["tiny"], embed=32, mlp=64, head_dim=8)
+COMPUTE = models.Compute(attention="reference")
+LENGTH = 16
+# 200 steps; the last batch holds two samples only.
+RECIPE = train.Recipe(samples=199 * 8 + 2, batch=8, rate=1e-3, decay=0.1, clip=1.0, warmup=5)
+
+
+def parameters(mesh: jax.sharding.Mesh) -> TREE:
+    """Random weights, with a -0.0 among those that are frozen."""
+    params = models.initialize(CONFIG, jax.random.key(3), meshes.shardings(models.declare(CONFIG), mesh))
+    up = params["layers"]["mlp"]["up_proj"]
+    values = np.array(up)
+    values[0, 0, :8] = -0.0
+    values[0, 0, 8:] = 9.0
+    return trees.merge(params, {"layers": {"mlp": {"up_proj": jax.device_put(values, up.sharding)}}})
+
+
+def masks(params: TREE) -> TREE:
+    """The top quarter of each matrix by magnitude, and all -0.0."""
+    part = trees.restrict(params, "decoder_without_norms")
+    chosen = regions.select(jax.tree.map(jnp.abs, part), "25%").masks
+    return jax.tree.map(lambda mask, theta: mask | (theta == 0), chosen, part)
+
+
+def constraints(params: TREE) -> list[freeze.Constraint]:
+    return [freeze.hard(params, masks(params)), freeze.leaves(params, scope="embed_tokens")]
+
+
+def make(mesh: jax.sharding.Mesh, recipe: train.Recipe = RECIPE, dtype: str = "float32") -> train.Trainer:
+    """Four samples a micro-batch, two micro-batches a batch."""
+    compute = dataclasses.replace(COMPUTE, dtype=dtype)
+    return train.Trainer(CONFIG, compute, recipe, constraints(parameters(mesh)), micro=4, mesh=mesh)
+
+
+def english(seed: int = 7) -> train.Order:
+    return train.Order(corpora.open("udhr", "en", Tokenizer.bytes(), length=LENGTH), seed)
+
+
+def opened(folder: Path) -> Run:
+    return Run.open(folder, {"machine": {"progress": "none"}})
+
+
+@pytest.fixture(scope="module")
+def trainer(lone_mesh: jax.sharding.Mesh) -> train.Trainer:
+    return make(lone_mesh)
+
+
+@pytest.fixture(scope="module")
+def params(lone_mesh: jax.sharding.Mesh) -> TREE:
+    return parameters(lone_mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A training that nobody disturbed: what it left, and the parameters that its hook was shown."""
+
+    folder: Path
+    state: train.State
+    curve: list[dict[str, Any]]
+    shown: dict[int, TREE]
+
+
+@pytest.fixture(scope="module")
+def finished(trainer: train.Trainer, params: TREE, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder, shown = tmp_path_factory.mktemp("train") / "run", {}
+    with opened(folder) as work:
+        state = train.fit(
+            work,
+            "whole",
+            trainer,
+            params,
+            english(),
+            hook=lambda count, now: shown.update({count: jax.tree.map(np.array, now)}),
+            counts=(0, 100, 1600, 10_000, RECIPE.samples),
+            save_steps=50,
+            keep=3,
+        )
+        return Finished(folder, state, train.curve(work, "whole"), shown)
+
+
+def bits(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf).view(np.uint32)
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    for (path, leaf), mate in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(bits(leaf), bits(mate), err_msg=jax.tree_util.keystr(path))
+
+
+def figures(curve: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [
+        tuple(each[key] for key in ("step", "samples", "loss", "gradient_norm", "rate", "tokens")) for each in curve
+    ]
+
+
+# ---- the step ----
+
+
+def test_adamw_as_in_numpy_with_float64(lone_mesh: jax.sharding.Mesh, trainer: train.Trainer, params: TREE) -> None:
+    """Gradients of the whole batch at once, clipping, decay, warm-up and the update, by hand."""
+
+    @jax.jit
+    def slope(params: TREE, batch: Batch) -> TREE:
+        def mean(params: TREE) -> jax.Array:
+            found = loss.nll(CONFIG, COMPUTE, params, batch)
+            return jnp.sum(found.nll) / jnp.sum(found.tokens).astype(jnp.float32)
+
+        return jax.grad(mean)(params)
+
+    feed, state = english(), trainer.start(params)
+    still = {path: np.zeros(leaf.shape, bool) for path, leaf in trees.walk(params)}
+    still |= {path: np.asarray(mask) for path, mask in trees.walk(masks(params))}
+    still["embed_tokens"][:] = True
+    theta = {path: np.asarray(leaf, np.float64) for path, leaf in trees.walk(params)}
+    first, second = ({path: np.zeros_like(leaf) for path, leaf in theta.items()} for _ in range(2))
+    for step in range(8):
+        batch = feed.batch(8 * step, 8 * step + 8, 8)
+        found = {path: np.asarray(leaf, np.float64) for path, leaf in trees.walk(slope(state.params, batch))}
+        gradient = {path: np.where(still[path], 0, leaf) for path, leaf in found.items()}
+        norm = np.sqrt(sum(np.sum(leaf**2) for leaf in gradient.values()))
+        rate = 1e-3 * step / 5 if step <= 5 else 1e-3 * 0.5 * (1 + np.cos(np.pi * (step - 5) / (200 - 5)))
+        for path, leaf in gradient.items():
+            leaf = leaf * min(1, 1.0 / norm)
+            first[path] = 0.9 * first[path] + 0.1 * leaf
+            second[path] = 0.95 * second[path] + 0.05 * leaf**2
+            change = first[path] / (1 - 0.9 ** (step + 1))
+            change /= np.sqrt(second[path] / (1 - 0.95 ** (step + 1))) + 1e-8
+            change += 0.0 if "norm" in path else 0.1 * theta[path]
+            theta[path] = np.where(still[path], theta[path], theta[path] - rate * change)
+        state, told = trainer.step(state, batch)
+        np.testing.assert_allclose(float(told.gradient_norm), norm, rtol=1e-5)
+        np.testing.assert_allclose(float(told.rate), rate, rtol=1e-5, atol=1e-12)
+        assert norm > 1  # else nothing is clipped, and the test does not look at it
+    for path, leaf in trees.walk(state.params):
+        np.testing.assert_allclose(np.asarray(leaf), theta[path], rtol=1e-5, atol=1e-5, err_msg=path)
+
+
+def test_micro_batches_change_nothing(lone_mesh: jax.sharding.Mesh, trainer: train.Trainer, params: TREE) -> None:
+    """The last batch too, whose second micro-batch is padding: the loss is divided once, by all targets."""
+    whole = train.Trainer(CONFIG, COMPUTE, RECIPE, trainer.constraints, micro=8, mesh=lone_mesh)
+    for stop in (8, 6):
+        batch = english().batch(0, stop, 8)
+        one, told = trainer.step(trainer.start(params), batch)
+        other, same = whole.step(whole.start(params), batch)
+        np.testing.assert_allclose(float(told.loss), float(same.loss), rtol=1e-6)
+        assert int(told.tokens) == int(same.tokens)
+        np.testing.assert_allclose(np.asarray(told.samples), np.asarray(same.samples), rtol=1e-5)
+        assert not np.asarray(told.samples)[stop:].any()
+        # Over all matrices together: a sum of parts is rounded otherwise than a sum, and cancels more in some.
+        ours, theirs = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(optax.tree.get(state.optimizer, "mu"))])
+            for state in (one, other)
+        )
+        assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+
+
+def test_memory_of_the_compiled_step(trainer: train.Trainer, params: TREE) -> None:
+    """Masks at one bit a parameter, no moments for a whole leaf, the state in place: nothing else is an argument."""
+    found = trainer.lower(LENGTH).compile().memory_analysis()
+    leaves = trees.flatten(params)
+    moving = trees.count(params) - leaves["embed_tokens"].size
+    state = 4 * trees.count(params) + 2 * 4 * moving
+    packed = sum(mask.size for _, mask in trees.walk(masks(params))) / 8
+    batch = 2 * 8 * LENGTH * 4  # tokens and segments; nobody reads the bytes
+    scalars = 3 * 4  # steps, the counts of AdamW and of its schedule
+    assert found.argument_size_in_bytes == state + packed + batch + scalars
+    assert found.alias_size_in_bytes == state + scalars
+
+
+def test_micro_batches_split_over_the_mesh(mesh: jax.sharding.Mesh) -> None:
+    with pytest.raises(ValueError, match="micro-batches of 2 samples do not split over 4 parts"):
+        train.Trainer(CONFIG, COMPUTE, RECIPE, micro=2, mesh=mesh)
+
+
+# ---- frozen ----
+
+
+def test_frozen_bits_stay_and_all_else_moves(params: TREE, finished: Finished) -> None:
+    freeze.verify(params, finished.state.params, masks(params))
+    still = trees.flatten(masks(params))
+    for path, leaf in trees.walk(params):
+        same = bits(leaf) == bits(trees.flatten(finished.state.params)[path])
+        if path == "embed_tokens":
+            assert same.all()
+        elif path in still:
+            assert not same[~np.asarray(still[path])].any()
+        elif path != "lm_head":  # a token that no target is moves by decay alone, and a zero would not
+            assert not same.any()
+    assert np.signbit(np.asarray(finished.state.params["layers"]["mlp"]["up_proj"])[0, 0, :8]).all()
+
+
+def test_the_training_learns(finished: Finished) -> None:
+    losses = [each["loss"] for each in finished.curve]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 1
+
+
+def test_in_bfloat16_too(lone_mesh: jax.sharding.Mesh, params: TREE) -> None:
+    trainer, feed = make(lone_mesh, dtype="bfloat16"), english()
+    state = trainer.start(params)
+    for step in range(200):
+        state, _ = trainer.step(state, feed.batch(8 * step, 8 * step + 8, 8))
+    freeze.verify(params, state.params, masks(params))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.optimizer))} == {"float32", "int32"}
+    moved = np.asarray(params["norm"]) != np.asarray(state.params["norm"])
+    assert moved.all()  # float32 masters: updates far below a step of bfloat16 are not lost
+
+
+def test_restored_on_another_mesh(mesh: jax.sharding.Mesh, trainer: train.Trainer, finished: Finished) -> None:
+    other = make(mesh)
+    with opened(finished.folder) as work:
+        state, same = (train.load(work, "whole", each, step=150) for each in (other, trainer))
+    assert_same_bits(state, same)
+    for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(other.shapes), strict=True):
+        assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim == 3]
+    assert moments
+    assert all(leaf.addressable_shards[0].data.size == leaf.size / 4 for leaf in moments)
+    feed = english()
+    for step in range(150, 153):
+        state, told = other.step(state, feed.batch(8 * step, 8 * step + 8, 8))
+        np.testing.assert_allclose(float(told.loss), finished.curve[step]["loss"], rtol=1e-5)
+    freeze.verify(parameters(mesh), state.params, masks(parameters(mesh)))
+    moved = np.asarray(state.params["norm"]) != np.asarray(same.params["norm"])
+    assert moved.all()
+
+
+# ---- the loop ----
+
+
+def test_the_curve_has_every_step(finished: Finished) -> None:
+    assert [each["step"] for each in finished.curve] == list(range(1, 201))
+    assert finished.curve[-1]["samples"] == RECIPE.samples
+    assert finished.curve[0]["rate"] == 0.0
+    batch = english().batch(0, 8, 8)
+    targets = int(np.sum((batch.segments[:, 1:] == batch.segments[:, :-1]) & (batch.segments[:, 1:] != 0)))
+    assert finished.curve[0]["tokens"] == targets
+
+
+def test_the_hook_sees_the_counts_that_are_reached(params: TREE, finished: Finished) -> None:
+    assert list(finished.shown) == [0, 100, RECIPE.samples]
+    assert_same_bits(finished.shown[0], params)
+    assert_same_bits(finished.shown[RECIPE.samples], finished.state.params)
+
+
+def test_the_latest_checkpoints_are_kept(finished: Finished) -> None:
+    kept = sorted(int(path.name) for path in (finished.folder / "checkpoints" / "whole").iterdir())
+    assert kept == [100, 150, 200]
+
+
+def test_a_finished_training_is_not_done_again(trainer: train.Trainer, params: TREE, finished: Finished) -> None:
+    seen: list[int] = []
+    with opened(finished.folder) as work:
+        state = train.fit(
+            work,
+            "whole",
+            trainer,
+            params,
+            english(),
+            hook=lambda count, _: seen.append(count),
+            counts=(0, RECIPE.samples),
+        )
+        assert figures(train.curve(work, "whole")) == figures(finished.curve)
+    assert_same_bits(state, finished.state)
+    assert seen == [RECIPE.samples]
+
+
+def test_a_checkpoint_is_of_its_step_though_the_next_step_takes_its_buffers(
+    trainer: train.Trainer, params: TREE, tmp_path: Path
+) -> None:
+    shown: dict[int, TREE] = {}
+    with pytest.raises(run.Interrupted), opened(tmp_path / "run") as work:
+        train.fit(
+            work,
+            "x",
+            trainer,
+            params,
+            Stopping(english(), 12),
+            hook=lambda count, now: shown.update({count // 8: jax.tree.map(np.array, now)}),
+            counts=[8 * step for step in range(1, 12)],
+            keep=20,
+        )
+    with opened(tmp_path / "run") as work:
+        for step, expected in shown.items():
+            assert_same_bits(train.load(work, "x", trainer, step).params, expected)
+    assert list(shown) == list(range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"feed": english(8)}, "feed"),
+        ({"facts": {"model": "another"}}, "facts"),
+        ({"recipe": dataclasses.replace(RECIPE, spike=9.0)}, "recipe"),
+    ],
+)
+def test_a_resume_with_another_training_is_refused(
+    lone_mesh: jax.sharding.Mesh,
+    trainer: train.Trainer,
+    params: TREE,
+    finished: Finished,
+    changes: dict[str, Any],
+    key: str,
+) -> None:
+    if "recipe" in changes:
+        trainer = train.Trainer(CONFIG, COMPUTE, changes["recipe"], trainer.constraints, micro=4, mesh=lone_mesh)
+    with opened(finished.folder) as work, pytest.raises(RunError, match=f"is of another training: {key} was"):
+        train.fit(work, "whole", trainer, params, changes.get("feed", english()), facts=changes.get("facts"))
+
+
+# ---- killed ----
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stopping:
+    """A feed during whose delivery of one step's samples a signal arrives."""
+
+    feed: train.Feed
+    step: int
+    number: int = signal.SIGTERM
+    delay: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        return self.feed.fingerprint
+
+    def batch(self, start: int, stop: int, size: int) -> Batch:
+        if start == 8 * self.step:
+            if self.delay:
+                threading.Timer(self.delay, os.kill, (os.getpid(), self.number)).start()
+            else:
+                os.kill(os.getpid(), self.number)
+        return self.feed.batch(start, stop, size)
+
+    def describe(self, sample: int) -> str:
+        return self.feed.describe(sample)
+
+
+def go_on(folder: Path, feed: train.Feed, trainer: train.Trainer, params: TREE) -> train.State:
+    """Resume the training that is killed again and again."""
+    with opened(folder) as work:
+        return train.fit(work, "killed", trainer, params, feed, save_steps=3)
+
+
+def killed(folder: str, step: int, delay: float) -> None:
+    """What the process that is killed runs."""
+    mesh = meshes.build(devices=jax.devices()[:1])
+    go_on(Path(folder), Stopping(english(), step, signal.SIGKILL, delay), make(mesh), parameters(mesh))
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_bit(trainer: train.Trainer, params: TREE, finished: Finished, tmp_path: Path) -> None:
+    generator = np.random.default_rng(11)
+    stops = sorted(generator.choice(np.arange(3, 199), 20, replace=False).tolist())
+    hard = set(stops[2::5])  # by SIGKILL; these pay for a process of their own
+    command = "import sys, conftest, test_train as t; t.killed(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))"
+    folder, tests = tmp_path / "run", Path(__file__).parent
+    for step in stops:
+        if step in hard:
+            delay = float(generator.uniform(0.001, 0.04))  # into the next steps, and into the saves behind them
+            words = [sys.executable, "-W", "ignore", "-c", command, str(folder), str(step), str(delay)]
+            done = subprocess.run(
+                words, check=False, timeout=300, env=os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"}
+            )
+            assert done.returncode == -signal.SIGKILL
+        else:
+            with pytest.raises(run.Interrupted):
+                go_on(folder, Stopping(english(), step), trainer, params)
+            # The signal came while step `step` was under way: it is finished, saved, and the last.
+            assert checkpoint.newest(folder / "checkpoints" / "killed") == step
+    state = go_on(folder, english(), trainer, params)
+    with opened(folder) as work:
+        assert figures(train.curve(work, "killed")) == figures(finished.curve)
+    assert_same_bits(state, finished.state)
+
+
+# ---- divergence ----
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> train.Order:
+    """Six documents of 16 letters, one a sample; the third has a Q."""
+    (tmp_path / "texts").mkdir()
+    lines = ["abcdefghijklmnop"] * 6
+    lines[2] = "abcdefghQjklmnop"
+    (tmp_path / "texts" / "en.txt").write_text("".join(f"{line}\n" for line in lines))
+    corpus = corpora.open(str(tmp_path / "texts"), "en", Tokenizer.bytes(), length=16, bos="none", eos="none")
+    assert len(corpus) == 6
+    return train.Order(corpus, 0)
+
+
+def test_a_loss_that_is_no_number_names_the_documents(
+    trainer: train.Trainer, params: TREE, letters: train.Order, tmp_path: Path
+) -> None:
+    table = np.array(params["embed_tokens"])
+    table[ord("Q")] = np.nan
+    broken = trees.merge(params, {"embed_tokens": jax.device_put(table, params["embed_tokens"].sharding)})
+    with opened(tmp_path / "run") as work, pytest.raises(train.Diverged, match="the loss is nan") as caught:
+        train.fit(work, "x", trainer, broken, letters)
+    lines = str(caught.value).splitlines()
+    # Eight samples a step from six: the sample with the Q comes once or twice, and nothing else is named.
+    assert lines[0].startswith("step 1 (samples 0 to 7)")
+    assert 1 <= len(lines[1:]) <= 2
+    assert all("(en, " in line and line.endswith("sample 2, document 2: nan nats per token") for line in lines[1:])
+    assert not checkpoint.newest(tmp_path / "run" / "checkpoints" / "x")
+
+
+def told(value: float, norm: float = 1.0) -> train.Metrics:
+    samples = np.arange(8, dtype=np.float32)
+    return train.Metrics(*(np.float32(each) for each in (value, norm, 0)), np.int32(1), samples)
+
+
+def test_a_jump_of_the_loss_stops(trainer: train.Trainer, letters: train.Order) -> None:
+    smoothed = None
+    for step in range(loop.SETTLED):
+        smoothed = loop._look(trainer, letters, step, told(3.0), smoothed)
+    loop._look(trainer, letters, 10, told(4.9), smoothed)
+    with pytest.raises(train.Diverged, match=r"jumped from 3.0000 \(smoothed\) to 5.1000") as caught:
+        loop._look(trainer, letters, 10, told(5.1), smoothed)
+    assert "7.0000 nats per token" in str(caught.value).splitlines()[1]  # the worst sample first
+    # Before the loss has settled a jump means nothing.
+    loop._look(trainer, letters, 1, told(9.0), loop._look(trainer, letters, 0, told(3.0), None))
+
+
+def test_a_gradient_that_is_no_number_stops(trainer: train.Trainer, letters: train.Order) -> None:
+    with pytest.raises(train.Diverged, match="norm of the gradient is inf"):
+        loop._look(trainer, letters, 0, told(3.0, np.inf), None)
+
+
+# ---- recipe and feed ----
+
+
+def test_recipe_says_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="a warm-up of 100 steps in a training of 4 steps"):
+        train.Recipe(samples=1000)
+    with pytest.raises(ValueError, match="rate is -1"):
+        train.Recipe(samples=1000, warmup=0, rate=-1)
+    with pytest.raises(ValueError, match="0 samples"):
+        train.Recipe(samples=0)
+
+
+def test_recipe_schedule() -> None:
+    recipe = train.Recipe(samples=40, batch=4, rate=1.0, warmup=2, floor=0.1)
+    rates = [float(recipe.schedule()(jnp.float32(step))) for step in (0, 1, 2, 6, 10)]
+    np.testing.assert_allclose(rates, [0, 0.5, 1, 0.55, 0.1], rtol=1e-6)
+    assert [recipe.seen(step) for step in (0, 1, 10, 11)] == [0, 4, 40, 40]
+    assert float(train.Recipe(samples=8, batch=4, rate=1.0, warmup=0).schedule()(jnp.float32(0))) == 1.0
+
+
+def test_the_paper_preset_is_the_released_settings() -> None:
+    recipe = train.Recipe(samples=200_000, **train.PRESETS["paper"])
+    assert recipe == train.Recipe(samples=200_000)
+    assert (recipe.rate, recipe.betas, recipe.decay, recipe.clip, recipe.warmup) == (5e-5, (0.9, 0.95), 0.001, 1.0, 100)
+
+
+def test_the_order_says_where_a_sample_is_from() -> None:
+    feed = english()
+    positions = feed.corpus.order(7, 0, 400)
+    np.testing.assert_array_equal(feed.batch(5, 7, 3).tokens[:2], feed.corpus.batch(positions[5:7]).tokens)
+    assert f"sample {positions[9]}, document" in feed.describe(9)
+    assert feed.fingerprint != english(8).fingerprint
+
+
+# ---- trackers ----
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+def test_no_tracker(tmp_path: Path, notes: list[str]) -> None:
+    tracker = train.track("none", tmp_path, "x", {}, notes.append)
+    tracker.log(1, loss=2.0)
+    tracker.close()
+    with pytest.raises(ValueError, match="must be one of none, tensorboard, wandb"):
+        train.track("comet", tmp_path, "x", {})
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_says_how_to_get_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, kind, None)
+    monkeypatch.setitem(sys.modules, f"{kind}.summary", None)
+    with pytest.raises(ModuleNotFoundError, match=f"pip install {kind}, or choose 'none'"):
+        train.track(kind, tmp_path, "x", {})
+
+
+class Down:
+    """A tracker's library whose server goes away after the first figure."""
+
+    def __init__(self, *words: Any, **named: Any) -> None:
+        self.seen: list[Any] = []
+
+    def init(self, **named: Any) -> "Down":
+        return self
+
+    def finish(self) -> None:
+        pass
+
+    def log(self, scalars: dict[str, float], step: int) -> None:
+        if self.seen:
+            raise ConnectionError("no route to host")
+        self.seen.append((step, scalars))
+
+
+def test_a_tracker_that_goes_down_is_told_once_and_stops_nothing(
+    tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Down()
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    tracker = train.track("wandb", tmp_path, "x", {}, notes.append)
+    for step in range(3):
+        tracker.log(step, loss=1.0)
+    tracker.close()
+    assert library.seen == [(0, {"loss": 1.0})]
+    assert len(notes) == 1
+    assert "no route to host" in notes[0]
+
+
+def test_a_tracker_that_does_not_start_is_told(
+    tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**named: Any) -> None:
+        raise ConnectionError("no key")
+
+    library = Down()
+    monkeypatch.setattr(library, "init", refuse)
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    train.track("wandb", tmp_path, "x", {}, notes.append).log(1, loss=1.0)
+    assert len(notes) == 1
+    assert "no key" in notes[0]
