@@ -15,8 +15,14 @@ from lingregions.experiments.frozen_pretraining import frozen_pretraining
 from lingregions.experiments.frozen_pretraining import stages as frozen_pretraining_stages
 from lingregions.experiments.minimal_damage import minimal_damage
 from lingregions.experiments.minimal_damage import stages as minimal_damage_stages
+from lingregions.experiments.monolingual_regions import monolingual_regions
+from lingregions.experiments.monolingual_regions import stages as monolingual_regions_stages
+from lingregions.experiments.proxy_audit import proxy_audit
+from lingregions.experiments.proxy_audit import stages as proxy_audit_stages
 from lingregions.experiments.reliability import reliability
 from lingregions.experiments.reliability import stages as reliability_stages
+from lingregions.experiments.single_parameter import single_parameter
+from lingregions.experiments.single_parameter import stages as single_parameter_stages
 from lingregions.experiments.stage import Stage
 from lingregions.run import Run
 
@@ -27,7 +33,10 @@ EXPERIMENTS: dict[str, Callable[[ConfigDict, Run], None]] = {
     "dimension_dependence": dimension_dependence,
     "frozen_pretraining": frozen_pretraining,
     "minimal_damage": minimal_damage,
+    "monolingual_regions": monolingual_regions,
+    "proxy_audit": proxy_audit,
     "reliability": reliability,
+    "single_parameter": single_parameter,
 }
 # The same keys -> locked config -> what the experiment would do (`--dry-run`).
 STAGES: dict[str, Callable[[ConfigDict], list[Stage]]] = {
@@ -36,7 +45,10 @@ STAGES: dict[str, Callable[[ConfigDict], list[Stage]]] = {
     "dimension_dependence": dimension_dependence_stages,
     "frozen_pretraining": frozen_pretraining_stages,
     "minimal_damage": minimal_damage_stages,
+    "monolingual_regions": monolingual_regions_stages,
+    "proxy_audit": proxy_audit_stages,
     "reliability": reliability_stages,
+    "single_parameter": single_parameter_stages,
 }
 
 
