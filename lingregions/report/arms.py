@@ -96,11 +96,6 @@ def parse(name: str, fraction: float | None = None) -> Arm:
     return Arm(name, kind, words, label, panel=panel, short=label)
 
 
-def _percent(size: float) -> str:
-    """A fraction as a name has it: 0.1 %, where a column of numbers has 0.100 %."""
-    return f"{100 * size:g}{numerals.NARROW}%" if size >= 1e-6 else numerals.percent(size)
-
-
 def _drawn(label: str, draw: str | None) -> str:
     return f"{label}, draw{numerals.NARROW}{draw}" if draw else label
 
@@ -111,7 +106,7 @@ def _monolingual(name: str, match: re.Match[str]) -> Arm:
         label = _drawn(f"{own} region", match["draw"])
         return Arm(name, "monolingual", f"the {own} region", label, code, panel=OWN, short=_drawn(own, match["draw"]))
     how = "matched random" if match["control"].startswith("matched") else "random"
-    label = _drawn(f"{how}, size of the {own} region", match["draw"])
+    label = _drawn(f"{own}-sized {how}", match["draw"])
     short = _drawn(f"{own}: {how}", match["draw"])
     return Arm(name, "control", f"a {how} region of the size of the {own} one", label, code, panel=OWN, short=short)
 
@@ -119,7 +114,7 @@ def _monolingual(name: str, match: re.Match[str]) -> Arm:
 def _selected(name: str, match: re.Match[str], fraction: float | None) -> Arm:
     kind = "matched" if match["kind"].startswith("matched") else match["kind"]
     size = float(match["fraction"]) / (100 if match["percent"] else 1) if match["fraction"] else fraction
-    amount = f" {_percent(size)}" if size is not None else "" if kind == "core" else " region"
+    amount = f" {numerals.percentage(size)}" if size is not None else "" if kind == "core" else " region"
     phrase, label = (words + amount for words in _PHRASES[kind])
     part = match.groupdict().get("part")
     if not part:

@@ -16,7 +16,7 @@ from typing import Any
 from lingregions.report import numerals, scatter
 from lingregions.report.numerals import Cell, Span
 from lingregions.report.scatter import Scatter
-from lingregions.report.svg import DASHES, SERIES, WIDTH, frame, line, power, powers, shorten, text, ticks
+from lingregions.report.svg import DASHES, SERIES, WIDTH, frame, line, power, powers, scale, shorten, text, ticks
 from lingregions.report.tables import Column, Table
 
 STEPS = 16  # shades of a heat map; class "s0" is the palest
@@ -171,6 +171,8 @@ class Curve:
     def place(self, x: float) -> str:
         """A number of the axis x as it is read."""
         whole = all(float(x).is_integer() for series in self.series for x, _ in series.points)
+        if self.across_kind == "percent":
+            return numerals.percentage(x)
         return numerals.KINDS[self.across_kind or ("count" if whole else "number")](x)
 
     def heights(self) -> list[float]:
@@ -355,13 +357,12 @@ def _marks(figure: Curve, xs: Sequence[float]) -> list[float]:
 
 
 def _curve(figure: Curve) -> str:
-    left, right, top, bottom = 70.0, WIDTH - (20.0 if figure.needles else 150.0), 16.0, 250.0
+    left, right, top, bottom = 70.0, WIDTH - (20.0 if figure.needles else 150.0), 32.0, 266.0
     xs = [x for series in figure.series for x, _ in series.points]
     ys = figure.heights()
-    if figure.kind == "exponential":  # natural logarithms: an axis of powers of ten
-        marked = [(exponent * math.log(10), power(exponent)) for exponent in powers(min([0.0, *ys]), max(ys))]
-    else:
-        marked = [(level, numerals.KINDS[figure.kind](level)) for level in ticks(min([0.0, *ys]), max(ys))]
+    marked = scale(min([0.0, *ys]), max(ys), figure.kind)
+    if len(marked) > 2 and marked[1][0] == 0 and min(ys) > -0.02 * max(ys):
+        del marked[0]  # an interval that just dips below nothing needs no stretch of the axis
     levels = [level for level, _ in marked]
     start, stop = min(xs), max(xs)
     if stop <= start:
@@ -372,9 +373,9 @@ def _curve(figure: Curve) -> str:
         return left + part * (right - left)
 
     def upwards(y: float) -> float:
-        return bottom - (y - levels[0]) / (levels[-1] - levels[0]) * (bottom - top)
+        return bottom - max(0.0, y - levels[0]) / (levels[-1] - levels[0]) * (bottom - top)
 
-    body = []
+    body = [text(0, 14, figure.upwards, "label")]
     for level, label in marked:
         body += [line(left, upwards(level), right, upwards(level), "rule")]
         body += [text(left - 8, upwards(level) + 4, label, "label", "end")]

@@ -72,9 +72,11 @@ def _grouped(figures: Damage) -> tuple[list[str], tuple[tuple[int, str], ...]]:
 
 def summary(figures: Damage, stem: str = "") -> Table:
     """One row per arm: geometric mean perplexity, its ratio to the base's, mean damage, extremes over languages."""
-    labels = figures.labels()
+    labels = dict(figures.labels())
     order, breaks = _grouped(figures)
-    several = any(figures.seeds(arm) > 1 for arm in order)
+    if breaks:  # what a panel has in common is said above it
+        labels |= {arm.name: arm.part or arm.short for arm in figures.parsed()}
+    labels |= {arm: f"{labels[arm]} ({figures.seeds(arm)} draws)" for arm in order if figures.seeds(arm) > 1}
     rows: list[tuple[Cell, ...]] = []
     for arm in order:
         cost = figures.cost(arm) if arm != BASE else None
@@ -93,7 +95,6 @@ def summary(figures: Damage, stem: str = "") -> Table:
         rows.append(
             (
                 labels[arm],
-                *((figures.seeds(arm) if arm != BASE else None,) if several else ()),
                 figures.mean(arm),
                 span if found else None,
                 span,
@@ -116,7 +117,6 @@ def summary(figures: Damage, stem: str = "") -> Table:
     if figures.assessed:
         columns = (
             Column("arm"),
-            *((Column("draws", "count"),) if several else ()),
             Column("perplexity (geometric mean)", "exponential"),
             Column("times the base", "factor"),
             Column("damage (nats/token)", "interval"),
@@ -269,7 +269,7 @@ def layers(figures: Damage, arms: Sequence[Arm], title: str, stem: str = "") -> 
         f"Mean damage, {title}" if title != "layers" else "Mean damage by layer",
         "layer",
         "damage (nats per token)",
-        (Series("mean over languages", tuple((float(x), span.value or 0.0) for x, span in points), band),),
+        (Series("mean", tuple((float(x), span.value or 0.0) for x, span in points), band),),
         "Mean over languages" + ("; the band is its interval." if any(band) else "."),
         kind="decimal",
     )
@@ -314,10 +314,10 @@ def intervals(figures: Damage, stem: str = "") -> Iterator[Table]:
     for start in range(0, len(arms), BESIDE):
         chosen = arms[start : start + BESIDE]
         number = start // BESIDE + 1
+        ends = " to ".join(dict.fromkeys((labels[chosen[0]], labels[chosen[-1]])))
         yield Table(
             f"{stem}damage_intervals" + (f"_{number}" if number > 1 else ""),
-            "Perplexity as a multiple of the untouched model's"
-            + (f": {numerals.listed([labels[arm] for arm in chosen])}" if len(arms) > BESIDE else ""),
+            "Perplexity as a multiple of the untouched model's" + (f": {ends}" if len(arms) > BESIDE else ""),
             (Column("language"), *(Column(labels[arm], "factor") for arm in chosen)),
             (
                 *((languages.name(code), *(_factor(figures, arm, code) for arm in chosen)) for code in codes),

@@ -153,6 +153,11 @@ def factor(span: Cell) -> str:
     return _bounded(span, exponential, "×")
 
 
+def percentage(value: float) -> str:
+    """A fraction of 1 as a name or a tick has it: `0.1 %`, where a column of numbers has `0.100 %`."""
+    return f"{100 * value:g}{NARROW}%" if value == 0 or value >= 1e-6 else percent(value)
+
+
 def probability(value: Cell) -> str:
     """A p-value: three decimals, and below them only that it is below."""
     if not finite(value):

@@ -15,6 +15,7 @@ from lingregions.report.facts import Facts
 from lingregions.report.sections import Section
 from lingregions.report.tables import Table
 
+LONG = 160  # characters of a headline that is set smaller
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -117,7 +118,7 @@ def render(facts: Facts) -> str:
 <body>
 <header>
 <p class="kicker">{escape(kicker)}</p>
-<h1>{escape(headline)}</h1>
+<h1{' class="long"' if len(headline) > LONG else ""}>{escape(headline)}</h1>
 {weighed}
 <nav aria-label="Contents"><ul>{links}</ul></nav>
 </header>

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lingregions.report import numerals
 from lingregions.report.numerals import Span
-from lingregions.report.svg import SERIES, WIDTH, frame, line, power, powers, shorten, text, ticks
+from lingregions.report.svg import SERIES, WIDTH, frame, line, scale, shorten, text
 from lingregions.report.tables import Column, Table
 
 LEFT, RIGHT, TALL = 72.0, WIDTH - 24.0, 320.0  # of the plot, in units of the drawing
@@ -173,13 +173,8 @@ def width(words: str) -> float:
 def axis(spans: Sequence[Span], kind: str, start: float, stop: float) -> Axis:
     """The scale on which the values lie, and their intervals as far as these are finite."""
     values = [part for span in spans for part in span if part is not None]
-    low, high = min(values), max(values)
-    marks: tuple[tuple[float, str], ...]
-    if kind == "exponential":
-        marks = tuple((place * math.log(10), power(place)) for place in powers(low, high))
-    else:
-        marks = tuple((value, numerals.KINDS[kind](value)) for value in ticks(low, high))
-    return Axis(marks[0][0], marks[-1][0], start, stop, marks)
+    marks = scale(min(values), max(values), kind)
+    return Axis(marks[0][0], marks[-1][0], start, stop, tuple(marks))
 
 
 def arrange(
@@ -310,6 +305,8 @@ def _marker(figure: Scatter, group: str, x: float, y: float, told: str = "") -> 
 
 def draw(figure: Scatter, canvas: Any) -> None:
     """The same drawing on a canvas of matplotlib whose size in inches is WIDTH x `layout(figure).height` / 100."""
+    from matplotlib.patheffects import withStroke
+
     found = layout(figure)
     axes = canvas.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, WIDTH)
@@ -347,5 +344,6 @@ def draw(figure: Scatter, canvas: Any) -> None:
         if box is not None:
             if end := _leader(spot, box):
                 axes.plot([spot[0], end[0]], [spot[1], end[1]], color="0.6", linewidth=0.6, zorder=1)
-            axes.text(box.left, (box.top + box.bottom) / 2, words, zorder=3, **small)
+            halo = [withStroke(linewidth=2, foreground="white")]
+            axes.text(box.left, (box.top + box.bottom) / 2, words, zorder=3, path_effects=halo, **small)
         mark(point.group, *spot)

@@ -15,6 +15,7 @@ body {
 main, header, footer { max-width: 64rem; margin: 0 auto; padding: 0 1.25rem }
 header { padding-top: 2.5rem }
 h1 { margin: 0 0 1.25rem; font-size: 1.75rem; line-height: 1.3; font-weight: 600; max-width: 48rem; text-wrap: pretty }
+h1.long { font-size: 1.35rem; line-height: 1.35 }
 h2 {
   margin: 3rem 0 .75rem; padding-top: .9rem; border-top: 1px solid var(--rule);
   font-size: 1.25rem; font-weight: 600;
@@ -41,6 +42,7 @@ caption, .caption { text-align: left; font-weight: 600; font-size: .95rem; margi
 caption { white-space: nowrap }
 th, td { padding: .3rem .7rem; text-align: left; font-weight: 400; vertical-align: baseline }
 thead th { font-weight: 600; border-bottom: 1px solid var(--ink); vertical-align: bottom }
+.table tbody th { min-width: 7.5rem }
 .n { text-align: right; white-space: nowrap }
 thead .n { white-space: normal }
 .table tbody tr:nth-child(even):not(.total) { background: var(--band) }
@@ -91,6 +93,7 @@ circle.point { fill: var(--paper); stroke-width: 1.5 }
 
 _PHONE = """
 h1 { font-size: 1.35rem }
+h1.long { font-size: 1.15rem }
 caption { white-space: normal }
 header { padding-top: 1.5rem }
 th[scope="row"], thead th:first-child { position: sticky; left: 0; background: var(--paper) }

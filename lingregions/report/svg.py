@@ -71,3 +71,19 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
 def shorten(label: str, most: int) -> str:
     """A label of at most `most` characters."""
     return label if len(label) <= most else label[: most - 1] + "…"
+
+
+def scale(low: float, high: float, kind: str) -> list[tuple[float, str]]:
+    """Ticks that cover [low, high] and their words; powers of ten where the values are natural logarithms."""
+    if kind == "exponential":
+        return [(exponent * math.log(10), power(exponent)) for exponent in powers(low, high)]
+    values = ticks(low, high)
+    stride = values[1] - values[0]
+    if kind in ("number", "decimal") and 1e-3 <= stride < numerals.LARGEST:  # all to the same decimals
+        decimals = max(0, -math.floor(math.log10(stride) + 1e-9))
+        words = [f"{abs(value):,.{decimals}f}" for value in values]
+        return [
+            (value, numerals.MINUS * (value < -stride / 2) + word) for value, word in zip(values, words, strict=True)
+        ]
+    write = numerals.percentage if kind == "percent" else numerals.KINDS[kind]
+    return [(value, write(value)) for value in values]

@@ -51,8 +51,10 @@ def headline(damage: Damage, verb: str = "Removing") -> str:
         )
     size = arms[known[0][0]].size
     alike = [(phrase, cost) for phrase, cost in known if size is not None and arms[phrase].size == size]
-    if len(known) > 4 and 2 <= len(alike) <= 4:  # a sentence holds four arms: those of the first one's size
-        known = alike
+    if len(known) > 4 and len(alike) >= 2:  # a sentence holds four arms: those of the first one's size, controls first
+        order = {kind: place for place, kind in enumerate(("top", *CONTROLS))}
+        chosen = sorted(alike, key=lambda item: order.get(arms[item[0]].kind, len(order)))[:4]
+        known = [item for item in alike if item in chosen]
     elif len(known) > 4:  # or the three worst and the mildest
         ranked = sorted(known, key=lambda item: -item[1])
         known = [*ranked[:3], ranked[-1]]
@@ -91,7 +93,8 @@ def weigh(damage: Damage, measured: Sequence[str] = (), own: bool = False) -> tu
     top, controls = next(((top, others) for top, others in sized.items() if others), (None, []))
     sentences = []
     if top is not None and not own:
-        sentences.append(_contrast(damage, top, max(controls, key=lambda arm: _cost(damage, arm.name))))
+        drawn = [arm for arm in controls if arm.kind != "magnitude"] or controls
+        sentences.append(_contrast(damage, top, max(drawn, key=lambda arm: _cost(damage, arm.name))))
         sentences.append(_consistency(damage, top, controls))
         sentences += [_magnitude(damage, top, arm) for arm in controls if arm.kind == "magnitude"]
     elif tops and not own:
