@@ -49,7 +49,7 @@ class Removal(NamedTuple):
       selector: an entry of `SELECTORS`; "magnitude": the largest |theta|; "matched": random, but matched to the top.
       fraction: part of each matrix, as the config says it.
       seed: of a selector that draws.
-      part: "", or what of the region is removed: a name in `MODULES`, or "layer 3".
+      part: "", or what of the region is removed: a key of `MODULES` in words, or "layer 3".
     """
 
     selector: str
@@ -114,16 +114,21 @@ def plan(settings: ConfigDict, layers: int) -> Iterator[Removal]:
             seeds = chosen.seeds if selector in DRAWN else (None,)
             yield from (Removal(selector, fraction, seed) for seed in seeds)
     named = range(layers) if tuple(chosen.layers) == ("all",) else chosen.layers
-    parts = [*chosen.modules, *(f"layer {each}" for each in named)]
+    parts = [*(each.replace("_", " ") for each in chosen.modules), *(f"layer {each}" for each in named)]
     if parts and "top" not in chosen.selectors:
         raise ValueError("select.modules and select.layers take parts of the top: add top to select.selectors")
     for part in parts:
-        if part not in MODULES and part not in {f"layer {each}" for each in range(layers)}:
+        if _module(part) not in MODULES and part not in {f"layer {each}" for each in range(layers)}:
             raise ValueError(
                 f"there is no part {part!r}; select.modules may hold {', '.join(MODULES)}, and select.layers numbers "
                 f"below {layers} or the word all"
             )
         yield Removal("top", chosen.fractions[0], part=part)
+
+
+def _module(part: str) -> str:
+    """Return the key of `MODULES` that a part's words stand for."""
+    return part.replace(" ", "_")
 
 
 # --- regions ----------------------------------------------------------------------------------------------------------
@@ -214,8 +219,8 @@ def take(laboratory: Laboratory, files: dict[str, str], wanted: Removal) -> Regi
     found = lab.read(laboratory, files[str(wanted._replace(part=""))])
     if not wanted.part:
         return found
-    if wanted.part in MODULES:
-        return regions.restrict(found, MODULES[wanted.part], name=str(wanted))
+    if _module(wanted.part) in MODULES:
+        return regions.restrict(found, MODULES[_module(wanted.part)], name=str(wanted))
     return regions.restrict(found, layers=[int(wanted.part.removeprefix("layer "))], name=str(wanted))
 
 

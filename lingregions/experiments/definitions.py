@@ -61,7 +61,11 @@ def stages(settings: ConfigDict) -> list[Stage]:
         if any(scores.RULES[split(name, preset)[0]].reads != "nothing" for name in names)
     ]
     scored = [
-        dataclasses.replace(planned, marks=tuple(_mark(settings, preset, language) for preset in presets))
+        dataclasses.replace(
+            planned,
+            what=f"{', '.join(settings.score.definitions)} of every parameter, on {settings.data.source}",
+            marks=tuple(_mark(settings, preset, language) for preset in presets),
+        )
         for language, planned in zip(
             settings.score.languages, stage.scoring(settings, passes=len(presets), copies=0), strict=True
         )
