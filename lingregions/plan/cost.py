@@ -193,11 +193,13 @@ def memory(step: Step) -> Memory:
     if step.job == "select":
         largest = max(layers, key=lambda path: math.prod(sizes.declared[path].shape))
         part = sizes.part([largest])
-        # One layer's integers at a time.
-        return Memory(5 * sizes.part(layers), part // model.layers * 8)
+        # Scores and masks, but for the mask that comes out; one layer's integers at a time.
+        return Memory(5 * sizes.part(layers) - part, part + part // model.layers * 8)
     T, width, rows = step.length, sizes.width, sizes.rows
     tensor, tokens = sizes.mesh.shape["tensor"], rows * step.length
-    arguments = 4 * sizes.part(everything) + 12 * tokens
+    batches = step.batch // step.micro if step.job == "train" else 1
+    # Tokens and segments, and where bytes are counted, those.
+    arguments = 4 * sizes.part(everything) + batches * (12 if step.job == "score" else 8) * tokens
     gathered = sizes.part(layers, ("tensor",)) * width // model.layers
     split = step.mesh[1] > 1
     # Weights of the layer at work and of the one that is fetched meanwhile; both tables.
@@ -218,5 +220,5 @@ def memory(step: Step) -> Memory:
         return Memory(arguments + gradients, temporaries + gradients)
     frozen = sizes.part(trees.flatten(trees.restrict(trees.unflatten(sizes.declared), SCOPE)))
     moments = 8 * sizes.part(everything) + frozen // 8
-    several = 2 if step.batch > step.micro else 1
+    several = 2 if batches > 1 else 1
     return Memory(arguments + moments, temporaries + several * gradients)
