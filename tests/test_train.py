@@ -488,6 +488,53 @@ def test_the_order_says_where_a_sample_is_from() -> None:
     assert feed.fingerprint != english(8).fingerprint
 
 
+class Numbers:
+    """A feed whose sample k holds the number 100 x name + k."""
+
+    def __init__(self, name: int) -> None:
+        self.name, self.fingerprint = name, str(name)
+
+    def batch(self, start: int, stop: int, size: int) -> Batch:
+        values = np.zeros((size, 2), np.int32)
+        values[: stop - start] = (100 * self.name + np.arange(start, stop))[:, None]
+        return Batch(values, np.ones_like(values), np.ones_like(values))
+
+    def describe(self, sample: int) -> str:
+        return f"{self.name}:{sample}"
+
+
+def test_replay_by_hand() -> None:
+    mix = train.Mix(Numbers(1), (Numbers(2), Numbers(3)), 0.4)
+    # floor(0.4 k) for k = 0.. 10: 0 0 0 1 1 2 2 2 3 3 4; a step up is a replayed sample, of each other feed in turn.
+    expected = [100, 101, 200, 102, 300, 103, 104, 201, 105, 301]
+    assert mix.batch(0, 10, 10).tokens[:, 0].tolist() == expected
+    assert [mix.describe(sample) for sample in (1, 4, 9)] == ["1:1", "3:0", "3:1"]
+    padded = mix.batch(3, 6, 5)
+    assert padded.tokens[:, 1].tolist() == [102, 300, 103, 0, 0]
+    assert padded.segments[:, 0].tolist() == [1, 1, 1, 0, 0]
+
+
+def test_replay_in_any_pieces_is_the_same_and_keeps_its_share() -> None:
+    mix = train.Mix(Numbers(1), (Numbers(2), Numbers(3), Numbers(4)), 0.1)
+    whole = mix.batch(0, 97, 97).tokens
+    pieces = [mix.batch(start, min(start + 7, 97), min(7, 97 - start)).tokens for start in range(0, 97, 7)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    assert int((whole[:, 0] >= 200).sum()) == 9
+    assert mix.fingerprint != train.Mix(Numbers(1), (Numbers(2),), 0.1).fingerprint
+    with pytest.raises(ValueError, match="share between 0 and 1"):
+        train.Mix(Numbers(1), (Numbers(2),), 1.0)
+
+
+def test_checkpoints_are_discarded(trainer: train.Trainer, params: TREE, tmp_path: Path) -> None:
+    with pytest.raises(run.Interrupted), opened(tmp_path / "run") as work:
+        train.fit(work, "x", trainer, params, Stopping(english(), 1))
+    with opened(tmp_path / "run") as work:
+        assert checkpoint.newest(tmp_path / "run" / "checkpoints" / "x") == 1
+        train.discard(work, "x")
+        with pytest.raises(RunError, match="nothing is saved"):
+            train.load(work, "x", trainer)
+
+
 # ---- trackers ----
 
 

@@ -4,9 +4,15 @@ Neither package is needed, and neither can stop a training: what a tracker raise
 """
 
 import importlib
+import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+
+_logger = logging.getLogger("lingregions")
 
 Note = Callable[[str], None]
 _Write = Callable[[int, Mapping[str, float]], None]
@@ -51,7 +57,12 @@ def _tensorboard(folder: Path, name: str, config: Mapping[str, Any]) -> tuple[_W
 
 def _wandb(folder: Path, name: str, config: Mapping[str, Any]) -> tuple[_Write, Callable[[], None]]:
     library = importlib.import_module("wandb")
-    run = library.init(project="lingregions", name=name, dir=str(folder), config=dict(config), resume="allow", id=name)
+    # The same id after a kill: the page goes on. It may not hold blanks or signs such as %.
+    identity = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = library.init(
+        project="lingregions", name=name, id=identity, resume="allow", dir=str(folder), config=dict(config)
+    )
     return lambda step, scalars: run.log(dict(scalars), step=step), run.finish
 
 
@@ -62,12 +73,12 @@ TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any]], tuple[_Write, Calla
 }
 
 
-def track(kind: str, folder: Path, name: str, config: Mapping[str, Any], note: Note = print) -> Tracker:
-    """Return the tracker of one training.
+def track(kind: str, folder: Path, name: str, config: Mapping[str, Any], note: Note = _logger.warning) -> Tracker:
+    """Return the tracker of one training; of several processes the first one tracks.
 
     Args:
       kind: a key of `TRACKERS`.
-      folder: the work directory.
+      folder: where it keeps its files, made if it is not there.
       name: of the training.
       config: for the tracker's own page.
       note: told when the tracker fails.
@@ -79,7 +90,7 @@ def track(kind: str, folder: Path, name: str, config: Mapping[str, Any], note: N
     if kind not in TRACKERS:
         raise ValueError(f"tracker is {kind!r}; it must be one of {', '.join(TRACKERS)}")
     make, done = TRACKERS[kind], Tracker(kind, None, lambda: None, note)
-    if make is None:
+    if make is None or jax.process_index() != 0:
         return done
     try:
         return Tracker(kind, *make(folder, name, config), note)
