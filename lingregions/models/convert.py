@@ -2,7 +2,7 @@
 
 The declaration of the model (`models.declare`) is the only list of names, shapes and axes. Every matrix it declares is
 found exactly once with its exact shape, or nothing is loaded. Values go by layer slice straight to the shard where they
-belong: beside the parameters, a process holds one stacked leaf at most, and on a mesh only its own shards of that.
+belong: beside the parameters, a process holds one device's part of one stacked leaf (`benchmarks/loading.py`).
 """
 
 import json
@@ -82,23 +82,27 @@ def load(source: str | Path | Weights, config: Any, shardings: Mapping[str, Any]
 
 def _place(weights: Weights, parameter: models.Parameter, sharding: Any) -> jax.Array:
     """Return one leaf; each distinct part of it is read once, whatever the number of devices that hold a copy."""
-    names, parts = parameter.names(), {}
-
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None  # it is for shardings over devices
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(parameter.shape).items():
         bounds = tuple(each.indices(size)[:2] for each, size in zip(index, parameter.shape, strict=True))
-        if bounds not in parts:
-            if parameter.stacked:
-                values = np.empty([stop - start for start, stop in bounds], np.float32)
-                for place, layer in enumerate(range(*bounds[0])):
-                    values[place] = weights.read(names[layer], index[1:])
-            else:
-                values = weights.read(names[0], index)
-            parts[bounds] = values
-        return parts[bounds]
+        holders.setdefault(bounds, []).append(device)
+    shards: list[jax.Array] = []
+    for bounds, devices in holders.items():
+        values = _read(weights, parameter, bounds)
+        # Waiting keeps the host copy of one part alive, not those of all.
+        shards += jax.block_until_ready([jax.device_put(values, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(parameter.shape, sharding, shards)
 
-    # Waiting keeps at most one leaf's host copy alive.
-    return jax.block_until_ready(jax.make_array_from_callback(parameter.shape, sharding, part))
+
+def _read(weights: Weights, parameter: models.Parameter, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Return one part of a leaf on the host, layer by layer."""
+    names, index = parameter.names(), tuple(slice(*each) for each in bounds)
+    if not parameter.stacked:
+        return weights.read(names[0], index)
+    values = np.empty([stop - start for start, stop in bounds], np.float32)
+    for place, layer in enumerate(range(*bounds[0])):
+        values[place] = weights.read(names[layer], index[1:])
+    return values
 
 
 def _check(weights: Weights, declaration: Mapping[str, Any], tied: bool) -> None:

@@ -129,7 +129,11 @@ def _gather(port: int, count: int, timeout: float) -> str:
         return f"process 0 cannot listen on port {port} ({error.strerror}); is an earlier run still there?"
     with contextlib.ExitStack() as stack:
         stack.enter_context(listener)
-        while len(names) < count and not problem:
+        while not problem:
+            for who in [who for who, line in lines.items() if _hung_up(line)]:  # it will come again
+                del names[who], lines[who]
+            if len(names) == count:
+                break
             left = end - time.monotonic()
             missing = sorted(set(range(count)) - set(names))
             if left <= 0:
@@ -152,9 +156,9 @@ def _gather(port: int, count: int, timeout: float) -> str:
                 continue
             if number != count:
                 problem = f"process {who} ({where}) was told of {number} processes, process 0 of {count}"
-            elif who in names and not (who in lines and _hung_up(lines[who])):
+            elif who in names:
                 problem = f"two processes say that they are process {who}: on {names[who]} and on {where}"
-            names[who], lines[len(lines) if who in lines and problem else who] = where, line
+            names[who], lines[-1 if problem else who] = where, line
         for line in lines.values():
             with contextlib.suppress(OSError):
                 _send(line, {"problem": problem})
@@ -170,6 +174,8 @@ def _hung_up(line: socket.socket) -> bool:
         return False
     except OSError:
         return True
+    finally:
+        line.settimeout(5)
 
 
 def _report(host: str, port: int, count: int, place: int, timeout: float) -> str:

@@ -117,6 +117,19 @@ class Run:
             _refuse_difference(folder, stored, _plain_config(config))
         return stored is not None
 
+    @staticmethod
+    def stored(workdir: str | os.PathLike[str]) -> config_dict.ConfigDict:
+        """Return the config that a work directory was begun with. Only reads.
+
+        Raises:
+          RunError: there is none, or it is not ours, damaged or of another format.
+        """
+        folder = _folder(workdir)
+        found = _stored(folder)
+        if found is None:
+            raise RunError(f"{folder} is no work directory yet: nothing was begun there")
+        return config_dict.ConfigDict(found).lock()
+
     @classmethod
     def _open(cls, folder: Path, config: dict[str, Any], fresh: bool) -> "Run":
         aside = None
@@ -597,7 +610,7 @@ def _see(folder: Path, wait: float) -> None:
             seen = path.read_text() == mark
         if not seen:
             time.sleep(0.5)
-    said = cluster.exchange("the sight of the work directory", "" if seen else "no", wait)
+    said = cluster.exchange("the sight of the work directory", "" if seen else "no", wait + SIGHT)
     if jax.process_index() == 0:
         path.unlink(missing_ok=True)
     blind = [f"process {number} ({host})" for number, (host, answer) in enumerate(said) if answer]
