@@ -90,12 +90,36 @@ def fit(words: Sequence[str]) -> int:
     return command.main(words)
 
 
+def export(words: Sequence[str]) -> int:
+    """Write a trained checkpoint as a Hugging Face folder, its frozen region proved equal to the base to the bit."""
+    import argparse
+
+    from lingregions.experiments.frozen_pretraining import NAME
+    from lingregions.experiments.frozen_pretraining import export as write
+    from lingregions.run import Run
+
+    parser = argparse.ArgumentParser("lingregions export", description=export.__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help=f"of a run of {NAME}")
+    parser.add_argument("--arm", required=True, help='the training, such as "core 1%% seed 0"')
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet, or be empty")
+    parser.add_argument("--dtype", default="float32", help="float32 (bit for bit) or bfloat16 (rounded)")
+    asked = parser.parse_args(words)
+    config = Run.stored(asked.workdir)
+    if config.get("experiment") != NAME:
+        raise ValueError(f"{asked.workdir} holds no run of {NAME}: nothing was trained there")
+    with Run.open(asked.workdir, config) as run:
+        write(config, run, asked.arm, asked.out, asked.dtype)
+    print(f"written: {asked.out}")
+    return 0
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": run,
     "sweep": sweep,
     "data": data,
     "regions": regions,
     "plan": fit,
+    "export": export,
 }
 
 

@@ -252,6 +252,17 @@ def test_what_a_perturbation_needs(params, name, asked, message):
         pass
 
 
+def test_setting_a_region_back_by_hand(params):
+    masks = {"layers": {"input_layernorm": jnp.array([[True, False, False, False], [False, False, True, False]])}}
+    moved = jax.tree.map(lambda leaf: leaf + 4, params)
+    found = perturb.revert(moved, params, masks, 0.25)
+    assert found["layers"]["input_layernorm"].tolist() == [[4, 6, 7, 8], [9, 10, 10, 12]]
+    assert_identical(perturb.revert(moved, params, masks, 1.0), perturb.restore(moved, params, masks))
+    assert_identical(perturb.revert(moved, params, masks, 0.0), moved)
+    with pytest.raises(ValueError, match="between 0 and 1, not by 2"):
+        perturb.revert(moved, params, masks, 2)
+
+
 # In place, for a while.
 
 CROWDS = {

@@ -1,0 +1,210 @@
+"""Further pre-training with constraints, whole, on the tiny model: what is written, and what never moves."""
+
+import csv
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lingregions import main, regions, settings, train
+from lingregions import mesh as meshes
+from lingregions import tree as trees
+from lingregions.experiments import EXPERIMENTS, laboratory
+from lingregions.experiments.frozen_pretraining import ARMS, Training, feed, score
+from lingregions.models import source as sources
+from lingregions.run import Run
+
+CONFIG = Path(__file__).parent.parent / "configs" / "frozen_pretraining.py"
+SMALL = (
+    "--config.score.languages=en",
+    "--config.score.samples=1",
+    "--config.evaluate.languages=hu,en",
+    "--config.evaluate.samples=1",
+    "--config.train.samples=4",
+    "--config.train.batch=2",
+    "--config.train.counts=(2,)",
+    "--config.train.warmup=0",
+    "--config.machine.progress=none",
+    "--config.machine.pictures=False",
+)
+TRAINED = ("full", "core", "random", "ewc", "replay", "reversion")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
+        yield
+
+
+def config(*words: str):
+    return settings.load(f"{CONFIG}:tiny", [*SMALL, *words])
+
+
+def finish(folder: Path, *words: str) -> list[dict[str, str]]:
+    chosen = config(*words)
+    with Run.open(folder, chosen) as run:
+        EXPERIMENTS[chosen.experiment](chosen, run)
+    return list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, finish(folder, f"--config.freeze.arms={','.join(TRAINED)}")
+
+
+def test_every_arm_is_measured_on_the_way_and_at_the_end(whole):
+    folder, rows = whole
+    named = ["full", "core 1%", "random 1%", "ewc", "replay"]
+    names = [f"{arm} seed 0 after {count}" for arm in named for count in (2, 4)]
+    names += ["base", "reversion 1% seed 0 after 4"]
+    assert {row["arm"] for row in rows} == set(names)
+    assert {(row["arm"], row["language"]) for row in rows} == {(arm, code) for arm in names for code in ("hu", "en")}
+    assert "Does freezing the core help?" in (folder / "report.html").read_text()
+    tables = {path.stem: json.loads(path.read_text()) for path in (folder / "tables").glob("*.json")}
+    assert len(tables["pareto"]["points"]) == len(TRAINED)
+    gain = {row[0]: row[1] for row in tables["frontier"]["rows"]}
+    nats = {(row["arm"], row["language"]): float(row["nll_nats"]) / int(row["tokens"]) for row in rows}
+    for arm, (value, low, high) in gain.items():
+        np.testing.assert_allclose(value, nats["base", "hu"] - nats[f"{arm} seed 0 after 4", "hu"], rtol=1e-6)
+        assert low <= value <= high
+    assert tables["learning"]["series"]["full"]["points"][0] == [0, 0.0]
+
+
+def test_every_arm_trains_something_else(whole):
+    _, rows = whole
+    ends = {row["arm"]: row["nll_nats"] for row in rows if row["language"] == "hu" and row["arm"].endswith("after 4")}
+    assert len(set(ends.values())) == len(ends)
+
+
+def test_every_arm_holds_its_training_to_what_it_says(tmp_path):
+    """The constraints themselves are tested in test_freeze.py; here it is which of them an arm takes, and of what."""
+    chosen = config(f"--config.freeze.arms={','.join(ARMS)}")
+    held = {}
+    with Run.open(tmp_path / "run", chosen) as run:
+        given = laboratory.prepare(chosen, run)
+        score(given, "en")
+        for arm, kind in ARMS.items():
+            name = f"{arm} 1%" if kind.sized else arm
+            held[arm] = kind.hold(given, Training(name, 0))
+    free = {arm for arm, constraints in held.items() if not constraints}
+    assert free == {"full", "replay", "reversion"}
+    assert [each.name for each in held["core"]] == ["core"]
+    identities = [constraints[0].identity for constraints in held.values() if constraints]
+    assert len(set(identities)) == len(identities)
+    assert held["embedding"][0].whole == {"embed_tokens"}
+
+
+def test_what_is_frozen_is_the_base_to_the_bit_in_what_is_exported(whole, tmp_path):
+    folder, _ = whole
+    words = ["export", f"--workdir={folder}", "--arm=core 1% seed 0", f"--out={tmp_path / 'model'}"]
+    assert main.main(words) == 0
+    mesh = meshes.build(devices=jax.devices()[:1])
+    base = sources.resolve("preset:tiny").load(mesh, jax.random.key(0))
+    written = trees.flatten(sources.resolve(str(tmp_path / "model")).load(mesh, jax.random.key(0)))
+    frozen = regions.load(folder / "regions" / "top-1pct.safetensors").leaves()
+    moved = 0
+    for path, leaf in trees.walk(base):
+        ours, theirs = (np.asarray(each).view(np.uint32) for each in (leaf, written[path]))
+        inside = np.asarray(frozen[path]) if path in frozen else np.zeros(ours.shape, bool)
+        np.testing.assert_array_equal(ours[inside], theirs[inside], err_msg=path)
+        moved += int((ours != theirs)[~inside].sum())
+    assert moved > 0.9 * trees.count(base)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--arm=core seed 9"], 2, "no training 'core seed 9'; it has full seed 0, core 1% seed 0"),
+        (["--arm=reversion 1% seed 0"], 2, "no training 'reversion 1% seed 0'"),
+    ],
+)
+def test_what_cannot_be_exported(whole, tmp_path, capsys, words, code, message):
+    folder, _ = whole
+    assert main.main(["export", f"--workdir={folder}", f"--out={tmp_path / 'model'}", *words]) == code
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_frozen_entry_that_moved_is_never_exported(whole, tmp_path, monkeypatch, capsys):
+    folder, _ = whole
+    load = train.load
+
+    def broken(*given):
+        state = load(*given)
+        state.params["layers"]["mlp"]["down_proj"] = state.params["layers"]["mlp"]["down_proj"] * np.float32(1.5)
+        return state
+
+    monkeypatch.setattr(train, "load", broken)
+    words = [f"--workdir={folder}", "--arm=core 1% seed 0", f"--out={tmp_path / 'model'}"]
+    assert main.main(["export", *words]) == 2
+    assert "mlp.down_proj" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_without_a_run_has_nothing_to_export(tmp_path, capsys):
+    words = [f"--workdir={tmp_path / 'none'}", "--arm=full seed 0", f"--out={tmp_path / 'model'}"]
+    assert main.main(["export", *words]) == 1
+    assert "no work directory yet" in capsys.readouterr().err
+
+
+def test_stopped_and_taken_up_again_is_the_same(whole, tmp_path, monkeypatch):
+    """A kill after the first evaluation of the second arm; the trained ones are not trained again."""
+    _, rows = whole
+    observe, asked = laboratory.observe, []
+
+    def stop(given, experiment, arm, params):
+        asked.append(arm.name)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        observe(given, experiment, arm, params)
+
+    words = ("--config.freeze.arms=full,core",)
+    monkeypatch.setattr(laboratory, "observe", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finish(tmp_path / "run", *words)
+    monkeypatch.setattr(laboratory, "observe", observe)
+    fitted = []
+    fit = train.fit
+    monkeypatch.setattr(
+        train, "fit", lambda run, name, *given, **named: fitted.append(name) or fit(run, name, *given, **named)
+    )
+    found = {(row["arm"], row["language"]): row for row in finish(tmp_path / "run", *words)}
+    assert fitted == ["core 1% seed 0"]
+    expected = {(row["arm"], row["language"]): row for row in rows}
+    for cell, row in found.items():
+        assert row == expected[cell]
+
+
+def test_the_text_of_replay_is_mixed_in(tmp_path):
+    chosen = config("--config.freeze.replay=0.25")
+    with Run.open(tmp_path / "run", chosen) as run:
+        given = laboratory.prepare(chosen, run)
+        found = feed(given, Training("replay", 0))
+    assert isinstance(found, train.Mix)
+    assert [found.locate(sample)[0].corpus.language for sample in range(8)] == ["hu"] * 3 + ["en"] + ["hu"] * 3 + ["en"]
+    assert [found.locate(sample)[1] for sample in range(8)] == [0, 1, 2, 0, 3, 4, 5, 1]
+    batch = found.batch(2, 5, 4)
+    for row, (code, place) in enumerate([("hu", 2), ("en", 0), ("hu", 3)]):
+        corpus = given.corpus(code, "train")
+        alone = corpus.batch(corpus.order(0, place, place + 1))
+        np.testing.assert_array_equal(batch.tokens[row], alone.tokens[0])
+    assert not batch.segments[3].any()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.freeze.arms=core,frozen"], "holds 'frozen'; there are full, core"),
+        (["--config.freeze.arms=core,reversion"], "add full to freeze.arms"),
+        (["--config.train.warmup=9"], "warm-up of 9 steps in a training of 2 steps"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_the_work(tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        finish(tmp_path / "run", *words)
+    assert not (tmp_path / "run" / "results.csv").exists()
