@@ -172,6 +172,14 @@ def test_bands_are_drawn_where_there_is_an_interval(tmp_path):
     assert (tmp_path / "figures" / "it.png").stat().st_size > 1000
 
 
+def test_a_point_without_a_number_is_left_out_and_told(tmp_path):
+    series = {"ru": {"points": [[1, 2], [2, None], [3, 4]], "low": [1, None, 3], "high": [3, None, 5]}}
+    content = {"kind": "curve", "title": "C", "across": "x", "upwards": "y", "series": series}
+    (section,) = report.gather(folder(tmp_path, it=content)).extras
+    assert section.items[0].series[0] == figures.Series("ru", ((1, 2), (3, 4)), ((1, 3), (3, 5)))
+    assert section.paragraphs[-1] == "Left out, because a number is missing or not finite: 1 point."
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -187,7 +195,7 @@ def test_bands_are_drawn_where_there_is_an_interval(tmp_path):
             "series 's' has 1 points, but low or high has not as many",
         ),
         ({**LEAST["curve"], "kind": "curve", "logarithmic": True, "series": {"s": [[0, 2]]}}, "an x of zero or less"),
-        ({**LEAST["curve"], "kind": "curve", "series": {"s": [[1, math.inf]]}}, "a point of a series is not finite"),
+        ({**LEAST["curve"], "kind": "curve", "series": {"s": [[1, math.inf]]}}, "series holds no point"),
     ],
 )
 def test_a_file_that_describes_no_section_is_refused(tmp_path, content, message):

@@ -1,7 +1,7 @@
 """Arms: what the name of an arm says, for a sentence, for a table, and for the company in which it is shown.
 
 An experiment names its arms as it likes; names that follow a grammar known here ("top 1%", "random 1% seed 2",
-"top 1% q", "top 1% layer 3", "monolingual ru", "monolingual ru random", "3 top dimensions zero residual", "super weight
+"top 1% q", "top 1% layer 3", "monolingual ru", "matched to ru seed 1", "3 top dimensions zero residual", "super weight
 1 x10") are read as words and set beside their like. Any other is shown as it is.
 """
 
@@ -58,9 +58,13 @@ _MONOLINGUAL = re.compile(
     r"^(?:monolingual|mono|only|language)[\s_:-]*(?P<code>[a-z]{2,3})"
     r"(?:[\s_:-]+(?P<control>matched[\s_-]?random|matched|random))?(?:[\s_:-]+(?:seed|draw)[\s_:-]*(?P<draw>\d+))?$"
 )
+_CONTROL = re.compile(
+    r"^(?P<control>matched|random)[\s_]+(?:to|like|for)[\s_]+(?P<code>[a-z]{2,3})"
+    r"(?:[\s_:-]+(?:seed|draw)[\s_:-]*(?P<draw>\d+))?$"
+)
 _LAYER = re.compile(r"^layer[\s_]*(\d+)$")
 _MODULE = re.compile(r"^(?:q|k|v|o|gate|up|down|norms?|attention|mlp|[a-z_.]+_proj)$")
-_DRAW = re.compile(r"[\s_:-]+(?:seed|draw)[\s_:-]*(\d+)$")
+_DRAW = re.compile(r"[\s_:-]+(?:seed|draw)[\s_:-]*(\d+)(?=$|[\s_:-])")
 _DIMENSION = re.compile(r"\bdimensions?\b")
 _SCALAR = re.compile(r"^(?:super[\s_-]?weight|scalar|weight|norm[\s_-]?gain|gain)s?\b|\[\d+(?:[\s,]+\d+)*\]")
 _PHRASES = {
@@ -77,7 +81,7 @@ def parse(name: str, fraction: float | None = None) -> Arm:
     """What the name of an arm says; `fraction` is taken where the name has none (`top` in a run of 1 %)."""
     if name == BASE:
         return Arm(name, "base", "the untouched model", "base", short="base")
-    if (match := _MONOLINGUAL.match(name)) and languages.find(match["code"]):
+    if (match := _MONOLINGUAL.match(name) or _CONTROL.match(name)) and languages.find(match["code"]):
         return _monolingual(name, match)
     if match := _SELECTED.match(name) or _PART.match(name):
         return _selected(name, match, fraction)

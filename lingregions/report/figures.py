@@ -522,16 +522,13 @@ def _draw_curve(figure: Curve, axes: Any) -> None:
     if figure.logarithmic:
         axes.set_xscale("log")
     whole = sorted({x for series in figure.series for x, _ in series.points})
-    if len(whole) <= 8:
-        axes.set_xticks(whole, [figure.place(x) for x in whole])
-        axes.minorticks_off()
+    marks = _marks(figure, whole)
+    axes.set_xticks(marks, [figure.place(x) for x in marks])
+    axes.minorticks_off()
     ys = figure.heights()
-    axes.set_ylim(bottom=min([0.0, *ys]))
-    if figure.kind == "exponential":
-        tens = powers(min([0.0, *ys]), max(ys))
-        axes.set_yticks([exponent * math.log(10) for exponent in tens], [power(exponent) for exponent in tens])
-    else:
-        axes.yaxis.set_major_formatter(lambda value, _: numerals.KINDS[figure.kind](value))
+    marked = scale(min([0.0, *ys]), max(ys), figure.kind)
+    axes.set_yticks([level for level, _ in marked], [label for _, label in marked])
+    axes.set_ylim(bottom=min([0.0, *ys]), top=marked[-1][0])
     axes.set_xlabel(figure.across)
     axes.set_ylabel(figure.upwards)
     axes.grid(axis="y", color="0.9")

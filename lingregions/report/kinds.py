@@ -129,16 +129,20 @@ def _scatter(name: str, content: Mapping[str, Any]) -> Section:
     return Section(content["title"], (*_paragraphs(content), *said), items)
 
 
-def _series(label: str, content: Any) -> Series:
-    if isinstance(content, Mapping):
-        points = [(float(x), float(y)) for x, y in content["points"]]
-        sides = [list(content.get(side) or [None] * len(points)) for side in ("low", "high")]
-        if any(len(side) != len(points) for side in sides):
-            raise ValueError(f"series {label!r} has {len(points)} points, but low or high has not as many")
-        bounds = list(zip(*(map(_number, side) for side in sides), strict=True))
-        band = tuple(None if low is None or high is None else (low, high) for low, high in bounds)
-        return Series(label, tuple(points), band if any(band) else ())
-    return Series(label, tuple((float(x), float(y)) for x, y in content))
+def _series(label: str, content: Any) -> tuple[Series, int]:
+    """A line with its band, and how many of its points were left out because a number is missing or not finite."""
+    given = content if isinstance(content, Mapping) else {"points": content}
+    points = [(_number(x), _number(y)) for x, y in given["points"]]
+    sides = [list(map(_number, given.get(side) or [None] * len(points))) for side in ("low", "high")]
+    if any(len(side) != len(points) for side in sides):
+        raise ValueError(f"series {label!r} has {len(points)} points, but low or high has not as many")
+    kept: list[tuple[float, float]] = []
+    band: list[tuple[float, float] | None] = []
+    for (x, y), low, high in zip(points, *sides, strict=True):
+        if x is not None and y is not None:
+            kept.append((x, y))
+            band.append(None if low is None or high is None else (low, high))
+    return Series(label, tuple(kept), tuple(band) if any(band) else ()), len(points) - len(kept)
 
 
 def _heatmap(name: str, content: Mapping[str, Any]) -> Section:
@@ -171,9 +175,8 @@ def _reliability(name: str, content: Mapping[str, Any]) -> Section:
 
 
 def _curve(name: str, content: Mapping[str, Any]) -> Section:
-    series = tuple(
-        line for label, points in content["series"].items() if points and (line := _series(label, points)).points
-    )
+    lines = [_series(label, points) for label, points in content["series"].items() if points]
+    series = tuple(line for line, _ in lines if line.points)
     if not series:
         raise ValueError("series holds no point")
     curve = Curve(
@@ -188,9 +191,9 @@ def _curve(name: str, content: Mapping[str, Any]) -> Section:
     )
     if curve.logarithmic and any(x <= 0 for line in series for x, _ in line.points):
         raise ValueError("the axis x is logarithmic, but a point has an x of zero or less")
-    if not all(math.isfinite(part) for line in series for point in line.points for part in point):
-        raise ValueError("a point of a series is not finite; leave it out")
-    said = ("The shaded bands are the intervals.",) if curve.banded else ()
+    said = ["The shaded bands are the intervals."] if curve.banded else []
+    if absent := sum(lost for _, lost in lines):
+        said.append(f"Left out, because a number is missing or not finite: {numerals.plural(absent, 'point')}.")
     return Section(content["title"], (*_paragraphs(content), *said), (curve,))
 
 

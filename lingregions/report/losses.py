@@ -30,7 +30,7 @@ def section(figures: Damage, suffix: str = "", told: Sequence[str] = ()) -> Sect
     """
     stem = slug(figures.experiment) + "_" if suffix else ""
     items: list[Table | Figure] = [summary(figures, stem)]
-    for word, build in (("contrast", contrasts), ("famil", families)):
+    for word, build in (("contrast", contrasts), ("relatives", families)):
         if not any(word in name for name in told) and (table := build(figures, stem)):
             items.append(table)
     if strip := spread(figures, stem):
@@ -96,7 +96,7 @@ def summary(figures: Damage, stem: str = "") -> Table:
             (
                 labels[arm],
                 figures.mean(arm),
-                span if found else None,
+                _sure(span),
                 span,
                 None if found is None else found.p if found.p_adjusted is None else found.p_adjusted,
                 _certain(figures, arm) if found else None,
@@ -152,9 +152,9 @@ def contrasts(figures: Damage, stem: str = "") -> Table | None:
             (
                 labels[arm],
                 labels[other],
-                line.span if line else None,
+                _sure(line.span) if line else None,
                 None if line is None else line.p if line.p_adjusted is None else line.p_adjusted,
-                *((own.span if own else None,) if owned else ()),
+                *((_sure(own.span) if own else None,) if owned else ()),
                 f"{sum(each.sign > 0 for each in lines)} of {len(lines)}",
                 f"{sum(each.sign < 0 for each in lines)} of {len(lines)}",
             )
@@ -187,9 +187,7 @@ def families(figures: Damage, stem: str = "") -> Table | None:
     kind = "factor" if figures.assessed else "exponential"
 
     def cell(span: Span) -> Cell:
-        if not figures.assessed:
-            return span.value
-        return span if span.low is not None else None
+        return _sure(span) if figures.assessed else span.value
 
     rows: list[tuple[Cell, ...]] = []
     for arm in sorted(arms, key=lambda arm: codes.index(arm.language)):
@@ -282,7 +280,7 @@ def heatmap(figures: Damage, stem: str, arms: Sequence[Arm], title: str) -> Grid
     compact = len(names) > MOST
     labels = distinct(list(arms), "short" if title else "label")
     marks = tuple(
-        tuple(figures.contrast(arm, BASE, code) is not None and not clear(figures.span(arm, code)) for arm in names)
+        tuple(_sure(figures.span(arm, code)) is not None and not clear(figures.span(arm, code)) for arm in names)
         for code in [*codes, EVERY]
     )
     note = "The mean of the damage is the logarithm of the ratio of the geometric-mean perplexities."
@@ -320,16 +318,17 @@ def intervals(figures: Damage, stem: str = "") -> Iterator[Table]:
             "Perplexity as a multiple of the untouched model's" + (f": {ends}" if len(arms) > BESIDE else ""),
             (Column("language"), *(Column(labels[arm], "factor") for arm in chosen)),
             (
-                *((languages.name(code), *(_factor(figures, arm, code) for arm in chosen)) for code in codes),
-                ("geometric mean", *(_factor(figures, arm, EVERY) for arm in chosen)),
+                *((languages.name(code), *(_sure(figures.span(arm, code)) for arm in chosen)) for code in codes),
+                ("geometric mean", *(_sure(figures.span(arm)) for arm in chosen)),
             ),
             totals=1,
             folded=len(arms) > MOST,
         )
 
 
-def _factor(figures: Damage, arm: str, code: str) -> Span | None:
-    return figures.span(arm, code) if figures.contrast(arm, BASE, code) else None
+def _sure(span: Span) -> Span | None:
+    """A factor that may be printed where the run has intervals: none without its own."""
+    return span if span.low is not None and span.high is not None else None
 
 
 def by_language(figures: Damage, name: str, title: str, kind: str) -> Table:

@@ -26,9 +26,10 @@ EVIDENCE = {
 FEW = 10  # passages; an interval over fewer is rough
 
 
-def times(span: Span) -> str:
+def times(damage: Damage, span: Span) -> str:
     """A difference in nats as a factor with its interval, as a sentence has it: 4.0 × 10⁶ (3.1 × 10⁶ to 5.2 × 10⁶)."""
-    return numerals.factor(span).removeprefix("×")
+    words = numerals.factor(span).removeprefix("×")
+    return f"{words} (no interval)" if damage.assessed and span.low is None else words
 
 
 def headline(damage: Damage, verb: str = "Removing") -> str:
@@ -62,7 +63,7 @@ def headline(damage: Damage, verb: str = "Removing") -> str:
 
     def by(phrase: str, cost: float) -> str:
         names = groups[phrase]
-        return times(damage.span(names[0]) if len(names) == 1 else Span(cost))
+        return times(damage, damage.span(names[0]) if len(names) == 1 else Span(cost))
 
     def named(phrase: str) -> str:
         draws = sum(map(damage.seeds, groups[phrase]))
@@ -142,8 +143,8 @@ def _contrast(damage: Damage, top: Arm, control: Arm) -> str:
     assert span.value is not None
     if span.low is not None and clear(span) <= 0:
         return (
-            f"{start}: a perplexity {times(span)} times as high, and the interval does not lie above 1, so this run "
-            "shows no region that matters more than its control."
+            f"{start}: a perplexity {times(damage, span)} times as high, and the interval does not lie above 1, so "
+            "this run shows no region that matters more than its control."
         )
     if span.value < math.log(2):
         return (
@@ -155,7 +156,7 @@ def _contrast(damage: Damage, top: Arm, control: Arm) -> str:
         verb = "do not overlap" if apart else "overlap, so the difference may be one of chance"
         return f"{start}; the two were not compared passage by passage, and their intervals {verb}."
     end = " This run's model depends on these parameters far more than on as many others."
-    return f"{start}: a perplexity {times(span)} times higher." + (end if span.value > math.log(10) else "")
+    return f"{start}: a perplexity {times(damage, span)} times higher." + (end if span.value > math.log(10) else "")
 
 
 def _consistency(damage: Damage, top: Arm, controls: Sequence[Arm]) -> str:
@@ -177,8 +178,8 @@ def _consistency(damage: Damage, top: Arm, controls: Sequence[Arm]) -> str:
         sure = f", with intervals that hold no equality in {count}"
     return (
         f"It does more harm than every control in {len(ahead)} of {numerals.plural(len(codes), 'language')}{sure} "
-        f"(least in {languages.name(least)}, {times(damage.span(top.name, least))} times; most in "
-        f"{languages.name(most)}, {times(damage.span(top.name, most))} times)."
+        f"(least in {languages.name(least)}, {times(damage, damage.span(top.name, least))} times; most in "
+        f"{languages.name(most)}, {times(damage, damage.span(top.name, most))} times)."
     )
 
 
@@ -189,15 +190,13 @@ def _magnitude(damage: Damage, top: Arm, control: Arm) -> str:
     assert other.value is not None
     start = f"{numerals.sentence(control.phrase)}, chosen without any text,"
     if other.value < math.log(10):
-        return (
-            f"{start} multiply the perplexity by {times(other)} only: the size of a weight alone does not explain it."
-        )
-    compared = f"the perplexity without the top is {times(_difference(damage, top, control))} times theirs"
+        return f"{start} multiply the perplexity by {times(damage, other)} only: their size alone does not explain it."
+    compared = f"the perplexity without the top is {times(damage, _difference(damage, top, control))} times theirs"
     if clear(_difference(damage, top, control)) < 0 or other.value >= own.value:
         compared = "no less than the top"
     return (
-        f"{start} collapse the model too ({times(other)} times; {compared}): that removing a region is fatal says "
-        "nothing about language."
+        f"{start} collapse the model too ({times(damage, other)} times; {compared}): that removing a region is fatal "
+        "says nothing about language."
     )
 
 
@@ -207,10 +206,10 @@ def _specificity(damage: Damage, arms: Sequence[Arm]) -> list[str]:
         own = damage.damage(arm.name, arm.language)
         others = apart(damage, arm, [code for code in damage.languages if code != arm.language])
         if arm.kind == "monolingual" and own is not None and others.value is not None:
-            name = languages.name(arm.language)
+            name, factor = languages.name(arm.language), times(damage, damage.span(arm.name, arm.language))
             sentence = (
-                f"{numerals.sentence(arm.phrase)} costs {name} {times(damage.span(arm.name, arm.language))} times its "
-                f"perplexity and the other languages {times(others)} times on (geometric) average."
+                f"{numerals.sentence(arm.phrase)} costs {name} {factor} times its perplexity and the other languages "
+                f"{times(damage, others)} times on (geometric) average."
             )
             found.append((own - others.value, arm, sentence))
     if len(found) <= 3:
