@@ -176,6 +176,45 @@ def test_a_workdir_is_asked_for_only_where_it_is_needed(source):
     assert settings.parse([f"--config={source}"], required=("config",)).workdir is None
 
 
+def test_flags_are_written_with_dashes_or_underscores(source):
+    for word in ("--dry-run", "--dry_run"):
+        asked = settings.parse([f"--config={source}", word])
+        assert (asked.dry_run, asked.workdir) == (True, None)
+    # Values and keys keep their dashes.
+    asked = settings.parse([f"--config={source}", "--workdir=runs/dry-run", "--config.model=a-b"])
+    assert (str(asked.workdir), asked.config.model) == ("runs/dry-run", "a-b")
+
+
+def test_values_are_set_after_the_overrides(source):
+    config = settings.load(source, ["--config.scores.samples=3"], {"scores.samples": 5, "scores.sizes": (7,)})
+    assert (config.scores.samples, config.scores.sizes) == (5, (7,))
+    assert config.is_locked
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scores.sampels": 3}, 'no key "scores.sampels"; did you mean "scores.samples"?'),
+        ({"scores.samples": "few"}, "scores.samples of"),
+        ({"scores.samples": "few"}, "takes a value of type int, not 'few'"),
+        ({"scores.sizes": ("x",)}, "the elements of scores.sizes"),
+        ({"scores": 3}, '"scores" is a section'),
+    ],
+)
+def test_mistakes_in_values_are_told_in_words(source, values, message):
+    with pytest.raises(settings.SettingsError) as caught:
+        settings.load(source, (), values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [("--config.a.b=3", "a.b"), ("--noconfig.a", "a"), ("--config=x.py", None), ("a.b=3", None), ("--fresh", None)],
+)
+def test_the_key_that_a_word_sets(word, key):
+    assert settings.key(word) == key
+
+
 def test_an_error_inside_a_config_keeps_its_own_traceback(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text(
