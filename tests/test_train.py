@@ -182,7 +182,7 @@ def test_micro_batches_change_nothing(lone_mesh: jax.sharding.Mesh, trainer: tra
         assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
 
 
-def test_memory_of_the_compiled_step(trainer: train.Trainer, params: TREE) -> None:
+def test_memory_of_the_compiled_step(lone_mesh: jax.sharding.Mesh, trainer: train.Trainer, params: TREE) -> None:
     """Masks at one bit a parameter, no moments for a whole leaf, the state in place: nothing else is an argument."""
     found = trainer.lower(LENGTH).compile().memory_analysis()
     leaves = trees.flatten(params)
@@ -193,6 +193,9 @@ def test_memory_of_the_compiled_step(trainer: train.Trainer, params: TREE) -> No
     scalars = 3 * 4  # steps, the counts of AdamW and of its schedule
     assert found.argument_size_in_bytes == state + packed + batch + scalars
     assert found.alias_size_in_bytes == state + scalars
+    # And the step needs no more room for them: no mask is ever unpacked in memory.
+    free = train.Trainer(CONFIG, COMPUTE, RECIPE, trainer.constraints[1:], micro=4, mesh=lone_mesh)
+    assert found.temp_size_in_bytes == free.lower(LENGTH).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_micro_batches_split_over_the_mesh(mesh: jax.sharding.Mesh) -> None:
@@ -311,6 +314,26 @@ def test_a_checkpoint_is_of_its_step_though_the_next_step_takes_its_buffers(
         for step, expected in shown.items():
             assert_same_bits(train.load(work, "x", trainer, step).params, expected)
     assert list(shown) == list(range(1, 12))
+
+
+def test_an_evaluation_that_fails_costs_no_training(
+    trainer: train.Trainer, params: TREE, finished: Finished, tmp_path: Path
+) -> None:
+    seen: list[TREE] = []
+
+    def hook(count: int, now: TREE) -> None:
+        seen.append(jax.tree.map(np.array, now))
+        if len(seen) == 1:
+            raise RuntimeError("an evaluation out of memory")
+
+    with opened(tmp_path / "run") as work, pytest.raises(RuntimeError, match="out of memory"):
+        train.fit(work, "x", trainer, params, english(), hook, counts=(100,))
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints" / "x") == 13
+    with pytest.raises(run.Interrupted), opened(tmp_path / "run") as work:
+        train.fit(work, "x", trainer, params, Stopping(english(), 15), hook, counts=(100,))
+    assert len(seen) == 2
+    assert_same_bits(*seen)
+    assert_same_bits(seen[1], finished.shown[100])
 
 
 @pytest.mark.parametrize(
