@@ -30,8 +30,9 @@ def prepare(run: Run) -> lab.Laboratory:
     return lab.prepare(run_settings(), run)
 
 
-def run_settings(*words: str):
-    chosen = ["--config.evaluate.languages=ar,en", "--config.evaluate.samples=2", "--config.machine.progress=none"]
+def run_settings(*words: str, languages: str = "ar,en", samples: int = 2):
+    chosen = [f"--config.evaluate.languages={languages}", f"--config.evaluate.samples={samples}"]
+    chosen += ["--config.machine.progress=none"]
     return settings.load(f"{CONFIG}:tiny", [*chosen, "--config.machine.pictures=False", *words])
 
 
@@ -97,14 +98,12 @@ def test_passages_are_documents_where_the_config_says_so(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "en.txt").write_text("one\ntwenty-two\n" * 6)
     words = [f"--config.data.source={tmp_path / 'texts'}", "--config.data.evaluate_split=all"]
-    chosen = run_settings(
-        *words, "--config.evaluate.languages=en", "--config.evaluate.samples=1", "--config.evaluate.passage=0"
-    )
+    chosen = run_settings(*words, "--config.evaluate.passage=0", languages="en", samples=1)
     with Run.open(tmp_path / "run", chosen) as run:
         laboratory = lab.prepare(chosen, run)
         lab.measure(laboratory, "texts", [])
         found = lab.passages(laboratory, "texts", "base", "en")
-    # A document of n bytes is n tokens, the first without a target; the sample of 64 tokens ends in a fourth "twent...".
+    # A document of n bytes is n tokens, the first without a target; the sample of 64 tokens ends in the middle of one.
     lengths = [3, 10] * 6
     whole = [each - 1 for each, end in zip(lengths, np.cumsum(lengths), strict=True) if end <= 64]
     assert found.tokens.tolist()[: len(whole)] == whole
