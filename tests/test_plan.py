@@ -131,6 +131,14 @@ def test_arguments_on_one_device():
     assert cost.memory(step("select")).arguments == 5 * (73_728 + 4 * 64) - 2 * 128 * 64
 
 
+def test_the_paper_sums_in_bfloat16_beside_the_open_group():
+    sound, paper = (dataclasses.replace(step("score"), preset=preset) for preset in ("sound", "paper"))
+    assert cost.memory(paper).arguments - cost.memory(sound).arguments == 2 * (73_728 + 4 * 64)
+    topology = hardware.parse("v5e-16")
+    asked = dataclasses.replace(paper, model=SEVEN, compute=BFLOAT16, mesh=(-1, -1, -1), micro=0, length=512)
+    assert max(each.micro for each in choose.ranked(asked, topology)) == 64  # the samples of a group
+
+
 def test_arguments_on_a_mesh_follow_the_shardings():
     # fsdp 2 x tensor 4: two kv heads do not go on four devices, so k and v are split by fsdp alone, like the norms.
     expected = (73_728 - 2 * 2 * 32 * 64 + 2 * 264 * 64) // 8 + (2 * 2 * 32 * 64 + 5 * 64) // 2

@@ -1,7 +1,7 @@
 """Steps as the real TPU compiler sees them, with no TPU: they compile, fit, and gather no score and no mask.
 
-Needs libtpu (`pip install 'lingregions[tpu]'`, 0.7 GB), which only this test does; `plan.compiled` gives it a process of
-its own, because libtpu takes over the process that loads it.
+Needs libtpu (`pip install 'lingregions[tpu]'`, 0.7 GB), which only this test does; `plan.compiled` gives it a process
+of its own, because libtpu takes over the process that loads it.
 """
 
 import dataclasses

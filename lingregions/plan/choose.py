@@ -29,11 +29,9 @@ def meshes(step: Step, topology: Topology) -> Iterator[tuple[int, int, int]]:
         tensor *= 2
 
 
-def candidates(step: Step, topology: Topology, fixed: bool = False) -> Iterator[Step]:
-    """Yield the step on every mesh and in every micro-batch; with `fixed` the step's own mesh and micro-batch.
-
-    A mesh of -1s and a micro-batch of 0 stand for "choose".
-    """
+def candidates(step: Step, topology: Topology) -> Iterator[Step]:
+    """Yield the step on every mesh and in every micro-batch; a mesh or micro-batch that it has (not -1, 0) is kept."""
+    most = step.batch if step.job == "train" else step.group if step.job == "score" else 0
     own = step.mesh[0] > 0
     for mesh in [step.mesh] if own else meshes(step, topology):
         parts = mesh[0] * mesh[1]
@@ -44,7 +42,7 @@ def candidates(step: Step, topology: Topology, fixed: bool = False) -> Iterator[
         while rows <= ROWS:
             micro = step.micro or parts * rows
             whole = micro % parts == 0
-            if whole and (step.job != "train" or not step.batch or micro <= step.batch):
+            if whole and (not most or micro <= max(most, parts)):
                 yield dataclasses.replace(step, mesh=mesh, micro=micro)
             if step.micro:
                 break

@@ -57,6 +57,7 @@ class Step:
       length: tokens a sample.
       batch: samples of a training step; `micro` divides it.
       topology: name of the slice; "" for the local devices.
+      preset: a key of `scores.PRESETS`, how scores are defined.
     """
 
     job: str
@@ -67,6 +68,13 @@ class Step:
     length: int
     batch: int = 0
     topology: str = ""
+    preset: str = "sound"
+
+    @property
+    def group(self) -> int:
+        """Samples whose gradients are added up beside the sums before they count; 0: they are added to the sums."""
+        definition = scores.PRESETS[self.preset]
+        return definition.group if definition.accumulator != "float32" else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +168,7 @@ def lower(step: Step) -> Any:
     if step.job == "select":
         return _select(params, mesh)
     if step.job == "score":
-        scorer = scores.Scorer(step.model, step.compute, scores.Definition(), micro=step.micro, mesh=mesh)
+        scorer = scores.Scorer(step.model, step.compute, scores.PRESETS[step.preset], micro=step.micro, mesh=mesh)
         return scorer.lower(params, step.length)
     like: Any = jax.ShapeDtypeStruct((step.micro, step.length), jnp.int32, sharding=meshes.batched(mesh))
     evaluation = jax.jit(

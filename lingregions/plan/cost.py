@@ -87,9 +87,6 @@ class _Sizes:
     def width(self) -> int:
         return WIDTHS[self.step.compute.dtype]
 
-    def whole(self, paths: Any = None) -> int:
-        return sum(math.prod(self.declared[path].shape) for path in (self.declared if paths is None else paths))
-
     def part(self, paths: Any, split: tuple[str, ...] = meshes.MESH_AXES) -> int:
         """Parameters of one device when only these mesh axes split them: without "fsdp" they are gathered."""
         total = 0
@@ -217,7 +214,9 @@ def memory(step: Step) -> Memory:
     temporaries += round(model.layers * tokens * saved * width) + layer + 3 * logits
     gradients = 4 * sizes.part(sizes.scored)
     if step.job == "score":
-        return Memory(arguments + gradients, temporaries + gradients)
+        # Sums in float32; or in bfloat16, with the gradient of the open group beside them.
+        sums = gradients * 3 // 2 if step.group else gradients
+        return Memory(arguments + sums, temporaries + gradients)
     frozen = sizes.part(trees.flatten(trees.restrict(trees.unflatten(sizes.declared), SCOPE)))
     moments = 8 * sizes.part(everything) + frozen // 8
     several = 2 if batches > 1 else 1
