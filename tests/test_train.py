@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -334,6 +336,40 @@ def test_an_evaluation_that_fails_costs_no_training(
     assert len(seen) == 2
     assert_same_bits(*seen)
     assert_same_bits(seen[1], finished.shown[100])
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(
+    trainer: train.Trainer, params: TREE, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def hook(count: int, now: TREE) -> None:
+        while checkpoint.newest(folder / "checkpoints" / "x") < 5:
+            time.sleep(0.01)  # poll for the state, not for a time
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))  # the kernel refuses as a full disk does
+
+    try:
+        with opened(folder) as work, pytest.raises(RunError, match="cannot write .*What was complete before is intact"):
+            train.fit(work, "x", trainer, params, english(), hook, counts=(40,), save_steps=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.newest(folder / "checkpoints" / "x") == 5
+    with opened(folder) as work:
+        train.load(work, "x", trainer)
+
+
+def test_a_resume_is_exact_on_eight_devices_too(mesh: jax.sharding.Mesh, tmp_path: Path) -> None:
+    trainer, params = make(mesh), parameters(mesh)
+    states = []
+    for name, stops in {"whole": (16,), "parts": (5, 11, 16)}.items():
+        for stop in stops:
+            with pytest.raises(run.Interrupted), opened(tmp_path / name) as work:
+                train.fit(work, "x", trainer, params, Stopping(english(), stop))
+        with opened(tmp_path / name) as work:
+            states.append(train.load(work, "x", trainer))
+    assert int(states[0].step) == 16
+    assert_same_bits(*states)
 
 
 @pytest.mark.parametrize(
