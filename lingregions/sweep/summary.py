@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lingregions import report
+from lingregions.report import numerals
 from lingregions.report.damage import BASE, average, collect
 from lingregions.report.facts import results
 from lingregions.run import Run
@@ -102,7 +103,7 @@ def losses(folder: Path) -> list[Loss]:
 def tables(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     """Return the tables of the report: the cells, what every arm costs in each, and that over the seeds."""
     costs = {cell.name: losses(folder / "cells" / cell.name) for cell in finished}
-    found = {"cells": _cells(folder, grid, states, len(finished))}
+    found = {"cells": _cells(folder, grid, states) | {"headline": _headline(grid, finished, costs)}}
     if any(costs.values()):
         found["cells_damage"] = _damage(grid, finished, costs)
         found["cells_heatmap"] = _heatmap(finished, costs)
@@ -111,7 +112,19 @@ def tables(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequen
     return found
 
 
-def _cells(folder: Path, grid: Grid, states: Mapping[str, str], finished: int) -> dict[str, Any]:
+def _headline(grid: Grid, finished: Sequence[Cell], costs: Mapping[str, Sequence[Loss]]) -> str:
+    """How far the sweep is, and between what the first arm's damage lies."""
+    said = f"{len(finished)} of {len(grid.cells)} cells over {' and '.join(grid.keys)} are finished"
+    first = [costs[cell.name][0] for cell in finished if costs[cell.name]]
+    values = [loss.value for loss in first if loss.value is not None]
+    arms = {(loss.arm, loss.reference) for loss in first}
+    if len(arms) != 1 or not values:
+        return f"{said}."
+    low, high = numerals.number(min(values)), numerals.number(max(values))
+    return f"{said}; {first[0].arm} costs from {low} to {high} nats per token."
+
+
+def _cells(folder: Path, grid: Grid, states: Mapping[str, str]) -> dict[str, Any]:
     rows = []
     for cell in grid.cells:
         said = folder / "cells" / cell.name / "headline.txt"
@@ -119,8 +132,6 @@ def _cells(folder: Path, grid: Grid, states: Mapping[str, str], finished: int) -
         rows.append([*_values(grid, cell), states[cell.name], first, f"cells/{cell.name}"])
     return {
         "title": "Cells of the sweep",
-        "headline": f"{grid.config['experiment']} over {' and '.join(grid.keys)}: "
-        f"{finished} of {len(grid.cells)} cells are finished.",
         "note": "Each cell is a work directory with a report of its own.",
         "columns": [*({"name": key} for key in grid.keys), *({"name": name} for name in ("state", "result", "folder"))],
         "rows": rows,
@@ -177,7 +188,7 @@ def _seeds(grid: Grid, finished: Sequence[Cell], costs: Mapping[str, Sequence[Lo
             {"name": "arm"},
             {"name": "against"},
             {"name": "seeds", "kind": "count"},
-            {"name": "damage (nats/token)", "kind": "interval"},
+            {"name": "mean (lowest to highest), nats/token", "kind": "interval"},
         ],
         "rows": [[*group, len(values), list(_spread(values))] for group, values in groups.items()],
     }
