@@ -69,7 +69,7 @@ def growth(snapshots: Mapping[int, Region]) -> dict[int, Agreement]:
     """Return the agreement of the region at each number of samples with the one of the most samples.
 
     Where the smaller samples are part of the larger, as snapshots of one run are, this overstates stability: say so,
-    and show `halves` beside it (docs/method.md 4).
+    and show `halves` beside it (docs/method.md 5).
     """
     last = snapshots[max(snapshots)]
     return {samples: agree(each, last) for samples, each in sorted(snapshots.items()) if each is not last}
