@@ -417,3 +417,45 @@ def test_a_single_draw_and_few_passages_are_told():
 def test_no_factor_stands_bare_on_a_page_with_intervals():
     text = plain(" ".join(parsed(report.render(hand())).text))
     assert not re.findall(r"×[\d.,]+(?: × 10\S+)?(?! \(|[\d.,]| ×)", text)
+
+
+def test_the_headline_of_monolingual_regions_is_about_their_own_languages():
+    rows = [row("base", code, 10) for code in ("ru", "ar")]
+    lines = []
+    for code, factor in (("ru", 32), ("ar", 2)):
+        rows += [row(f"monolingual {code}", each, 10 * (factor if each == code else 1)) for each in ("ru", "ar")]
+        rows += [row(f"matched to {code} seed 0", each, 20) for each in ("ru", "ar")]
+        # Two half widths of log 2: the mean's is log 2 / sqrt 2.
+        lines.append(line(f"monolingual {code}", code, factor / 2, factor, 2 * factor))
+        lines.append(line(f"matched to {code}", code, 1, 2, 4))
+    assert plain(verdict.headline(damage.collect(rows, contrasts=lines)[0])) == (
+        "Removing a monolingual region multiplies the perplexity of its own language by 8.00 (4.90 to 13.1), a random "
+        "region of its size by 2.00 (1.23 to 3.27): geometric means over 2 languages."
+    )
+
+
+@pytest.mark.parametrize(
+    ("paragraphs", "expected"),
+    [
+        (["It costs 2.47 (2.12 to 2.83). That is all."], ["It costs 2.47 (2.12 to 2.83)."]),
+        (["One sentence without an end"], []),
+        (["Too long " * 40 + "."], []),
+        ([], []),
+    ],
+)
+def test_a_verdict_opens_with_its_first_sentence(paragraphs, expected):
+    assert verdict.opening(paragraphs) == expected
+
+
+def test_the_experiment_itself_has_the_word_where_no_region_is_removed():
+    rows = (row("base", "en", 1), row("full after 8", "en", 3))
+    own = report.Section("Verdict", ("Training helps. A bit.",))
+    assert report.summary(report.Facts("e", rows, verdicts=(own,))).startswith("Training helps.\n\nVerdict:\n\n")
+    assert report.summary(report.Facts("e", rows)).startswith("The change “full after 8” multiplies")
+    assert report.summary(report.Facts("e", rows, verdicts=(own,), headlines=("First.",))).startswith("First.\n\nTrain")
+
+
+def test_the_name_of_an_experiment_tells_what_it_measured():
+    rows = [row("base", "en", 1, experiment="frozen_pretraining"), row("x", "en", 3, experiment="frozen_pretraining")]
+    *_, caution = verdict.weigh(damage.collect(rows)[0])
+    assert "this run measured freezing in further training; it did not measure controls matched" in caution

@@ -45,10 +45,13 @@ def lead(facts: Facts) -> tuple[str, tuple[Section, ...]]:
     """
     experiments = damage.collect(facts.rows, facts.fraction, facts.contrasts)
     # The base is one for all experiments of a run; each experiment's sentence stands by itself.
-    computed = (
-        [" ".join(verdict.headline(experiment, facts.verb) for experiment in experiments[:2])] if experiments else []
-    )
-    first, *others = [*facts.headlines, *computed] or [f"{facts.experiment}: nothing has been measured yet."]
+    computed = [verdict.headline(experiment, facts.verb) for experiment in experiments[:2]]
+    said = [sentence for part in facts.verdicts for sentence in verdict.opening(part.paragraphs)][:1]
+    if said and not any(arm.region for experiment in experiments for arm in experiment.parsed()[:1]):
+        computed = said  # of changes that remove no region the experiment itself knows what matters
+    first, *others = [*facts.headlines, *filter(None, [" ".join(computed)])] or [
+        f"{facts.experiment}: nothing has been measured yet."
+    ]
     weighed = verdict.weigh(experiments[0], facts.tables, bool(facts.verdicts)) if experiments else ()
     own = [replace(part, title=part.title or "Verdict") for part in facts.verdicts]
     parts = (Section("", tuple(others)), *own, Section("How far to trust it" if own else "", weighed))

@@ -1,11 +1,12 @@
 """Verdict: the headline of a run and the paragraphs that weigh its figures, computed from them.
 
 Nothing is claimed that is not in the figures, and a factor of perplexity stands with its interval wherever the run has
-one. That a model collapses does not by itself show that a region is linguistic (docs/method.md 7): every verdict says
+one. That a model collapses does not by itself show that a region is linguistic (docs/method.md 6): every verdict says
 so, compares with the controls that were measured, and names those that were not.
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 from lingregions.report import languages, numerals
@@ -13,6 +14,7 @@ from lingregions.report.arms import BASE, Arm
 from lingregions.report.damage import EVERY, Damage, average, clear
 from lingregions.report.numerals import Span
 
+_SENTENCE = re.compile(r".+?[.!?](?=\s+[A-Z“]|$)", re.DOTALL)
 CONTROLS = ("random", "matched", "magnitude")
 
 # What can show that a region is linguistic, and the words by which a run's arms and tables tell that it was measured.
@@ -50,6 +52,8 @@ def headline(damage: Damage, verb: str = "Removing") -> str:
             f"The untouched model has a geometric-mean perplexity of {numerals.exponential(base)} over "
             f"{numerals.plural(len(damage.measured(BASE)), 'language')}; no perturbed arm has been measured yet."
         )
+    if not any(arm.kind == "top" for arm in arms.values()) and (sentence := _own(damage, verb)):
+        return sentence
     size = arms[known[0][0]].size
     alike = [(phrase, cost) for phrase, cost in known if size is not None and arms[phrase].size == size]
     if len(known) > 4 and len(alike) >= 2:  # a sentence holds four arms: those of the first one's size, controls first
@@ -79,11 +83,34 @@ def headline(damage: Damage, verb: str = "Removing") -> str:
     return "; ".join([sentence, *(f"{named(phrase)} by {by(phrase, value)}" for phrase, value in others)]) + "."
 
 
+def _own(damage: Damage, verb: str) -> str:
+    """The headline of monolingual regions: each on its own language, and the same of their controls; "" without any."""
+    clauses: list[str] = []
+    count = 0
+    for kind, phrase in (("monolingual", "a monolingual region"), ("control", "a random region of its size")):
+        found = [arm for arm in damage.parsed() if arm.kind == kind]
+        span = mean([damage.span(arm.name, arm.language) for arm in found])
+        if kind == "monolingual" and span.value is None:
+            return ""
+        if span.value is not None:
+            multiplies = "" if clauses else " multiplies the perplexity of its own language"
+            clauses.append(f"{phrase}{multiplies} by {times(damage, span)}")
+            count = max(count, len({arm.language for arm in found}))
+    over = f": geometric means over {numerals.plural(count, 'language')}" if count > 1 else ""
+    return f"{verb} {', '.join(clauses)}{over}."
+
+
+def opening(paragraphs: Sequence[str], longest: int = 240) -> list[str]:
+    """The first sentence of some paragraphs, if it is short enough for a headline."""
+    found = _SENTENCE.match(paragraphs[0]) if paragraphs else None
+    return [found[0]] if found and len(found[0]) <= longest else []
+
+
 def weigh(damage: Damage, measured: Sequence[str] = (), own: bool = False) -> tuple[str, ...]:
     """Paragraphs that weigh the figures: the contrast with the controls and how far it can be trusted; then a caution.
 
-    `measured` names the other tables of the run; `own` says that the experiment has written a verdict of its own, which
-    leaves only what holds of any run.
+    `measured` names the other tables of the run, which tell, as the experiment's name does, what was measured; `own`
+    says that the experiment has written a verdict of its own, which leaves only what holds of any run.
     """
     if BASE not in damage.arms:
         return ("Without the untouched model there is nothing to compare with.",)
@@ -115,7 +142,11 @@ def weigh(damage: Damage, measured: Sequence[str] = (), own: bool = False) -> tu
         sentences += _specificity(damage, arms)
     sentences.append(_precision(damage, measured))
     weighed = " ".join(sentence for sentence in sentences if sentence)
-    return tuple(paragraph for paragraph in (weighed, _caution(arms, measured) if arms else "") if paragraph)
+    return tuple(
+        paragraph
+        for paragraph in (weighed, _caution(arms, [damage.experiment, *measured]) if arms else "")
+        if paragraph
+    )
 
 
 def _cost(damage: Damage, arm: str) -> float:
@@ -224,12 +255,17 @@ def _specificity(damage: Damage, arms: Sequence[Arm]) -> list[str]:
 
 
 def apart(damage: Damage, arm: Arm, codes: Sequence[str]) -> Span:
-    """Mean damage of an arm over some languages, with an interval.
+    """Mean damage of an arm over some languages, with an interval (see `mean`)."""
+    return mean([damage.span(arm.name, code) for code in codes])
+
+
+def mean(figures: Sequence[Span]) -> Span:
+    """Mean of figures of different languages, with an interval; those without a value are left out.
 
     The texts of two languages are independent, so the bounds of a mean of n lie the root of the sum of the squared
     distances, over n, from it; without bounds where any language has none.
     """
-    spans = [span for code in codes if (span := damage.span(arm.name, code)).value is not None]
+    spans = [span for span in figures if span.value is not None]
     value = average([span.value for span in spans])
     if value is None or any(span.low is None or span.high is None for span in spans):
         return Span(value)
