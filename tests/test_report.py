@@ -517,7 +517,7 @@ def test_metrics_that_break_off_are_noted_and_broken_ones_refused(tmp_path):
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else(tmp_path):
-    markup = report.write(synthetic(tmp_path)).read_text()
+    markup = report.write(synthetic(tmp_path), pictures=False).read_text()
     page_ = parsed(markup)
     assert len(set(page_.ids)) == len(page_.ids)
     assert {link for link in page_.links if not link.startswith("#")} == {"data:,"}
@@ -535,7 +535,7 @@ def test_equal_facts_give_equal_pages(tmp_path):
 
 
 def test_settings_notes_and_time_are_shown(tmp_path):
-    page_ = parsed(report.write(synthetic(tmp_path)).read_text())
+    page_ = parsed(report.write(synthetic(tmp_path), pictures=False).read_text())
     identity = dict(page_.tables["Model, tokenizer and data"][1:])
     assert identity["model_hash"] == "0123456789abcdef"
     assert identity["tokenizer.first_token_ids"] == "1, 415, 22"
@@ -559,7 +559,7 @@ def test_names_are_escaped_everywhere(tmp_path):
     (folder / "tables" / "wicked.json").write_text(
         json.dumps({"title": wicked, "note": wicked, "columns": [wicked], "rows": [[wicked]]})
     )
-    markup = report.write(folder).read_text()
+    markup = report.write(folder, pictures=False).read_text()
     page_ = parsed(markup)  # refuses a script
     assert [wicked] in page_.tables[wicked]
 
@@ -652,7 +652,7 @@ def test_files_add_their_sections(tmp_path):
             {"kind": "curve", "title": "Line", "across": "x", "upwards": "y", "series": {"s": [[1, 2]], "t": []}}
         )
     )
-    page_ = parsed(report.write(folder).read_text())
+    page_ = parsed(report.write(folder, pictures=False).read_text())
     assert page_.tables["Grid"] == [["", "b", "c"], ["a", "1.00", "–"]]
     assert page_.tables["Damage by module"][1:3] == [
         ["q", "60.3", "1,234,567"],
@@ -731,7 +731,7 @@ def test_the_regions_of_a_run_are_reported(tmp_path):
     regions.save(region("r<1>", [[1, 0, 0]] * 4, [0, 0, 0]), folder / "regions" / "a.safetensors")
     regions.save(region("r<1>", [[0, 0, 0]] * 4, [0, 0, 0]), folder / "regions" / "b.safetensors")
     (folder / "tables" / "densities.json").unlink()
-    page_ = parsed(report.write(folder).read_text())
+    page_ = parsed(report.write(folder, pictures=False).read_text())
     text = plain(" ".join(page_.text))
     assert page_.tables["Regions"][1][:3] == ["r<1>", "4", "26.7\u00a0%"]
     assert "Every region: 1 matrix is too small for the fraction to select one entry (k < 1)." in text
@@ -778,7 +778,7 @@ def test_what_stages_have_in_common_is_said_once(tmp_path):
         record = {"facts": {"seed": 0, "samples": samples, "data": "ab" * 32}, "files": {}}
         (folder / "done" / f"score-{code}.json").write_text(json.dumps(record))
     (folder / "done" / "region-top.json").write_text(json.dumps({"facts": {"region": "top"}, "files": {}}))
-    page_ = parsed(report.write(folder).read_text())
+    page_ = parsed(report.write(folder, pictures=False).read_text())
     identity = dict(page_.tables["Model, tokenizer and data"][1:])
     assert (identity["score.seed"], identity["score.data"]) == ("0", "ab" * 32)
     assert page_.tables["Score: what differs"] == [["score", "samples"], ["ar", "3"], ["zh", "2"]]
