@@ -450,9 +450,13 @@ def test_a_verdict_opens_with_its_first_sentence(paragraphs, expected):
 def test_the_experiment_itself_has_the_word_where_no_region_is_removed():
     rows = (row("base", "en", 1), row("full after 8", "en", 3))
     own = report.Section("Verdict", ("Training helps. A bit.",))
-    assert report.summary(report.Facts("e", rows, verdicts=(own,))).startswith("Training helps.\n\nVerdict:\n\n")
+    assert report.summary(report.Facts("e", rows, verdicts=(own,))).startswith(
+        "Training helps.\n\nVerdict:\n\nA bit.\n\nHow"
+    )
     assert report.summary(report.Facts("e", rows)).startswith("The change “full after 8” multiplies")
-    assert report.summary(report.Facts("e", rows, verdicts=(own,), headlines=("First.",))).startswith("First.\n\nTrain")
+    assert report.summary(report.Facts("e", rows, verdicts=(own,), headlines=("First.",))).startswith(
+        "First.\n\nVerdict:"
+    )
 
 
 def test_the_name_of_an_experiment_tells_what_it_measured():

@@ -48,12 +48,17 @@ def lead(facts: Facts) -> tuple[str, tuple[Section, ...]]:
     computed = [verdict.headline(experiment, facts.verb) for experiment in experiments[:2]]
     said = [sentence for part in facts.verdicts for sentence in verdict.opening(part.paragraphs)][:1]
     if said and not any(arm.region for experiment in experiments for arm in experiment.parsed()[:1]):
-        computed = said  # of changes that remove no region the experiment itself knows what matters
+        computed = (
+            [] if facts.headlines else said
+        )  # of changes that remove no region the experiment itself knows what matters
     first, *others = [*facts.headlines, *filter(None, [" ".join(computed)])] or [
         f"{facts.experiment}: nothing has been measured yet."
     ]
     weighed = verdict.weigh(experiments[0], facts.tables, bool(facts.verdicts)) if experiments else ()
-    own = [replace(part, title=part.title or "Verdict") for part in facts.verdicts]
+    own = []
+    for part in facts.verdicts:  # what became the headline is not said twice
+        paragraphs = [words.removeprefix(first).strip() for words in part.paragraphs]
+        own.append(replace(part, title=part.title or "Verdict", paragraphs=tuple(filter(None, paragraphs))))
     parts = (Section("", tuple(others)), *own, Section("How far to trust it" if own else "", weighed))
     return first, tuple(part for part in parts if part.paragraphs)
 

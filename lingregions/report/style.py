@@ -107,6 +107,7 @@ body { font-size: 10pt }
 nav { display: none }
 .scroll { overflow: visible }
 tr, svg, .grid { break-inside: avoid }
+svg { max-height: 22cm }
 h2, caption, .caption { break-after: avoid }
 .grid td, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact }
 table { font-size: 8pt }
