@@ -470,6 +470,7 @@ def publish(laboratory: Laboratory, names: Sequence[str], seeds: Sequence[int]) 
         "note": f"Upper left is better. {note}",
         "x": "forgetting: mean over the kept languages, nats per token",
         "y": f"gain in {target}, nats per token",
+        "better": ["low", "high"],
         "points": points,
     }
     lab.tabulate(laboratory, "pareto", content)
@@ -533,8 +534,12 @@ def _weigh(span: Span, verb: str) -> str:
     if span.value is None:
         return f"{verb} a figure that is not finite"
     if span.low is None or span.high is None:
-        return f"{verb} {span.value:+.4f} nats per token (no interval)"
-    what = f"{span.value:+.4f} nats per token ({span.low:+.4f} to {span.high:+.4f})"
+        return f"{verb} {_signed(span.value)} nats per token (no interval)"
+    what = f"{_signed(span.value)} nats per token ({_signed(span.low)} to {_signed(span.high)})"
     if span.low <= 0 <= span.high:
         return f"{verb} the same within the interval: {what}"
     return f"{verb} {'more' if span.value > 0 else 'less'}: {what}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", numerals.MINUS)

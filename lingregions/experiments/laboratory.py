@@ -703,7 +703,7 @@ def assess(
 
 
 def tabulate(laboratory: Laboratory, name: str, content: Mapping[str, Any]) -> None:
-    """Write tables/<name>.json, which the report shows; see `report.facts` for the kinds that there are."""
+    """Write tables/<name>.json, which the report shows; see `report.kinds` for the kinds that there are."""
     laboratory.run.write(f"tables/{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
