@@ -4,7 +4,8 @@
 
 The cells are (score.preset, score.rule, seed): the paper's own definition, ours, and ours with other rules, each with
 two draws of samples. Every cell is a whole run of configs/core_removal.py in one mode: it scores, selects and evaluates
-anew. The paper uses one definition and does not say how many draws of samples.
+anew (definitions alone are cheaper in one run, from one pass over the texts: configs/definitions.py). The paper uses
+one definition, and does not say how many draws of samples.
 """
 
 from ml_collections import ConfigDict

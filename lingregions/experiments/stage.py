@@ -45,7 +45,7 @@ class Stage:
       what: what is done, in one line.
       samples: samples run through the model, each pass counted.
       tokens: their tokens.
-      bytes: written to the work directory and kept, before compression.
+      bytes: written to the work directory and kept: values alone, without headers and before compression.
       marks: the names under done/ that its parts leave when they are finished.
       rows: the lines of results.csv that it adds.
       experiment: the first column of these lines.
