@@ -27,7 +27,7 @@ from lingregions.run.files import RunError
 WAIT = 600.0  # seconds, where the config says nothing
 WORK = 4 * 3600.0  # seconds for work of unknown length: a host that dies is noticed anyway, one that is late is told of
 PATIENCE = 30.0  # seconds until a process that waits says for whom
-GRACE = 10.0  # seconds that a process has to end by itself after another one failed
+GRACE = 5.0  # seconds that a process has to end by itself after another one failed
 _turns = itertools.count()
 
 
