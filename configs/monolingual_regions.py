@@ -1,4 +1,4 @@
-"""Regions of one language (the paper's section 3.4): own language, family and others when they are removed.
+"""Regions of one language (the paper's section 3): own language, family and others when they are removed.
 
     lingregions run --config=configs/monolingual_regions.py:smollm2 --workdir=runs/monolingual_regions
 

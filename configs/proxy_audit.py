@@ -1,4 +1,4 @@
-"""Is |theta x gradient| what exact removal would say? The paper takes it for granted (its section 2.2); no table there.
+"""Is |theta x gradient| what exact removal would say? The paper takes it for granted: there is no such table in it.
 
     lingregions run --config=configs/proxy_audit.py:smollm2 --workdir=runs/proxy_audit
 

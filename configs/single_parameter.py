@@ -1,4 +1,4 @@
-"""One scalar (the paper's section 3.3): how much hangs on a single parameter, what does the model then write?
+"""One scalar (the paper's section 3): how much hangs on a single parameter, what does the model then write?
 
     lingregions run --config=configs/single_parameter.py:smollm2 --workdir=runs/single_parameter
 

@@ -133,8 +133,7 @@ class Slopes:
         self.every = [each for block in blocks for each in block.scalars]
         self._ends = np.cumsum([len(block.scalars) for block in blocks])[:-1]
         self._where = scalars.places(self.every)
-        self._gradient = jax.jit(functools.partial(_gradient, config, compute))
-        self._labels = jax.jit(functools.partial(_labels, config, compute))
+        self._gradient, self._labels = _programs(config, compute)
 
     def gradient(self, params: trees.Tree, batch: Batch, labels: Any = None) -> np.ndarray:
         """Return the gradient of the summed loss, float64 [n], nats; of other labels int32 [B, T] than the text's."""
@@ -150,6 +149,12 @@ class Slopes:
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Return the values [..., n] of all scalars by block."""
         return np.split(values, self._ends, axis=-1)
+
+
+@functools.cache
+def _programs(config: Any, compute: models.Compute) -> tuple[Any, Any]:
+    """Return the compiled gradient and labels, made once for a model."""
+    return jax.jit(functools.partial(_gradient, config, compute)), jax.jit(functools.partial(_labels, config, compute))
 
 
 def _gradient(

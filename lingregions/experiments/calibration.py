@@ -84,51 +84,76 @@ def collect(rows: Sequence[Mapping[str, Any]], predictors: Sequence[str]) -> tup
     )
 
 
-def spearman(part: Sample, predictor: str) -> float:
-    """Return the rank correlation of |prediction| and |effect|; NaN where one of them does not vary."""
-    first, second = part.predicted[predictor], part.exact
-    if len(part) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return math.nan
-    x, y = (ranks - ranks.mean() for ranks in (stats.rankdata(first), stats.rankdata(second)))
-    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+def spearman(predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray) -> np.ndarray:
+    """Return the rank correlation of |prediction| and |effect|, [..., n] -> [...]; NaN where one does not vary."""
+    x, y = (
+        ranks - ranks.mean(-1, keepdims=True)
+        for ranks in (stats.rankdata(each, axis=-1) for each in (predicted, exact))
+    )
+    return _quotient((x * y).sum(-1), np.sqrt((x * x).sum(-1) * (y * y).sum(-1)))
+
+
+def slope(predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray) -> np.ndarray:
+    """Return the slope of log |effect| over log |prediction| (1: proportional), of what is above the noise floor."""
+    x, y, kept = _logarithms(predicted, exact, audible)
+    count = np.maximum(kept.sum(-1, keepdims=True), 1)
+    x, y = (np.where(kept, each - each.sum(-1, keepdims=True) / count, 0) for each in (x, y))
+    return _quotient((x * y).sum(-1), (x * x).sum(-1))
+
+
+def factor(predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray) -> np.ndarray:
+    """Return the median of log (|effect| / |prediction|), of what is above the noise floor: 0 where they are equal."""
+    x, y, kept = _logarithms(predicted, exact, audible)
+    ranked = np.sort(np.where(kept, y - x, np.inf), axis=-1)
+    count = kept.sum(-1, keepdims=True)
+    middle = [np.take_along_axis(ranked, np.maximum(place, 0), -1)[..., 0] for place in ((count - 1) // 2, count // 2)]
+    half = count[..., 0] > 0
+    return np.where(half, np.where(half, middle[0], 0) / 2 + np.where(half, middle[1], 0) / 2, np.nan)
+
+
+def _logarithms(
+    predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the logarithms of predictions and effects where both can be taken (0 elsewhere), and where that is."""
+    kept = audible & (predicted > 0) & (exact > 0)
+    x, y = (np.log(np.where(kept, each, 1)) for each in (predicted, exact))
+    return x, y, kept
+
+
+def _quotient(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    return np.where(under > 0, over / np.where(under > 0, under, 1), np.nan)
 
 
 def recall(part: Sample, predictor: str, count: int) -> float:
     """Return the share of the `count` largest effects that are among the `count` largest predictions."""
     if not 0 < count < len(part):
         return math.nan
-    best = [
-        set(np.argsort(-values, kind="stable")[:count].tolist()) for values in (part.exact, part.predicted[predictor])
-    ]
-    return len(best[0] & best[1]) / count
+    first, second = (
+        set(np.argsort(-values, kind="stable")[:count]) for values in (part.exact, part.predicted[predictor])
+    )
+    return len(first & second) / count
 
 
-def slope(part: Sample, predictor: str) -> float:
-    """Return the slope of log |effect| over log |prediction| (1: proportional), of what is above the noise floor."""
-    kept = part.take(part.audible & (part.predicted[predictor] > 0))
-    x, y = np.log(kept.predicted[predictor]), np.log(kept.exact)
-    if len(kept) < 3 or np.ptp(x) == 0:
-        return math.nan
-    return float(np.polyfit(x, y, 1)[0])
+# Predictions, effects, and whether these are above the noise floor: arrays [..., n] -> figures [...].
+Figure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def factor(part: Sample, predictor: str) -> float:
-    """Return the median of log (|effect| / |prediction|), of what is above the noise floor: 0 where they are equal."""
-    kept = part.take(part.audible & (part.predicted[predictor] > 0))
-    return float(np.median(np.log(kept.exact / kept.predicted[predictor]))) if len(kept) else math.nan
+def measure(figure: Figure, part: Sample, predictor: str) -> float:
+    """Return a figure of a sample; NaN where there is too little of it."""
+    return float(figure(part.predicted[predictor], part.exact, part.audible)) if len(part) > 2 else math.nan
 
 
-def interval(figure: Callable[[Sample, str], float], part: Sample, predictor: str, seed: int) -> list[float | None]:
+def interval(figure: Figure, part: Sample, predictor: str, seed: int) -> list[float | None]:
     """Return [figure, low, high]: percentiles of a bootstrap over removals, inside each stratum; null: unknown."""
+    value = measure(figure, part, predictor)
+    if not math.isfinite(value):
+        return [None, None, None]
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(part.stratum == name) for name in dict.fromkeys(part.stratum.tolist())]
-    drawn = [
-        figure(part.take(np.concatenate([rng.choice(group, len(group)) for group in groups])), predictor)
-        for _ in range(DRAWS)
-    ]
-    known = [value for value in drawn if math.isfinite(value)]
-    value = figure(part, predictor)
-    if len(known) < DRAWS / 2 or not math.isfinite(value):
-        return [value if math.isfinite(value) else None, None, None]
+    places = np.concatenate([rng.choice(group, (DRAWS, len(group))) for group in groups], axis=1)
+    drawn = figure(part.predicted[predictor][places], part.exact[places], part.audible[places])
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < DRAWS / 2:
+        return [value, None, None]
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [value, float(low), float(high)]

@@ -26,7 +26,17 @@ from lingregions.corpus.batch import Batch
 from lingregions.experiments import audit, scalars, stage
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.audit import PREDICTORS, Block, Item
-from lingregions.experiments.calibration import ROUNDING, Sample, collect, factor, interval, recall, slope, spearman
+from lingregions.experiments.calibration import (
+    ROUNDING,
+    Sample,
+    collect,
+    factor,
+    interval,
+    measure,
+    recall,
+    slope,
+    spearman,
+)
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.scalars import Scalar
 from lingregions.experiments.stage import Stage
@@ -303,7 +313,7 @@ def _matrices(alone: Sample, languages: Sequence[str]) -> dict[str, Any]:
     kinds = list(dict.fromkeys(alone.matrix.tolist()))
     values = [
         [
-            spearman(alone.take((alone.matrix == kind) & (alone.language == language)), "taylor")
+            measure(spearman, alone.take((alone.matrix == kind) & (alone.language == language)), "taylor")
             for language in languages
         ]
         for kind in kinds

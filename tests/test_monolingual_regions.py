@@ -1,0 +1,177 @@
+"""Monolingual regions: who is family, the indices by hand from results.csv, the controls, what the verdict says."""
+
+import csv
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lingregions import mesh as meshes
+from lingregions import regions, settings
+from lingregions.experiments import STAGES
+from lingregions.experiments.finding import Findings
+from lingregions.experiments.laboratory import BASE, EVERY, Compared
+from lingregions.experiments.monolingual_regions import Index, circle, control, monolingual_regions, own, weigh
+from lingregions.run import Run
+from lingregions.statistics import Estimate
+
+CONFIG = Path(__file__).parent.parent / "configs" / "monolingual_regions.py"
+EVALUATED = ("es", "pt", "ru", "uk", "pl", "en")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
+        yield
+
+
+def chosen(**values):
+    small = {
+        "score.languages": ("es", "ru"),
+        "score.samples": 1,
+        "evaluate.languages": EVALUATED,
+        "select.seeds": (0, 1),
+        "machine.progress": "none",
+        "machine.pictures": False,
+    }
+    return settings.load(f"{CONFIG}:tiny", values=small | values)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("monolingual") / "run"
+    wanted = chosen()
+    with Run.open(folder, wanted) as run:
+        monolingual_regions(wanted, run)
+    return folder
+
+
+def table(folder: Path, name: str) -> dict:
+    return json.loads((folder / "tables" / f"{name}.json").read_text())
+
+
+def damages(folder: Path) -> dict[tuple[str, str], float]:
+    """Nats per token above the untouched model, from results.csv."""
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    means = {(row["arm"], row["language"]): float(row["nll_nats"]) / int(row["tokens"]) for row in rows}
+    return {(arm, code): value - means[BASE, code] for (arm, code), value in means.items()}
+
+
+def test_a_circle_by_hand():
+    found = circle(chosen(), "ru")
+    assert (found.family, found.relatives, found.strangers) == ("Slavic", ("uk", "pl"), ("es", "pt", "en"))
+    assert found.specificity == {"ru": 1, "es": -1 / 3, "pt": -1 / 3, "en": -1 / 3}
+    assert found.kinship == {"uk": 1 / 2, "pl": 1 / 2, "es": -1 / 3, "pt": -1 / 3, "en": -1 / 3}
+    script = circle(chosen(**{"select.family": "script"}), "ru")
+    assert (script.family, script.relatives) == ("Cyrillic", ("uk",))
+    assert circle(chosen(**{"evaluate.languages": ("ru", "en")}), "ru").kinship == {}
+
+
+def test_circles_that_cannot_be_drawn():
+    with pytest.raises(ValueError, match="ru is scored but not evaluated"):
+        circle(chosen(**{"evaluate.languages": ("es", "en")}), "ru")
+    with pytest.raises(ValueError, match="every evaluated language is of the branch Slavic, as ru"):
+        circle(chosen(**{"evaluate.languages": ("ru", "uk")}), "ru")
+
+
+def test_controls_are_as_large_as_the_regions_and_lie_outside(whole):
+    for code in ("es", "ru"):
+        mine, *drawn = (
+            regions.load(whole / "regions" / f"{name}.safetensors")
+            for name in (f"monolingual-{code}", f"matched-to-{code}-seed-0", f"matched-to-{code}-seed-1")
+        )
+        for each in drawn:
+            assert regions.counts(each) == regions.counts(mine)
+            assert regions.total(regions.intersect(each, mine)) == 0
+        assert not regions.equals(*drawn)
+
+
+def test_the_matrix_is_that_of_the_results(whole):
+    lost, matrix, controls = damages(whole), table(whole, "damage_matrix"), table(whole, "control_matrix")
+    assert (matrix["rows"], matrix["columns"]) == (["es", "ru"], list(EVALUATED))
+    expected = [[lost[f"monolingual {row}", code] for code in EVALUATED] for row in ("es", "ru")]
+    np.testing.assert_allclose(matrix["values"], expected, atol=1e-12)
+    expected = [
+        [np.mean([lost[f"matched to {row} seed {seed}", code] for seed in (0, 1)]) for code in EVALUATED]
+        for row in ("es", "ru")
+    ]
+    np.testing.assert_allclose(controls["values"], expected, atol=1e-12)
+
+
+def test_the_indices_by_hand(whole):
+    lost, rows = damages(whole), {row[0]: row[1:] for row in table(whole, "specificity")["rows"]}
+
+    def mean(arm: str, codes: tuple[str, ...]) -> float:
+        return float(np.mean([lost[arm, code] for code in codes]))
+
+    near, far = ("uk", "pl"), ("es", "pt", "en")
+    size, mine, family, others, drawn, *figures = rows["ru"]
+    assert size == regions.total(regions.load(whole / "regions" / "monolingual-ru.safetensors"))
+    arm, controls = "monolingual ru", [f"matched to ru seed {seed}" for seed in (0, 1)]
+    np.testing.assert_allclose(
+        [mine[0], family[0], others[0], drawn[0]],
+        [lost[arm, "ru"], mean(arm, near), mean(arm, far), np.mean([lost[each, "ru"] for each in controls])],
+        atol=1e-12,
+    )
+    specific, kin = lost[arm, "ru"] - mean(arm, far), mean(arm, near) - mean(arm, far)
+    base = np.mean([lost[each, "ru"] - mean(each, far) for each in controls])
+    relatives = np.mean([mean(each, near) - mean(each, far) for each in controls])
+    np.testing.assert_allclose(
+        [figure[0] for figure in figures], [specific, specific - base, kin, kin - relatives], atol=1e-12
+    )
+    for value, low, high in figures:
+        assert low < value < high
+
+
+def test_relatives_texts_and_plan(whole):
+    assert [row[:3] for row in table(whole, "relatives")["rows"]] == [
+        ["es", "Romance", "es"],
+        ["es", "Romance", "pt"],
+        *(["ru", "Slavic", code] for code in ("ru", "uk", "pl")),
+    ]
+    texts = table(whole, "continuations")
+    assert texts["columns"] == ["model", "en", "ru"]
+    assert [row[0] for row in texts["rows"]] == ["(the prompt)", "base", "monolingual es", "monolingual ru"]
+    assert all(stage.finished(whole) == stage.parts > 0 for stage in STAGES["monolingual_regions"](chosen()))
+    assert "specificity" in (whole / "headline.txt").read_text()
+
+
+def estimate(value: float) -> Estimate:
+    return Estimate(value, value - 0.2, value + 0.2, 0.01, 9)
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ({"es": 1.0, "ru": 1.0}, "every monolingual region harms its own language more"),
+        ({"es": 0.1, "ru": 1.0}, "some cannot be told from that"),
+        ({"es": 0.1, "ru": -1.0}, "no monolingual region can be told"),
+    ],
+)
+def test_the_verdict_follows_the_intervals(over, said):
+    wanted = chosen()
+    circles = {code: circle(wanted, code) for code in ("es", "ru")}
+    lines = [
+        Compared(own(row), reference, code, 1, estimate(2.0 if code == "ru" else 0.5), 0.01)
+        for row in circles
+        for reference in (BASE, control(row))
+        for code in (EVERY, *EVALUATED)
+    ]
+    specific = {code: Index(estimate(1.5), estimate(value)) for code, value in over.items()}
+    words = weigh(wanted, circles, Findings(lines), specific, dict.fromkeys(circles))
+    assert "most harmed in 1 of 2 rows" in words[0]  # Russian loses most in both
+    assert "for es and ru (2 of 2)" in words[1]
+    assert said in words[-1]
+
+
+def test_without_controls_the_verdict_says_so():
+    wanted = chosen(**{"select.seeds": ()})
+    circles = {"ru": circle(wanted, "ru")}
+    lines = [Compared(own("ru"), BASE, code, 1, estimate(1.0), 0.01) for code in (EVERY, *EVALUATED)]
+    words = weigh(wanted, circles, Findings(lines), {"ru": None}, {"ru": None})
+    assert "no matched control" in words[-1]
+    assert all("matched" not in name for name in STAGES["monolingual_regions"](wanted)[-3].marks)
