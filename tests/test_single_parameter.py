@@ -225,7 +225,7 @@ def test_the_verdict_counts_what_breaks_and_what_lives():
     )
     wanted = chosen(**{"scalars.factors": (0.0,), "rescue.factors": (0.0,)})
     everything = [breaking, gentle, control]
-    first, _, third, fourth = weigh(wanted, everything, dict.fromkeys(everything, 0.0), found, same=False)
+    first, _, _, third, fourth = weigh(wanted, everything, dict.fromkeys(everything, 0.0), found, same=False)
     assert "Of 2 special scalars 1 break" in first
     assert "of 1 control 0" in first
     assert "harms en least" in third
