@@ -31,7 +31,7 @@ from lingregions import models
 from lingregions import tree as trees
 from lingregions.models import convert, safetensors
 
-FILE = 2_000_000_000  # bytes of one file
+FILE = 1_000_000_000  # bytes of one file
 
 
 def write(config: models.LlamaConfig, folder: Path) -> None:
