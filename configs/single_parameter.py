@@ -14,8 +14,9 @@ with ten jobs), 3.0 GB. One v5e slice of 8 chips, LLaMA-2-7B: hours, nearly all 
 Measured on SmolLM2-135M (seed 0), perplexity over en, ru, zh and vi as a multiple of the untouched model's: layer 11
 mlp.down_proj [507 1229], the super weight, times 0: 15.2 (11.6 to 20.2; English 42), its twin of the same matrix and
 magnitude 1.00; the gain of layer 1's input norm at dimension 507 times 10: 2,109 (1,844 to 2,401), at dimension 100:
-1.06 (1.04 to 1.07); the highest score of all, a gain of layer 29 at dimension 17, times 10: 3.0e9. Three of five special
-scalars break the model, none of four controls. Put back, all is as it was, to the last bit; clipping rescues none.
+1.06 (1.04 to 1.07); the highest score of all, a gain of layer 29 at dimension 17, times 10: 3.0e9. Three of the five
+special scalars break the model, none of four controls. Put back, all is as it was to the last bit; clipping rescues
+none.
 """
 
 from base import VARIANTS, base, evaluated

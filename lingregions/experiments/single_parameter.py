@@ -352,10 +352,11 @@ def weigh(
         f"perplexity over all languages more than {TIMES:g} times the untouched model's with some factor, interval "
         f"included - and of {numerals.plural(len(controls), 'control')} {len(broken(controls))}."
     )
-    clauses = [
-        f"{each.arm(worst[each])} ({', '.join(each.kinds)}) {found.words(each.arm(worst[each]))}" for each in candidates
-    ]
-    words.append(f"The worst factor of each: {'; '.join(clauses)}.")
+    if 0.0 in settings.scalars.factors:
+        clauses = [f"{each.scalar} ({', '.join(each.kinds)}) {found.words(each.arm(0.0))}" for each in candidates]
+        words.append(f"Perplexity without the scalar: {'; '.join(clauses)}.")
+    clauses = [f"{each.arm(worst[each])} {found.words(each.arm(worst[each]))}" for each in candidates]
+    words.append(f"With the worst factor of each: {'; '.join(clauses)}.")
     if special:
         first = max(special, key=lambda each: _rank(found, each.arm(worst[each])))
         languages = list(settings.evaluate.languages)
