@@ -168,8 +168,8 @@ def test_two_processes_one_of_them_killed_give_what_one_process_gives(tmp_path):
         for path in ours:
             np.testing.assert_allclose(ours[path], theirs[path], rtol=1e-4, atol=1e-6, err_msg=path)
     losses = [
-        [line["loss"] for line in map(json.loads, (folder / "training" / "metrics.jsonl").open()) if "loss" in line]
-        for folder in (two, one)
+        [line["loss"] for line in map(json.loads, path.read_text().splitlines()) if "loss" in line]
+        for path in (two / "training" / "metrics.jsonl", one / "training" / "metrics.jsonl")
     ]
     assert len(losses[0]) == 3
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
