@@ -122,23 +122,20 @@ def run(constraints: list[freeze.Constraint], params: Tree, steps: int = 200) ->
     arrays = freeze.arrays(constraints)
 
     @jax.jit
-    def advance(carry: Any, arrays: Any) -> Any:
-        def one(carry: Any, key: jax.Array) -> Any:
+    def advance(carry: Any, arrays: Any, gradients: Tree) -> Any:
+        def one(carry: Any, gradient: Tree) -> Any:
             theta, state = carry
-            leaves = trees.flatten(theta)
-            keys = jax.random.split(key, len(leaves))
-            gradient = {
-                path: jax.random.normal(key, leaf.shape) for key, (path, leaf) in zip(keys, leaves.items(), strict=True)
-            }
             with jax.numpy_dtype_promotion("standard"):
-                updates, state = optimizer.update(trees.unflatten(gradient), state, theta, constraints=arrays)
+                updates, state = optimizer.update(gradient, state, theta, constraints=arrays)
             return (freeze.apply(theta, updates), state), None
 
-        return jax.lax.scan(one, carry, jax.random.split(jax.random.key(9), steps))[0]
+        return jax.lax.scan(one, carry, gradients)[0]
 
+    generator = np.random.default_rng(9)
+    gradients = {path: generator.standard_normal((steps, *shape)).astype(np.float32) for path, shape in SHAPES.items()}
     with jax.numpy_dtype_promotion("standard"):
         state = optimizer.init(params)
-    return advance((params, state), arrays)[0]
+    return advance((params, state), arrays, trees.unflatten(gradients))[0]
 
 
 def bits(leaf: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Training: AdamW as by hand, frozen bits that stay, and a loop that may be killed at any moment."""
 
 import dataclasses
+import gc
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from lingregions import freeze, loss, models, regions, run, train
+from lingregions import freeze, loss, models, run, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
@@ -46,20 +47,18 @@ def parameters(mesh: jax.sharding.Mesh) -> TREE:
 
 
 def masks(params: TREE) -> TREE:
-    """The top quarter of each matrix by magnitude, and all -0.0."""
+    """About the largest quarter of each matrix, and all -0.0."""
     part = trees.restrict(params, "decoder_without_norms")
-    chosen = regions.select(jax.tree.map(jnp.abs, part), "25%").masks
-    return jax.tree.map(lambda mask, theta: mask | (theta == 0), chosen, part)
+    return jax.tree.map(lambda theta: (jnp.abs(theta) > 0.115) | (theta == 0), part)
 
 
 def constraints(params: TREE) -> list[freeze.Constraint]:
     return [freeze.hard(params, masks(params)), freeze.leaves(params, scope="embed_tokens")]
 
 
-def make(mesh: jax.sharding.Mesh, recipe: train.Recipe = RECIPE, dtype: str = "float32") -> train.Trainer:
+def make(mesh: jax.sharding.Mesh) -> train.Trainer:
     """Four samples a micro-batch, two micro-batches a batch."""
-    compute = dataclasses.replace(COMPUTE, dtype=dtype)
-    return train.Trainer(CONFIG, compute, recipe, constraints(parameters(mesh)), micro=4, mesh=mesh)
+    return train.Trainer(CONFIG, COMPUTE, RECIPE, constraints(parameters(mesh)), micro=4, mesh=mesh)
 
 
 def english(seed: int = 7) -> train.Order:
@@ -73,6 +72,12 @@ def opened(folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def trainer(lone_mesh: jax.sharding.Mesh) -> train.Trainer:
     return make(lone_mesh)
+
+
+@pytest.fixture(scope="module")
+def spread(mesh: jax.sharding.Mesh) -> train.Trainer:
+    """The same training on eight devices."""
+    return make(mesh)
 
 
 @pytest.fixture(scope="module")
@@ -126,26 +131,34 @@ def figures(curve: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 # ---- the step ----
 
 
-def test_adamw_as_in_numpy_with_float64(lone_mesh: jax.sharding.Mesh, trainer: train.Trainer, params: TREE) -> None:
-    """Gradients of the whole batch at once, clipping, decay, warm-up and the update, by hand."""
+@jax.jit
+def slope(params: TREE, batch: Batch) -> tuple[jax.Array, TREE]:
+    """The mean loss of a whole batch and its gradient, at once and free."""
 
-    @jax.jit
-    def slope(params: TREE, batch: Batch) -> TREE:
-        def mean(params: TREE) -> jax.Array:
-            found = loss.nll(CONFIG, COMPUTE, params, batch)
-            return jnp.sum(found.nll) / jnp.sum(found.tokens).astype(jnp.float32)
+    def mean(params: TREE) -> jax.Array:
+        found = loss.nll(CONFIG, COMPUTE, params, batch)
+        return jnp.sum(found.nll) / jnp.sum(found.tokens).astype(jnp.float32)
 
-        return jax.grad(mean)(params)
+    return jax.value_and_grad(mean)(params)
 
-    feed, state = english(), trainer.start(params)
+
+def held(params: TREE) -> dict[str, np.ndarray]:
+    """Which entries do not move."""
     still = {path: np.zeros(leaf.shape, bool) for path, leaf in trees.walk(params)}
     still |= {path: np.asarray(mask) for path, mask in trees.walk(masks(params))}
     still["embed_tokens"][:] = True
+    return still
+
+
+def test_adamw_as_in_numpy_with_float64(trainer: train.Trainer, params: TREE) -> None:
+    """Gradients of the whole batch at once, clipping, decay, warm-up and the update, by hand."""
+    feed, state = english(), trainer.start(params)
+    still = held(params)
     theta = {path: np.asarray(leaf, np.float64) for path, leaf in trees.walk(params)}
     first, second = ({path: np.zeros_like(leaf) for path, leaf in theta.items()} for _ in range(2))
     for step in range(8):
         batch = feed.batch(8 * step, 8 * step + 8, 8)
-        found = {path: np.asarray(leaf, np.float64) for path, leaf in trees.walk(slope(state.params, batch))}
+        found = {path: np.asarray(leaf, np.float64) for path, leaf in trees.walk(slope(state.params, batch)[1])}
         gradient = {path: np.where(still[path], 0, leaf) for path, leaf in found.items()}
         norm = np.sqrt(sum(np.sum(leaf**2) for leaf in gradient.values()))
         rate = 1e-3 * step / 5 if step <= 5 else 1e-3 * 0.5 * (1 + np.cos(np.pi * (step - 5) / (200 - 5)))
@@ -165,23 +178,26 @@ def test_adamw_as_in_numpy_with_float64(lone_mesh: jax.sharding.Mesh, trainer: t
         np.testing.assert_allclose(np.asarray(leaf), theta[path], rtol=1e-5, atol=1e-5, err_msg=path)
 
 
-def test_micro_batches_change_nothing(lone_mesh: jax.sharding.Mesh, trainer: train.Trainer, params: TREE) -> None:
-    """The last batch too, whose second micro-batch is padding: the loss is divided once, by all targets."""
-    whole = train.Trainer(CONFIG, COMPUTE, RECIPE, trainer.constraints, micro=8, mesh=lone_mesh)
-    for stop in (8, 6):
-        batch = english().batch(0, stop, 8)
-        one, told = trainer.step(trainer.start(params), batch)
-        other, same = whole.step(whole.start(params), batch)
-        np.testing.assert_allclose(float(told.loss), float(same.loss), rtol=1e-6)
-        assert int(told.tokens) == int(same.tokens)
-        np.testing.assert_allclose(np.asarray(told.samples), np.asarray(same.samples), rtol=1e-5)
-        assert not np.asarray(told.samples)[stop:].any()
-        # Over all matrices together: a sum of parts is rounded otherwise than a sum, and cancels more in some.
-        ours, theirs = (
-            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(optax.tree.get(state.optimizer, "mu"))])
-            for state in (one, other)
-        )
-        assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+@pytest.mark.parametrize("size", [8, 6])
+def test_micro_batches_change_nothing(size: int, trainer: train.Trainer, params: TREE) -> None:
+    """The last batch too, whose second micro-batch is half padding: the loss is divided once, by all targets."""
+    batch = english().batch(0, size, 8)
+    nats, gradient = slope(params, batch)
+    state, told = trainer.step(trainer.start(params), batch)
+    np.testing.assert_allclose(float(told.loss), float(nats), rtol=1e-6)
+    targets = np.sum((batch.segments[:, 1:] == batch.segments[:, :-1]) & (batch.segments[:, 1:] != 0), axis=1)
+    assert int(told.tokens) == targets.sum()
+    np.testing.assert_allclose(np.asarray(told.samples) @ targets / targets.sum(), float(nats), rtol=1e-6)
+    assert not np.asarray(told.samples)[size:].any()
+    # The first moment is a tenth of the clipped gradient. Over all matrices together: a sum of parts is rounded
+    # otherwise than a sum, and some cancel more.
+    still, moments = held(params), trees.flatten(optax.tree.get(state.optimizer, "mu"))
+    ours = np.concatenate([np.ravel(leaf) for path, leaf in moments.items() if path != "embed_tokens"])
+    theirs = np.concatenate(
+        [np.ravel(np.where(still[path], 0, leaf)) for path, leaf in trees.walk(gradient) if path != "embed_tokens"]
+    ).astype(np.float64)
+    theirs *= 0.1 / np.linalg.norm(theirs)
+    assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
 
 
 def test_memory_of_the_compiled_step(lone_mesh: jax.sharding.Mesh, trainer: train.Trainer, params: TREE) -> None:
@@ -227,8 +243,10 @@ def test_the_training_learns(finished: Finished) -> None:
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 1
 
 
-def test_in_bfloat16_too(lone_mesh: jax.sharding.Mesh, params: TREE) -> None:
-    trainer, feed = make(lone_mesh, dtype="bfloat16"), english()
+def test_in_bfloat16_too(lone_mesh: jax.sharding.Mesh, trainer: train.Trainer, params: TREE) -> None:
+    """And with the batch in one piece."""
+    compute, feed = dataclasses.replace(COMPUTE, dtype="bfloat16"), english()
+    trainer = train.Trainer(CONFIG, compute, RECIPE, trainer.constraints, micro=8, mesh=lone_mesh)
     state = trainer.start(params)
     for step in range(200):
         state, _ = trainer.step(state, feed.batch(8 * step, 8 * step + 8, 8))
@@ -238,21 +256,21 @@ def test_in_bfloat16_too(lone_mesh: jax.sharding.Mesh, params: TREE) -> None:
     assert moved.all()  # float32 masters: updates far below a step of bfloat16 are not lost
 
 
-def test_restored_on_another_mesh(mesh: jax.sharding.Mesh, trainer: train.Trainer, finished: Finished) -> None:
-    other = make(mesh)
+def test_restored_on_another_mesh(spread: train.Trainer, trainer: train.Trainer, finished: Finished) -> None:
     with opened(finished.folder) as work:
-        state, same = (train.load(work, "whole", each, step=150) for each in (other, trainer))
+        state, same = (train.load(work, "whole", each, step=150) for each in (spread, trainer))
     assert_same_bits(state, same)
-    for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(other.shapes), strict=True):
+    for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(spread.shapes), strict=True):
         assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim == 3]
     assert moments
     assert all(leaf.addressable_shards[0].data.size == leaf.size / 4 for leaf in moments)
     feed = english()
     for step in range(150, 153):
-        state, told = other.step(state, feed.batch(8 * step, 8 * step + 8, 8))
+        state, told = spread.step(state, feed.batch(8 * step, 8 * step + 8, 8))
         np.testing.assert_allclose(float(told.loss), finished.curve[step]["loss"], rtol=1e-5)
-    freeze.verify(parameters(mesh), state.params, masks(parameters(mesh)))
+    begin = parameters(spread.mesh)
+    freeze.verify(begin, state.params, masks(begin))
     moved = np.asarray(state.params["norm"]) != np.asarray(same.params["norm"])
     assert moved.all()
 
@@ -338,6 +356,8 @@ def test_an_evaluation_that_fails_costs_no_training(
     assert_same_bits(seen[1], finished.shown[100])
 
 
+# What orbax had under way when the disk refused is let go of noisily.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(
     trainer: train.Trainer, params: TREE, tmp_path: Path
 ) -> None:
@@ -357,18 +377,18 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(
     assert checkpoint.newest(folder / "checkpoints" / "x") == 5
     with opened(folder) as work:
         train.load(work, "x", trainer)
+    gc.collect()  # here, not in another test
 
 
-def test_a_resume_is_exact_on_eight_devices_too(mesh: jax.sharding.Mesh, tmp_path: Path) -> None:
-    trainer, params = make(mesh), parameters(mesh)
-    states = []
-    for name, stops in {"whole": (16,), "parts": (5, 11, 16)}.items():
+def test_a_resume_is_exact_on_eight_devices_too(spread: train.Trainer, tmp_path: Path) -> None:
+    begin, states = parameters(spread.mesh), []
+    for name, stops in {"whole": (9,), "parts": (4, 9)}.items():
         for stop in stops:
             with pytest.raises(run.Interrupted), opened(tmp_path / name) as work:
-                train.fit(work, "x", trainer, params, Stopping(english(), stop))
+                train.fit(work, "x", spread, begin, Stopping(english(), stop))
         with opened(tmp_path / name) as work:
-            states.append(train.load(work, "x", trainer))
-    assert int(states[0].step) == 16
+            states.append(train.load(work, "x", spread))
+    assert int(states[0].step) == 9
     assert_same_bits(*states)
 
 

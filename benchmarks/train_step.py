@@ -1,0 +1,230 @@
+"""Time a training step on SmolLM2: against transformers with torch's AdamW, and frozen against free.
+
+Same weights, same English batch, float32, all parameters, AdamW with clipping and weight decay. Ours and torch run in
+processes of their own, one at a time and in turn, both under glibc's default malloc and under one that keeps its pages;
+torch with its fused AdamW and the faster of its two attentions. In our processes a step with a hard-frozen 1 % of the
+decoder follows each plain one, so that both meet the same machine: the overhead is the median of their ratios. Prints a
+line a round on the error stream and one JSON line at the end.
+
+    python benchmarks/train_step.py [--batch 4] [--micro 2] [--length 512] [--steps 4] [--rounds 3]
+
+Needs torch beside the package (`make parity` installs both into .venv-parity), Linux, and a quiet machine: beside other
+work no ratio to torch is given (see score_step.py).
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from score_step import MODEL, QUIET, SIDES, busy, text
+
+# Of both sides. The rate is small: that the work is the same shows in the losses, which stay the same after a step.
+RATE, BETAS, EPSILON, DECAY, CLIP = 1e-5, (0.9, 0.95), 1e-8, 0.001, 1.0
+
+
+def ours(flags: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds of plain and of frozen steps, in pairs, and the losses of the first two."""
+    import jax
+
+    from lingregions import freeze, regions, train
+    from lingregions import mesh as meshes
+    from lingregions import tree as trees
+    from lingregions.corpus.batch import Batch
+    from lingregions.models.compute import Compute
+    from lingregions.models.source import resolve
+
+    jax.config.update("jax_platforms", "cpu")
+    source = resolve(MODEL)
+    mesh = meshes.build(devices=jax.devices()[:1])
+    start = [source.load(mesh)]
+    tokens = text(source, flags.batch, flags.length)
+    batch = Batch(tokens, np.ones_like(tokens), np.ones_like(tokens))
+    part = trees.restrict(start[0], "decoder_without_norms")
+    region = regions.select(jax.tree.map(abs, part), "1%")
+    # A schedule of a million steps: the rate stays what it is.
+    recipe = train.Recipe(
+        samples=1_000_000 * flags.batch,
+        batch=flags.batch,
+        rate=RATE,
+        betas=BETAS,
+        epsilon=EPSILON,
+        decay=DECAY,
+        clip=CLIP,
+        warmup=0,
+    )
+
+    def side(constraints: list[Any]) -> Callable[[], float]:
+        trainer = train.Trainer(
+            source.config, Compute(**json.loads(flags.compute)), recipe, constraints, flags.micro, mesh
+        )
+        held = {"state": trainer.start(start[0])}
+
+        def step() -> float:
+            held["state"], told = trainer.step(held["state"], batch)
+            jax.block_until_ready(held["state"])
+            return float(told.loss)
+
+        return step
+
+    plain, hard = side([]), side([freeze.hard(start[0], region.masks)])
+    start.clear()
+    del part, region
+    losses = [plain(), plain()]
+    hard()
+    times: dict[str, list[float]] = {"plain": [], "hard": []}
+    for number in range(flags.steps):
+        # The order turns: what the first of a pair leaves in the caches helps neither.
+        for name, step in [("plain", plain), ("hard", hard)][:: -1 if number % 2 else 1]:
+            times[name].append(clock(step))
+    return {"seconds": times["plain"], "hard": times["hard"], "losses": losses}
+
+
+def torch(flags: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds of steps of transformers' model under torch's AdamW, and the losses of the first two."""
+    import torch as library
+    from transformers import AutoModelForCausalLM, utils
+
+    from lingregions.models.source import resolve
+
+    utils.logging.disable_progress_bar()
+    source = resolve(MODEL)
+    tokens = library.from_numpy(text(source, flags.batch, flags.length).astype(np.int64))
+    file = source.files[0]
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=library.float32, attn_implementation=flags.attention
+    ).train()
+    gains = [each for name, each in model.named_parameters() if "norm" in name]
+    rest = [each for name, each in model.named_parameters() if "norm" not in name]
+    optimizer = library.optim.AdamW(
+        [{"params": rest, "weight_decay": DECAY}, {"params": gains, "weight_decay": 0.0}],
+        lr=RATE,
+        betas=BETAS,
+        eps=EPSILON,
+        fused=True,
+    )
+    total = flags.batch * (flags.length - 1)
+
+    def step() -> float:
+        told = 0.0
+        for begin in range(0, flags.batch, flags.micro):
+            micro = tokens[begin : begin + flags.micro]
+            logits = model(micro, use_cache=False).logits[:, :-1]
+            loss = library.nn.functional.cross_entropy(logits.flatten(0, 1), micro[:, 1:].flatten(), reduction="sum")
+            (loss / total).backward()
+            told += loss.item()
+        library.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        return told / total
+
+    losses = [step(), step()]
+    return {"seconds": [clock(step) for _ in range(flags.steps)], "losses": losses}
+
+
+def clock(step: Callable[[], float]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def run(flags: argparse.Namespace, side: str, attention: str, steps: int) -> dict[str, Any]:
+    """Run one side in a process of its own."""
+    command = [sys.executable, __file__, f"--side={side}", f"--attention={attention}", f"--steps={steps}"]
+    command += [f"--batch={flags.batch}", f"--micro={flags.micro}", f"--length={flags.length}"]
+    command += [f"--compute={flags.compute}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment |= {"TQDM_DISABLE": "1"} | SIDES[side]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=4, help="samples a step")
+    parser.add_argument("--micro", type=int, default=2, help="samples a micro-batch, on both sides")
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps (ours: pairs of steps) of a process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
+    parser.add_argument("--compute", default='{"unroll": 3}', help="settings of ours, as JSON")
+    parser.add_argument("--attention", default="", help="torch's attention; both are tried when it is not given")
+    parser.add_argument("--smoke", action="store_true", help="run on a busy machine too, and give no ratio to torch")
+    parser.add_argument("--side", choices=list(SIDES), help="measure one side only, in this process")
+    flags = parser.parse_args()
+    if flags.batch % flags.micro:
+        raise SystemExit("--batch must be a multiple of --micro: torch pads nothing")
+    if flags.side:
+        flags.attention = flags.attention or "sdpa"
+        found = ours(flags) if flags.side.startswith("ours") else torch(flags)
+        found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(found))
+        return
+
+    others = [busy()]
+    if others[0] > QUIET and not flags.smoke:
+        raise SystemExit(
+            f"others keep {others[0]:.1f} cores busy: wait until they are done (--smoke only tries it out)"
+        )
+    tried = [flags.attention] if flags.attention else ["sdpa", "eager"]
+    first = {each: statistics.median(run(flags, "torch tuned", each, 2)["seconds"]) for each in tried}
+    attention = min(first, key=lambda each: first[each])
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    peaks: dict[str, int] = dict.fromkeys(SIDES, 0)
+    pairs: list[float] = []
+    losses: dict[str, list[float]] = {}
+    size = flags.batch * flags.length
+    for number in range(flags.rounds):
+        for side in SIDES:
+            others.append(busy())
+            found = run(flags, side, attention, flags.steps)
+            times[side] += found["seconds"]
+            peaks[side] = max(peaks[side], found["peak_bytes"])
+            losses[side] = found["losses"]
+            pairs += [hard / plain for plain, hard in zip(found["seconds"], found.get("hard", []), strict=False)]
+            speed = size / statistics.median(found["seconds"])
+            print(f"round {number + 1}: {side}: {speed:.1f} tokens/s", file=sys.stderr, flush=True)
+    for side, each in losses.items():
+        # The second loss is that after one update: the same step was taken.
+        if any(abs(loss / same - 1) > 1e-5 for loss, same in zip(each, losses["torch"], strict=True)):
+            raise ValueError(f"the losses differ, so the work does: {losses} ({side})")
+    tokens = {side: size / statistics.median(each) for side, each in times.items()}
+    low, middle, high = statistics.quantiles(pairs, n=4)
+    report = {
+        "batch": flags.batch,
+        "micro": flags.micro,
+        "length": flags.length,
+        "cores": len(os.sched_getaffinity(0)),
+        "compute": json.loads(flags.compute),
+        "torch_attention": attention,
+        "losses_nats": losses["ours"],
+        "tokens_per_second": {side: round(speed, 1) for side, speed in tokens.items()},
+        "fastest_and_slowest": {
+            side: [round(size / pick(each), 1) for pick in (min, max)] for side, each in times.items()
+        },
+        "peak_bytes_ours_holds_two_trainings": peaks,
+        "frozen_over_plain": round(middle, 4),
+        "frozen_over_plain_quartiles": [round(low, 4), round(high, 4)],
+        "frozen_over_plain_pairs": len(pairs),
+        "busy_cores_of_others": round(max(others), 2),
+    }
+    if max(others) <= QUIET:
+        report |= {
+            "ratio_default_malloc": round(tokens["ours"] / tokens["torch"], 3),
+            "ratio_tuned_malloc": round(tokens["ours tuned"] / tokens["torch tuned"], 3),
+            "ratio_ours_default_torch_tuned": round(tokens["ours"] / tokens["torch tuned"], 3),
+        }
+    else:
+        print(f"no ratio to torch: others kept up to {max(others):.1f} cores busy", file=sys.stderr)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
