@@ -86,6 +86,22 @@ def test_replaced_values_are_there_and_then_gone_to_the_last_bit():
         np.testing.assert_array_equal(np.asarray(leaf).view(np.uint32), before[path].view(np.uint32))
 
 
+def test_scalars_on_eight_devices(mesh):
+    config = models.PRESETS["tiny"]
+    places = meshes.shardings(models.declare(config), mesh)
+    params = models.initialize(config, jax.random.key(0), places)
+    alone = {path: np.array(leaf) for path, leaf in trees.walk(params)}
+    wanted = scalars.ranked(trees.transform(lambda _, leaf: jnp.abs(leaf), trees.restrict(params, SCOPE)), 250, 270)
+    sizes = np.sort(np.concatenate([np.abs(alone[path]).reshape(-1) for path in SCOPE.split(",")]))[::-1]
+    np.testing.assert_array_equal(np.abs(scalars.gather(params, wanted)), sizes[250:270])
+    with scalars.replaced(params, wanted, np.arange(20.0)):
+        assert scalars.gather(params, wanted).tolist() == list(range(20))
+        for path, leaf in trees.walk(params):
+            assert leaf.sharding.is_equivalent_to(trees.flatten(places)[path], leaf.ndim)
+    for path, leaf in trees.walk(params):
+        np.testing.assert_array_equal(np.asarray(leaf), alone[path])
+
+
 def test_a_scalar_says_where_it_is():
     assert str(Scalar("model.layers.11.mlp.down_proj.weight", (507, 1229))) == "layer 11 mlp.down_proj [507 1229]"
     assert str(Scalar("model.layers.1.self_attn.q_proj.weight", (0, 2))) == "layer 1 q_proj [0 2]"
