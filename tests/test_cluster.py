@@ -4,9 +4,10 @@ import socket
 import threading
 import time
 
+import jax
 import pytest
 
-from lingregions.run import RunError, cluster
+from lingregions.run import Run, RunError, cluster
 
 
 def port() -> int:
@@ -141,3 +142,10 @@ def test_a_single_process_needs_nobody():
     with pytest.raises(KeyError), cluster.ready("anything"):
         raise KeyError
     cluster.abandon(3)  # and is still here
+
+
+def test_hosts_that_a_tpu_runtime_joined_are_told_to_meet(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(RunError, match="one of 4 processes.*machine.distributed=True"):
+        Run.open(tmp_path / "run", {"seed": 0})
+    assert not (tmp_path / "run").exists()

@@ -582,6 +582,10 @@ def _agree(value: Any) -> Any:
 
 def _compare_processes(config: dict[str, Any], wait: float) -> None:
     """Refuse to start when the processes were given different configs."""
+    if cluster.alone() and jax.process_count() > 1:  # the runtime of a TPU pod joins its hosts without asking
+        raise RunError(
+            f"this is one of {jax.process_count()} processes, and they have not met: set --config.machine.distributed=True"
+        )
     text = json.dumps(config, sort_keys=True)
     said = cluster.exchange("the comparison of configs", hashlib.sha256(text.encode()).hexdigest(), wait)
     others = [number for number, (_, digest) in enumerate(said) if digest != said[0][1]]
