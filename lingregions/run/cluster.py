@@ -156,7 +156,7 @@ def _gather(port: int, count: int, timeout: float) -> str:
                 continue
             if number != count:
                 problem = f"process {who} ({where}) was told of {number} processes, process 0 of {count}"
-            elif who in names:
+            elif who in names and not (who in lines and _hung_up(lines[who])):
                 problem = f"two processes say that they are process {who}: on {names[who]} and on {where}"
             names[who], lines[-1 if problem else who] = where, line
         for line in lines.values():

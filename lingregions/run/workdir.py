@@ -584,7 +584,8 @@ def _compare_processes(config: dict[str, Any], wait: float) -> None:
     """Refuse to start when the processes were given different configs."""
     if cluster.alone() and jax.process_count() > 1:  # the runtime of a TPU pod joins its hosts without asking
         raise RunError(
-            f"this is one of {jax.process_count()} processes, and they have not met: set --config.machine.distributed=True"
+            f"this is one of {jax.process_count()} processes, and they have not met: "
+            "set --config.machine.distributed=True"
         )
     text = json.dumps(config, sort_keys=True)
     said = cluster.exchange("the comparison of configs", hashlib.sha256(text.encode()).hexdigest(), wait)
