@@ -1,0 +1,128 @@
+"""The notebooks: what they are made of, what is kept in them, and each from a clean kernel at `:tiny`."""
+
+import ast
+import base64
+import getpass
+import re
+import runpy
+from pathlib import Path
+
+import jax
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+from lingregions.experiments import EXPERIMENTS
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def showing(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Return the cells that show something: all but the first, which installs."""
+    return cells[1:]
+
+
+def kinds(cell: nbformat.NotebookNode) -> list[str]:
+    """Return the richest type of each output of a cell, in order."""
+    found = []
+    for output in cell.outputs:
+        types = output.get("data", {})
+        rich = [name for name in ("image/png", "text/markdown", "text/html", "text/plain") if name in types]
+        found.append(rich[0] if rich else output.output_type)
+    return found
+
+
+def test_one_a_number_and_one_an_experiment():
+    names = [path.stem for path in NOTEBOOKS]
+    assert [name[:3] for name in names] == [f"{number:02d}_" for number in range(len(names))]
+    assert names[0] == "00_quickstart"
+    assert {name[3:] for name in names[1:]} == set(EXPERIMENTS)
+
+
+@each
+def test_the_library_does_the_work(path):
+    for cell in code(path):
+        tree = ast.parse(TransformerManager().transform_cell(cell.source))
+        own = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda)
+        ]
+        assert not own, f"{path.name} defines {ast.unparse(own[0])}"
+
+
+@each
+def test_the_form(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.read_text() == nbformat.writes(notebook) + "\n"
+    assert set(notebook.metadata) == {"colab", "kernelspec", "language_info"}
+    assert [cell.id for cell in notebook.cells] == [f"cell-{index:02d}" for index in range(len(notebook.cells))]
+    assert all(cell.metadata == {} for cell in notebook.cells)
+    badge = re.findall(
+        r"\(https://colab\.research\.google\.com/github/(\S+?)/blob/main/(\S+)\)", notebook.cells[0].source
+    )
+    assert badge == [("lingregions/lingregions", f"colab/{path.name}")]
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert "Collapse alone proves nothing linguistic" in prose
+    assert "## On a TPU or GPU" in prose
+    if path.stem != "00_quickstart":
+        assert f'"configs/{path.stem[3:]}.py:{{VARIANT}}"' in "\n".join(cell.source for cell in code(path))
+    else:
+        assert len(code(path)) == 5
+
+
+@each
+def test_what_is_kept_is_of_a_real_run(path):
+    """Filled by `python colab/execute.py NAME`."""
+    for number, cell in enumerate(showing(code(path)), 2):
+        assert cell.outputs, f"{path.name}: code cell {number} is without its output"
+        for output in cell.outputs:
+            assert output.output_type != "error", f"{path.name}: code cell {number} failed"
+            assert output.get("name") != "stderr", f"{path.name}: code cell {number} keeps notes or progress"
+            text = output.get("text", "") + "".join(v for k, v in output.get("data", {}).items() if k != "image/png")
+            assert not re.search(r"/(home|root|work|tmp|Users)/", text), f"{path.name}: a path of one machine: {text}"
+            assert getpass.getuser() == "root" or getpass.getuser() not in text
+            assert "tiny" not in text, f"{path.name}: what is kept is of a tiny model"
+            picture = output.get("data", {}).get("image/png", "")
+            assert len(base64.b64decode(picture)) < 150_000, (
+                f"{path.name}: a picture of code cell {number} is too large"
+            )
+
+
+@pytest.mark.slow
+@each
+def test_from_a_clean_kernel(path, tmp_path, monkeypatch):
+    """At `:tiny`, in a folder of its own: each cell shows what is kept of it in the checkout."""
+    kept = [kinds(cell) for cell in showing(code(path))]
+    notebook = nbformat.read(path, as_version=4)
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / ".jupyter"))
+    execute = runpy.run_path(str(ROOT / "colab" / "execute.py"))["execute"]
+    found = execute(
+        notebook,
+        tmp_path,
+        {
+            "PYTHONPATH": str(ROOT),
+            "LINGREGIONS_VARIANT": "tiny",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        },
+    )
+    cells = showing([cell for cell in found.cells if cell.cell_type == "code"])
+    assert all(cell.outputs for cell in cells)
+    pictures = ["image/png" in kinds(cell) for cell in cells]
+    assert any(pictures)
+    if any(kept):
+        assert pictures == ["image/png" in each for each in kept]
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"configs", "runs", ".jupyter"}
+    assert [folder.name.removesuffix("_tiny") for folder in (tmp_path / "runs").iterdir()] == [path.stem[3:]]
+    assert not (ROOT / "colab" / ".ipynb_checkpoints").exists()
