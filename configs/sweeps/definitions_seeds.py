@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 VARIANTS = {
     "tiny": "four cells of the tiny model: seconds; its numbers mean nothing",
-    "smollm2": "eight cells of SmolLM2-135M: half an hour on two cores",
+    "smollm2": "eight cells of SmolLM2-135M: about half an hour on two cores, by the cost of one cell",
     "llama2_7b": "eight cells of LLaMA-2-7B with the paper's settings; share them: --shard=i/n",
 }
 
