@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 VARIANTS = {
     "tiny": "two random models of the tiny preset, drawn with other seeds: seconds; its numbers mean nothing",
-    "smollm2": "SmolLM2-135M twice, in float32 and in bfloat16, by the cost of one cell about ten minutes; add your own",
+    "smollm2": "SmolLM2-135M twice, in float32 and in bfloat16, about ten minutes by the cost of one cell; add yours",
     "llama2_7b": "LLaMA-2-7B and its chat model with the paper's settings",
 }
 
