@@ -2,9 +2,10 @@
 
 Same weights, same English batch, float32, all parameters, AdamW with clipping and weight decay. Ours and torch run in
 processes of their own, one at a time and in turn, both under glibc's default malloc and under one that keeps its pages;
-torch with its fused AdamW and the faster of its two attentions. In our processes a step with a hard-frozen 1 % of the
-decoder follows each plain one, so that both meet the same machine: the overhead is the median of their ratios. Prints a
-line a round on the error stream and one JSON line at the end.
+torch with its fused AdamW and the faster of its two attentions. In our processes steps with a hard-frozen 1 % of the
+decoder stand between plain ones - plain, hard, hard, plain - so that both meet the same machine: each four give one
+ratio, hard over plain, and the overhead is their median. Prints a line a round on the error stream and one JSON line at
+the end.
 
     python benchmarks/train_step.py [--batch 4] [--micro 2] [--length 512] [--steps 4] [--rounds 3]
 
@@ -81,7 +82,7 @@ def ours(flags: argparse.Namespace) -> dict[str, Any]:
     hard()
     times: dict[str, list[float]] = {"plain": [], "hard": []}
     for number in range(flags.steps):
-        # The order turns: what the first of a pair leaves in the caches helps neither.
+        # The order turns: neither gains from a machine that grows faster or slower, or from what the other leaves.
         for name, step in [("plain", plain), ("hard", hard)][:: -1 if number % 2 else 1]:
             times[name].append(clock(step))
     return {"seconds": times["plain"], "hard": times["hard"], "losses": losses}
@@ -129,6 +130,12 @@ def torch(flags: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": [clock(step) for _ in range(flags.steps)], "losses": losses}
 
 
+def fours(found: dict[str, Any]) -> list[float]:
+    """Return hard over plain, of the two steps of each in every four."""
+    plain, hard = found["seconds"], found.get("hard", [])
+    return [sum(hard[each : each + 2]) / sum(plain[each : each + 2]) for each in range(0, len(hard), 2)]
+
+
 def clock(step: Callable[[], float]) -> float:
     start = time.perf_counter()
     step()
@@ -152,7 +159,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="samples a step")
     parser.add_argument("--micro", type=int, default=2, help="samples a micro-batch, on both sides")
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps (ours: pairs of steps) of a process")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps (ours: of each kind) of a process; even")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
     parser.add_argument("--compute", default='{"unroll": 3}', help="settings of ours, as JSON")
     parser.add_argument("--attention", default="", help="torch's attention; both are tried when it is not given")
@@ -161,6 +168,8 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.batch % flags.micro:
         raise SystemExit("--batch must be a multiple of --micro: torch pads nothing")
+    if flags.steps % 2:
+        raise SystemExit("--steps must be even: a plain and a frozen step change places")
     if flags.side:
         flags.attention = flags.attention or "sdpa"
         found = ours(flags) if flags.side.startswith("ours") else torch(flags)
@@ -178,7 +187,7 @@ def main() -> None:
     attention = min(first, key=lambda each: first[each])
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     peaks: dict[str, int] = dict.fromkeys(SIDES, 0)
-    pairs: list[float] = []
+    ratios: list[float] = []
     losses: dict[str, list[float]] = {}
     size = flags.batch * flags.length
     for number in range(flags.rounds):
@@ -188,7 +197,7 @@ def main() -> None:
             times[side] += found["seconds"]
             peaks[side] = max(peaks[side], found["peak_bytes"])
             losses[side] = found["losses"]
-            pairs += [hard / plain for plain, hard in zip(found["seconds"], found.get("hard", []), strict=False)]
+            ratios += fours(found)
             speed = size / statistics.median(found["seconds"])
             print(f"round {number + 1}: {side}: {speed:.1f} tokens/s", file=sys.stderr, flush=True)
     for side, each in losses.items():
@@ -196,7 +205,7 @@ def main() -> None:
         if any(abs(loss / same - 1) > 1e-5 for loss, same in zip(each, losses["torch"], strict=True)):
             raise ValueError(f"the losses differ, so the work does: {losses} ({side})")
     tokens = {side: size / statistics.median(each) for side, each in times.items()}
-    low, middle, high = statistics.quantiles(pairs, n=4)
+    low, middle, high = statistics.quantiles(ratios, n=4)
     report = {
         "batch": flags.batch,
         "micro": flags.micro,
@@ -212,7 +221,7 @@ def main() -> None:
         "peak_bytes_ours_holds_two_trainings": peaks,
         "frozen_over_plain": round(middle, 4),
         "frozen_over_plain_quartiles": [round(low, 4), round(high, 4)],
-        "frozen_over_plain_pairs": len(pairs),
+        "frozen_over_plain_fours": len(ratios),
         "busy_cores_of_others": round(max(others), 2),
     }
     if max(others) <= QUIET:
