@@ -9,6 +9,7 @@ that lies there finished is not done again, but shown. Kept are the results: not
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path, variables: Mapping[str, str]) -> nbformat.NotebookNode:
@@ -35,11 +37,18 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, variables: Mapping[st
     client = NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | variables)
     for cell in notebook.cells:
-        cell.outputs = [output for output in cell.get("outputs", ()) if output.get("name") != "stderr"]
-        if cell.cell_type != "code":
-            del cell["outputs"]
+        if cell.cell_type == "code":
+            cell.outputs = [plain(output) for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata.language_info = {"name": "python"}
     return notebook
+
+
+def plain(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Leave out the colours of lines of text: their HTML is many times their size."""
+    if output.get("data", {}).get("text/html", "").startswith("<pre"):
+        del output.data["text/html"]
+        output.data["text/plain"] = COLOURS.sub("", output.data["text/plain"])
+    return output
 
 
 def main() -> None:

@@ -82,6 +82,7 @@ def test_the_form(path):
 def test_what_is_kept_is_of_a_real_run(path):
     """Filled by `python colab/execute.py NAME`."""
     for number, cell in enumerate(showing(code(path)), 2):
+        assert cell.execution_count in (None, number)
         assert cell.outputs, f"{path.name}: code cell {number} is without its output"
         for output in cell.outputs:
             assert output.output_type != "error", f"{path.name}: code cell {number} failed"
