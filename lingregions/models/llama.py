@@ -162,7 +162,11 @@ class _Declared(nn.Module):
         """Return one declared parameter in the compute dtype."""
         declared = self.declare(self.config)[key]
         values = self.param(key, declared.initialize, declared.matrix)
-        return values.astype(DTYPES[self.compute.dtype])
+        dtype = DTYPES[self.compute.dtype]
+        if values.dtype != dtype:
+            # Else XLA casts the weights of all layers before its loop over them, and keeps them: half as much again.
+            values = jax.lax.optimization_barrier(values)
+        return values.astype(dtype)
 
     def watch(self, values: jax.Array, key: str, segments: jax.Array) -> None:
         """Put the sums of squares of a weight's input, float32 [in], into the collection "inputs" if it is asked for.
