@@ -2,7 +2,7 @@
 
     lingregions run --config=configs/minimal_damage.py:smollm2 --workdir=runs/minimal_damage
 
-The highest scores of the whole scope from 1e-7 of it to a twentieth, against as many of the largest |theta| and random
+The highest scores of the whole scope from 1e-8 of it to a twentieth, against as many of the largest |theta| and random
 ones; the smallest set that multiplies a language's perplexity by ten; the core without its first scalars, those alone,
 the super weights alone, and the core without its outlier dimensions and norms.
 """
@@ -16,9 +16,9 @@ __all__ = ["VARIANTS", "get_config"]
 def get_config(variant: str = "smollm2") -> ConfigDict:
     """Return the config of a variant."""
     config = evaluated(base("minimal_damage", variant), variant)
-    # Of the whole scope, not of each matrix: 1e-7 of SmolLM2's decoder is ten scalars.
+    # Of the whole scope, not of each matrix: 1e-8 of SmolLM2's decoder is one scalar.
     config.select.fractions = (
-        *("1e-7", "3e-7", "1e-6", "3e-6", "1e-5", "3e-5", "1e-4", "3e-4", "1e-3", "1e-2", "5e-2"),
+        *("1e-8", "2e-8", "4e-8", "1e-7", "3e-7", "1e-6", "1e-5", "1e-4", "1e-3", "1e-2", "5e-2"),
     )
     config.select.random = ("1e-3", "1e-2", "5e-2")  # fractions of each matrix, at which random regions are removed
     config.select.seeds = (0,)  # of these

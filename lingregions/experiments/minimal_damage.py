@@ -1,4 +1,4 @@
-"""How little is enough? Nested regions from ten scalars to a twentieth of the model, and what carries the core.
+"""How little is enough? Nested regions from one scalar to a twentieth of the model, and what carries the core.
 
 From one score file per language: the top of the whole scope at every fraction, its damage as a curve, and the smallest
 set that multiplies a language's perplexity by ten. Then the core (the paper's: the top of each matrix) without its
@@ -27,6 +27,7 @@ from lingregions.experiments import laboratory as lab
 from lingregions.experiments.core_removal import magnitudes
 from lingregions.experiments.finding import LEVEL, Findings, verdict
 from lingregions.experiments.laboratory import Laboratory
+from lingregions.experiments.scalars import Scalar, members
 from lingregions.experiments.stage import Stage
 from lingregions.regions import Region, geometry
 from lingregions.regions.select import parse
@@ -34,6 +35,7 @@ from lingregions.report import numerals
 from lingregions.report.numerals import Span
 from lingregions.run import Run
 
+FIRST = 10  # the largest set whose scalars are named
 TIMES = 10  # the perplexity that counts as broken, as a multiple of the untouched model's
 
 
@@ -221,6 +223,7 @@ def compare(laboratory: Laboratory, files: Mapping[str, str]) -> None:
     lab.tabulate(laboratory, "damage_by_size_and_ranking", _curves(means, "mean over languages, by ranking"))
     whole = trees.count(trees.restrict(laboratory.shapes, settings.select.scope))
     lab.tabulate(laboratory, "smallest_sets", _smallest(smallest, languages, whole))
+    lab.tabulate(laboratory, "first_scalars", _first(laboratory, files, sizes, fractions))
     lab.tabulate(laboratory, "pieces", _pieces([core, *rest], sizes, found))
     said = weigh(settings, smallest, sizes, found, whole)
     lab.tabulate(laboratory, "verdict", verdict("Verdict", said))
@@ -303,6 +306,27 @@ def _smallest(
     }
 
 
+def _first(
+    laboratory: Laboratory, files: Mapping[str, str], sizes: Mapping[str, int], fractions: Sequence[str]
+) -> dict[str, Any]:
+    """Return the table of the scalars that come first by either ranking."""
+    rows = []
+    for kind, words in (("top", "score"), ("magnitude", "|theta|")):
+        seen: dict[Scalar, int] = {}
+        for each in fractions:
+            name = f"{kind} {each}"
+            if 0 < sizes[name] <= FIRST:
+                for scalar in members(lab.read(laboratory, files[name])):
+                    seen.setdefault(scalar, sizes[name])
+        rows += [[words, size, str(scalar)] for scalar, size in seen.items()]
+    return {
+        "title": "The first scalars",
+        "note": f"Layer, matrix and index of the scalars in the sets of up to {FIRST}.",
+        "columns": [{"name": "by"}, {"name": "in the set of", "kind": "count"}, {"name": "scalar"}],
+        "rows": rows,
+    }
+
+
 def _pieces(names: Sequence[str], sizes: Mapping[str, int], found: Findings) -> dict[str, Any]:
     core = names[0]
     return {
@@ -333,27 +357,23 @@ def weigh(
     """Return the verdict: how little breaks the model, whether |theta| does it too, and what carries the core."""
     core, *rest = pieces(settings)
     languages = list(settings.evaluate.languages)
-    counts = {code: smallest["top", code][0] for code in languages}
-    broken = {code: count for code, count in counts.items() if count is not None}
     said = []
-    if broken:
+    for kind, words in (("top", "by score"), ("magnitude", "by |theta|, which knows no text,")):
+        counts = {code: smallest[kind, code][0] for code in languages}
+        broken = {code: count for code, count in counts.items() if count is not None}
+        if not broken:
+            said.append(f"No measured set of the first scalars {words} multiplies a language's perplexity by {TIMES}.")
+            continue
         least, most = min(broken, key=lambda code: broken[code]), max(broken, key=lambda code: broken[code])
+        every = smallest[kind, lab.EVERY]
         said.append(
-            f"The highest scores of the whole scope multiply perplexity by {TIMES} with "
-            f"{numerals.number(broken[least])} scalars in {least} and {numerals.number(broken[most])} in {most} "
-            f"(interpolated), at most {numerals.percent(broken[most] / whole)} of the scope; so in "
-            f"{len(broken)} of {numerals.plural(len(languages), 'language')}."
+            f"The first scalars of the whole scope {words} multiply perplexity by {TIMES} in {len(broken)} of "
+            f"{numerals.plural(len(languages), 'language')}: it takes {numerals.number(broken[least])} scalars in "
+            f"{least} and {numerals.number(broken[most])} in {most} ({numerals.percent(broken[most] / whole)} of the "
+            "scope), interpolated between the measured sizes"
+            + ("" if every[0] is None else f"; over all languages {numerals.interval(Span(*every))}")
+            + "."
         )
-    else:
-        said.append(f"No measured set of the highest scores multiplies a language's perplexity by {TIMES}.")
-    own, other = smallest["top", lab.EVERY], smallest["magnitude", lab.EVERY]
-    if own[0] is not None and other[0] is not None:
-        said.append(
-            f"Over all languages it takes {numerals.interval(Span(*own))} scalars by score and "
-            f"{numerals.interval(Span(*other))} by |theta|, which knows no text."
-        )
-    elif own[0] is not None:
-        said.append("By |theta| no measured set reaches that over all languages.")
     said.append(
         f"The {core} gives {found.words(core)}; "
         + "; ".join(f"{name} ({numerals.count(sizes[name])} scalars) {found.words(name)}" for name in rest)
