@@ -21,6 +21,6 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     if variant == "tiny":
         config.select.fractions = ("0.1%", "1%")
     elif variant == "smollm2":
-        config.evaluate.languages = ("en", "ru", "zh", "vi", "tr", "sw")
+        config.evaluate.languages = ("en", "ru", "ko", "vi", "fr", "sw")
         config.evaluate.samples = 1
     return config

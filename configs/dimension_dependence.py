@@ -26,7 +26,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
         config.dimensions.counts = (1, 3)
         config.dimensions.seeds = (0,)
     elif variant == "smollm2":
-        config.evaluate.languages = ("en", "ru", "zh")
+        config.evaluate.languages = ("en", "ru", "ko")
         config.evaluate.samples = 1
     else:
         config.dimensions.changes = ("zero", "scale 10", "noise")

@@ -32,6 +32,6 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
         config.select.counts = (10, 100)
         config.select.spike = 1.0
     elif variant == "smollm2":
-        config.evaluate.languages = ("en", "ru", "zh", "vi", "sw")
+        config.evaluate.languages = ("en", "ru", "ko", "vi", "sw")
         config.evaluate.samples = 1
     return config

@@ -356,7 +356,7 @@ def weigh(
 ) -> list[str]:
     """Return the verdict: how little breaks the model, whether |theta| does it too, and what carries the core."""
     core, *rest = pieces(settings)
-    languages = list(settings.evaluate.languages)
+    languages, limit = list(settings.evaluate.languages), math.log(TIMES)
     said = []
     for kind, words in (("top", "by score"), ("magnitude", "by |theta|, which knows no text,")):
         counts = {code: smallest[kind, code][0] for code in languages}
@@ -365,22 +365,31 @@ def weigh(
             said.append(f"No measured set of the first scalars {words} multiplies a language's perplexity by {TIMES}.")
             continue
         least, most = min(broken, key=lambda code: broken[code]), max(broken, key=lambda code: broken[code])
-        every = smallest[kind, lab.EVERY]
+        takes = (
+            f"{numerals.number(broken[least])} in {least}, {numerals.number(broken[most])} in {most}"
+            if broken[least] < broken[most]
+            else f"{numerals.number(broken[most])} in each"
+        )
         said.append(
             f"The first scalars of the whole scope {words} multiply perplexity by {TIMES} in {len(broken)} of "
-            f"{numerals.plural(len(languages), 'language')}: it takes {numerals.number(broken[least])} scalars in "
-            f"{least} and {numerals.number(broken[most])} in {most} ({numerals.percent(broken[most] / whole)} of the "
-            "scope), interpolated between the measured sizes"
-            + ("" if every[0] is None else f"; over all languages {numerals.interval(Span(*every))}")
-            + "."
+            f"{numerals.plural(len(languages), 'language')}. It takes {takes} (interpolated between the measured "
+            f"sizes), {numerals.percent(broken[most] / whole)} of the scope."
         )
-    said.append(
-        f"The {core} gives {found.words(core)}; "
-        + "; ".join(f"{name} ({numerals.count(sizes[name])} scalars) {found.words(name)}" for name in rest)
-        + "."
-    )
+    alone = [name for name in rest if name.endswith(" only")]
+    left = [name for name in rest if name not in alone]
+    clauses = [
+        f"{words} " + ", ".join(f"{name} ({numerals.count(sizes[name])} scalars) {found.words(name)}" for name in names)
+        for words, names in (("By themselves:", alone), ("What is left of it:", left))
+    ]
+    said.append(f"The {core} ({numerals.count(sizes[core])} scalars) gives {found.words(core)}. {'. '.join(clauses)}.")
+    last = max(settings.select.counts)
+    if min(found.value(name) for name in (f"top {last} of the core only", f"{core} without its top {last}")) > limit:
+        said.append(
+            f"Its first {numerals.count(last)} scalars break the model without the rest, and the rest without them: "
+            "the collapse needs neither."
+        )
     bare = rest[-1]
-    if found.value(bare) > math.log(TIMES):
+    if found.value(bare) > limit:
         said.append(
             "The core breaks the model without its outlier dimensions and norms too, so what other papers found there "
             "does not explain the collapse; nor does the collapse show that the rest is linguistic."
