@@ -32,7 +32,6 @@ from lingregions.experiments.stage import Stage
 from lingregions.regions import Region, geometry
 from lingregions.regions.select import parse
 from lingregions.report import numerals
-from lingregions.report.numerals import Span
 from lingregions.run import Run
 
 FIRST = 10  # the largest set whose scalars are named
