@@ -29,6 +29,7 @@ AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "batch": ("data", "fsdp"),
+    "copies": "data",  # the batch where `fsdp` splits another axis
     "tokens": None,
     "features": None,  # the embed axis of activations: split by batch already
 }

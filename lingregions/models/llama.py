@@ -163,9 +163,10 @@ class _Declared(nn.Module):
         declared = self.declare(self.config)[key]
         values = self.param(key, declared.initialize, declared.matrix)
         dtype = DTYPES[self.compute.dtype]
-        if values.dtype != dtype:
-            # Else XLA casts the weights of all layers before its loop over them, and keeps them: half as much again.
-            values = jax.lax.optimization_barrier(values)
+        if dtype == jnp.bfloat16:
+            # The same numbers as the cast alone, which XLA would do before its loop over the layers, for all of them at
+            # once: half as much memory again.
+            values = jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)
         return values.astype(dtype)
 
     def watch(self, values: jax.Array, key: str, segments: jax.Array) -> None:
@@ -327,8 +328,10 @@ class Llama(_Declared):
         `start`, int32 [B], the tokens of each sample are its one document's from position `start` on, and the cache
         holds those before.
         """
-        # Whole rows before the look-up: it then gives rows of the batch, not of the embed axis.
-        x = jnp.take(meshes.constrain(self.weight("embed_tokens"), "vocab", "features"), tokens, axis=0)
+        # Each device looks up its part of the embed axis for all samples, then the parts change places: with whole rows
+        # the whole table, and its gradient, would lie on every device.
+        x = jnp.take(self.weight("embed_tokens"), meshes.constrain(tokens, "copies", "tokens"), axis=0)
+        x = meshes.constrain(x, "copies", "tokens", "embed")
         x = meshes.constrain(x, "batch", "tokens", "features")
         layer: Any = Layer
         if REMAT[self.compute.remat] is not None:

@@ -6,6 +6,7 @@ and reads the answer. Costs 10 to 120 s of CPU time for a model of billions of p
 the host's memory: there are shapes, no values.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -216,7 +218,8 @@ def examine(step: Step, quick: bool = False) -> Compiled:
     lowered = lower(step)
     begin = time.monotonic()
     try:
-        compiled = lowered.compile(compiler_options=QUICK if quick else None)
+        with _options(QUICK if quick else {}):
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = re.search(r"([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(error))
         if found is None:
@@ -235,6 +238,19 @@ def examine(step: Step, quick: bool = False) -> Compiled:
         gathers=gathers(compiled.as_text()),
         seconds=time.monotonic() - begin,
     )
+
+
+@contextlib.contextmanager
+def _options(values: Mapping[str, str]) -> Iterator[None]:
+    """Set options of JAX for a while."""
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def gathers(text: str) -> dict[str, int]:
