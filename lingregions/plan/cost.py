@@ -151,9 +151,9 @@ def cost(step: Step, topology: Topology | None = None) -> Cost:
     tokens = sizes.rows * step.length
     width, kept = sizes.width, sizes.part(sizes.layers)
     gathered = sizes.part(sizes.layers, ("tensor",)) * width
-    tables = sizes.part(sizes.tables, ("tensor",)) * width
+    head = sizes.part(sizes.tables[-1:], ("tensor",)) * width
     # Weights: read as float32 shards, gathered (written and read) in the compute dtype.
-    weights = passes * (4 * kept + (2 if fsdp > 1 else 1) * gathered) + 2 * tables
+    weights = passes * (4 * kept + (2 if fsdp > 1 else 1) * gathered) + 2 * head
     # What enters and leaves each matrix product, once forward, once again, twice backward.
     edges = sum(each.shape[0] * sum(_parts(each, sizes.mesh)) for each in sizes.products())
     activations = tokens * width * edges * (passes if passes == 1 else passes + 1)
@@ -163,11 +163,13 @@ def cost(step: Step, topology: Topology | None = None) -> Cost:
         traffic += 4 * gradients  # write; read, add to the sums, write
     elif step.job == "train":
         traffic += (4 * turns - 3) * gradients + 7 * gradients  # then parameters and moments, read and written
-    link = turns * passes * gathered * (fsdp - 1) / fsdp + turns * tables * (fsdp - 1) / fsdp
+    hidden = tokens * step.model.embed * width  # changes from parts of the embed axis to parts of the batch
+    link = turns * (passes * gathered + head + (2 if step.job == "train" else 1) * hidden) * (fsdp - 1) / fsdp
     link += turns * passes * 4 * (tensor - 1) / tensor * tokens * step.model.embed * width * step.model.layers
     between = 0.0
     if step.job != "evaluate":
-        link += turns * sizes.part(sizes.scored, ("tensor",)) * width * (fsdp - 1) / fsdp  # gradients to their shards
+        reduced = [path for path in sizes.scored if path not in sizes.tables[:-1]]
+        link += turns * sizes.part(reduced, ("tensor",)) * width * (fsdp - 1) / fsdp  # gradients to their shards
         inside = data // slices
         link += turns * 2 * gradients * (inside - 1) / inside
         between = turns * 2 * gradients * (slices - 1) / slices
@@ -197,21 +199,24 @@ def memory(step: Step) -> Memory:
     batches = step.batch // step.micro if step.job == "train" else 1
     # Tokens and segments, and where bytes are counted, those.
     arguments = 4 * sizes.part(everything) + batches * (12 if step.job == "score" else 8) * tokens
-    gathered = sizes.part(layers, ("tensor",)) * width // model.layers
+    # At work on a layer: three of its largest matrices, gathered or as gradients that are not on their shards yet, and
+    # its activations. At work on the loss: the head and one chunk of logits. Never both.
     split = step.mesh[1] > 1
-    # Weights of the layer at work and of the one that is fetched meanwhile; both tables.
-    temporaries = 2 * gathered + (sizes.part(sizes.tables, ("tensor",)) * width if split else 0)
-    layer = tokens * width * (6 * model.embed + (3 * model.mlp + 4 * model.heads * model.head_dim) // tensor)
+    matrix = max(sizes.part([path], ("tensor",)) for path in layers) * width // model.layers if split else 0
+    head = sizes.part(sizes.tables[-1:], ("tensor",)) * width if split else 0
     logits = rows * min(step.compute.chunk, T) * -(-model.vocab // tensor) * 4
     if step.job == "evaluate":
-        return Memory(arguments, temporaries + layer + 2 * logits)
+        layer = tokens * width * (4 * model.embed + (2 * model.mlp + 3 * model.heads * model.head_dim) // tensor)
+        return Memory(arguments, max(3 * matrix + layer, head + 2 * logits))
+    layer = tokens * width * (6 * model.embed + (3 * model.mlp + 4 * model.heads * model.head_dim) // tensor)
+    temporaries = max(6 * matrix + layer, head + 3 * logits)
     edges = sum(_parts(each, sizes.mesh)[0] for each in sizes.products())
     saved = {
         "full": model.embed,
         "dots": model.embed + edges,
         "none": 4 * model.embed + 2 * edges + model.mlp / tensor,
     }[step.compute.remat]
-    temporaries += round(model.layers * tokens * saved * width) + layer + 3 * logits
+    temporaries += round(model.layers * tokens * saved * width)
     gradients = 4 * sizes.part(sizes.scored)
     if step.job == "score":
         # Sums in float32; or in bfloat16, with the gradient of the open group beside them.
