@@ -383,6 +383,15 @@ def test_matched_regions_are_the_same_on_every_mesh(crowded: tuple[Region, trees
     assert equals(match(what, params, 3), match(Region({"layers": masks}, what.provenance), {"layers": spread}, 3))
 
 
+def test_a_matched_region_avoids_what_it_is_told_to(crowded: tuple[Region, trees.Tree]) -> None:
+    what, params = crowded
+    other = match(what, params, 3)
+    found = match(what, params, 3, avoid=other)
+    assert total(intersect(found, other)) == total(intersect(found, what)) == 0
+    assert counts(found) == counts(what)
+    assert f"outside {other.name}" in found.provenance.definition
+
+
 def test_a_region_that_fills_a_row_is_matched_there() -> None:
     mask = np.zeros((1, 4, 6), bool)
     mask[0, 2] = True

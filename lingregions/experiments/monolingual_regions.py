@@ -2,7 +2,8 @@
 
 The monolingual region of A is the top of A's scores without the top of any other scored language (docs/method.md 2).
 Every region is removed, every language evaluated: the matrix of damages. What the removal of as many similar scalars
-does to any language is known from random regions matched to it in size, |theta|, rows and columns (`regions.matched`).
+does to any language is known from random regions matched to it in size, |theta|, rows and columns (`regions.matched`),
+outside the top of every scored language: what is in all of them would break the model by itself.
 
 With d(B) the damage of B in nats per token, the logarithm of its perplexity as a multiple of the untouched model's:
 
@@ -143,10 +144,16 @@ def find(laboratory: Laboratory) -> dict[str, str]:
     """Make the regions and their controls; returns {name: file}."""
     settings = laboratory.settings
     files = alone(laboratory)
+    fraction, languages = settings.select.fractions[0], settings.score.languages
+
+    @functools.cache
+    def tops() -> Region:
+        first, *others = (lab.read(laboratory, files[f"top {fraction} {each}"]) for each in languages)
+        return regions.union(first, *others).rename("the top of every scored language")
 
     def matched(language: str, seed: int) -> Region:
         part = trees.restrict(laboratory.params, settings.select.scope)
-        return match(lab.read(laboratory, files[own(language)]), part, seed, control(language, seed))
+        return match(lab.read(laboratory, files[own(language)]), part, seed, control(language, seed), avoid=tops())
 
     wanted = {
         control(language, seed): functools.partial(matched, language, seed)
@@ -226,7 +233,8 @@ def _matrix(settings: ConfigDict, found: Findings, controls: bool = False) -> di
         ],
         "format": "exponential",
         "unit": "times the untouched model's perplexity",
-        "note": "Random regions as large as each language's, matched in |theta|, rows and columns, and outside of it."
+        "note": "Random regions as large as each language's, matched in |theta|, rows and columns, and outside "
+        "the top of every scored language."
         if controls
         else "Row: the language whose region is removed. Column: the language that is evaluated.",
     }

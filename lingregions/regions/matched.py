@@ -34,7 +34,14 @@ FLOOR = np.float32(1e-20)  # stands for a probability of zero: a cell that is ta
 ROUNDS = 30  # of proportional fitting; margins then agree to well under one entry
 
 
-def match(what: Region, params: Mapping[str, Any], seed: int, name: str = "", outside: bool = True) -> Region:
+def match(
+    what: Region,
+    params: Mapping[str, Any],
+    seed: int,
+    name: str = "",
+    outside: bool = True,
+    avoid: Region | None = None,
+) -> Region:
     """Return a random region matched to `what` in count, |theta| bins, row and column counts of every matrix.
 
     Args:
@@ -44,11 +51,16 @@ def match(what: Region, params: Mapping[str, Any], seed: int, name: str = "", ou
       name: name of the result.
       outside: whether to draw from the entries outside the region only; |theta| bins and counts are exact in any case
         where the matrix has the entries, rows and columns as near as they can be.
+      avoid: entries that are not drawn either: the control of a monolingual region must not hold what is in the top of
+        other languages, which alone breaks a model.
 
     Raises:
       ValueError: parameters that are not parallel to the region, or no room outside it.
     """
     leaves, values = what.leaves(), trees.flatten(params)
+    barred = {} if avoid is None else avoid.leaves()
+    if avoid is not None:
+        trees.assert_parallel(leaves, barred, "the region to avoid")
     trees.assert_parallel(leaves, {path: each for path, each in values.items() if path in leaves}, "parameters")
     masks = {}
     for path, mask in leaves.items():
@@ -57,20 +69,22 @@ def match(what: Region, params: Mapping[str, Any], seed: int, name: str = "", ou
         def fill(layer: int, out: np.ndarray, path: str = path, named: list[str] = named) -> None:
             wanted = stack.read(path, leaves[path], layer)
             theta = np.abs(stack.read(path, values[path], layer).astype(np.float32, copy=False))
-            if outside and 2 * np.count_nonzero(wanted) > wanted.size:
-                raise ValueError(
-                    f"{what.name!r} takes more than half of {named[layer]}: no room for a control outside it"
-                )
-            _draw(wanted, theta, permutation.derive(seed, named[layer], "matched"), outside, out)
+            closed = wanted if outside else np.zeros_like(wanted)
+            if barred:
+                closed = closed | stack.read(path, barred[path], layer)
+            if np.count_nonzero(wanted) > np.count_nonzero(~closed):
+                raise ValueError(f"{what.name!r} takes so much of {named[layer]} that a control has no room outside it")
+            _draw(wanted, closed, theta, permutation.derive(seed, named[layer], "matched"), out)
 
         masks[path] = stack.build(path, mask, fill, stack.threads(mask, values[path]))
     own = what.provenance
+    beyond = "" if avoid is None else f" and outside {avoid.name}"
     return Region(
         trees.unflatten(masks),
         own.replace(
             name=name or f"matched to {own.name} seed {seed}",
-            definition=f"drawn at random{' outside it' * outside}, matched in |theta|, rows and columns of each matrix "
-            f"to: {own.definition}",
+            definition=f"drawn at random{' outside it' * outside}{beyond}, matched in |theta|, rows and columns of "
+            f"each matrix to: {own.definition}",
             selector="matched",
             seed=seed,
             selection=None,
@@ -80,17 +94,17 @@ def match(what: Region, params: Mapping[str, Any], seed: int, name: str = "", ou
     )
 
 
-def _draw(wanted: np.ndarray, theta: np.ndarray, seed: int, outside: bool, out: np.ndarray) -> None:
-    """Write a matched mask of one matrix."""
+def _draw(wanted: np.ndarray, closed: np.ndarray, theta: np.ndarray, seed: int, out: np.ndarray) -> None:
+    """Write a mask of one matrix, matched to `wanted` and outside `closed`."""
     out[...] = False
     if not wanted.any():
         return
     kept = wanted.reshape(-1, wanted.shape[-1])
     bins = np.searchsorted(np.quantile(theta, QUANTILES), theta.reshape(kept.shape), side="right")
-    chance = _fit(kept, bins, outside, margins=wanted.ndim == 2).reshape(-1)
+    chance = _fit(kept, closed.reshape(kept.shape), bins, margins=wanted.ndim == 2).reshape(-1)
     luck = (permutation.permute(np.arange(wanted.size), wanted.size, seed) + 0.5) / wanted.size
     rank = luck / (1 - luck) * (1 / chance.astype(np.float64) - 1)
-    free = ~wanted.reshape(-1) if outside else np.ones(wanted.size, bool)
+    free = ~closed.reshape(-1)
     held = np.bincount(bins[kept], minlength=len(QUANTILES) + 1)
     flat, short = out.reshape(-1), 0
     # From the top down, and what is still short then from anywhere.
@@ -103,13 +117,12 @@ def _draw(wanted: np.ndarray, theta: np.ndarray, seed: int, outside: bool, out: 
             flat[places[np.argpartition(rank[places], taken - 1)[:taken]]] = True
 
 
-def _fit(kept: np.ndarray, bins: np.ndarray, outside: bool, margins: bool) -> np.ndarray:
+def _fit(kept: np.ndarray, closed: np.ndarray, bins: np.ndarray, margins: bool) -> np.ndarray:
     """Return the probability of each cell, float32, whose sums over bins (and rows and columns) are those of `kept`."""
     size = len(QUANTILES) + 1
     held = np.bincount(bins[kept], minlength=size)
     chance = (held / np.maximum(np.bincount(bins.reshape(-1), minlength=size), 1)).astype(np.float32)[bins]
-    if outside:
-        chance[kept] = 0
+    chance[closed] = 0
     targets = [kept.sum(axis=1, dtype=np.float32, keepdims=True), kept.sum(axis=0, dtype=np.float32, keepdims=True)]
     for _ in range(ROUNDS if margins else 1):
         for axis, target in zip((1, 0), targets, strict=True) if margins else ():
