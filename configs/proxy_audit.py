@@ -5,6 +5,15 @@
 Scalars in strata of the score and groups of 10, 100 and 1,000 of neighbouring rank are removed exactly, in every kind
 of matrix, on the tokens that the score was computed on; beside the score the second order (Gauss-Newton) and integrated
 gradients. The noise floor of float32 is measured, and what lies below it is counted.
+
+Cost: 1,194 windows of 96 tokens, 3.2 GB; measured: 25 minutes on a machine with five other jobs. On a v5e slice of 8
+chips, LLaMA-2-7B: an hour or two (estimate).
+
+Measured on SmolLM2-135M (seed 0; 131 scalars in each of three languages): the score ranks single scalars as exact
+removal does (Spearman 0.99, 0.98 to 0.99; in the top 0.01 % alone 0.92, 0.85 to 0.96), and its size is right (median
+ratio 1.00); integrated gradients with two nodes rank them a little worse (0.96). Of groups of 1,000 removed at once the
+sum of the scores predicts twenty times too much (ratio 0.052), because signs cancel; the second order is right there
+(0.99), and integrated gradients are exact in rank (1.00). 13 of 393 effects lie below the noise floor.
 """
 
 from base import SCORED, VARIANTS, base
