@@ -110,6 +110,8 @@ def test_the_indices_by_hand(whole):
 
     near, far = ("uk", "pl"), ("es", "pt", "en")
     size, mine, family, others, drawn, *figures = rows["ru"]
+    swapped = figures.pop(2)
+    np.testing.assert_allclose(swapped[0], lost["monolingual ru", "ru"] - lost["monolingual es", "ru"], atol=1e-12)
     assert size == regions.total(regions.load(whole / "regions" / "monolingual-ru.safetensors"))
     arm, controls = "monolingual ru", [f"matched to ru seed {seed}" for seed in (0, 1)]
     np.testing.assert_allclose(
@@ -123,7 +125,7 @@ def test_the_indices_by_hand(whole):
     np.testing.assert_allclose(
         [figure[0] for figure in figures], [specific, specific - base, kin, kin - relatives], atol=1e-12
     )
-    for value, low, high in figures:
+    for value, low, high in (*figures, swapped):
         assert low < value < high
 
 
@@ -162,9 +164,11 @@ def test_the_verdict_follows_the_intervals(over, said):
         for code in (EVERY, *EVALUATED)
     ]
     specific = {code: Index(estimate(1.5), estimate(value)) for code, value in over.items()}
-    words = weigh(wanted, circles, Findings(lines), specific, dict.fromkeys(circles))
+    swapped = {"es": estimate(0.1), "ru": estimate(0.3)}
+    words = weigh(wanted, circles, Findings(lines), specific, dict.fromkeys(circles), swapped)
     assert "most harmed in 1 of 2 rows" in words[0]  # Russian loses most in both
-    assert "for es and ru (2 of 2)" in words[1]
+    assert "for ru (1 of 2)" in words[1]
+    assert "for es and ru (2 of 2)" in words[2]
     assert said in words[-1]
 
 
@@ -172,6 +176,6 @@ def test_without_controls_the_verdict_says_so():
     wanted = chosen(**{"select.seeds": ()})
     circles = {"ru": circle(wanted, "ru")}
     lines = [Compared(own("ru"), BASE, code, 1, estimate(1.0), 0.01) for code in (EVERY, *EVALUATED)]
-    words = weigh(wanted, circles, Findings(lines), {"ru": None}, {"ru": None})
+    words = weigh(wanted, circles, Findings(lines), {"ru": None}, {"ru": None}, {"ru": None})
     assert "no matched control" in words[-1]
     assert all("matched" not in name for name in STAGES["monolingual_regions"](wanted)[-3].marks)

@@ -86,7 +86,8 @@ def test_replaced_values_are_there_and_then_gone_to_the_last_bit():
         np.testing.assert_array_equal(np.asarray(leaf).view(np.uint32), before[path].view(np.uint32))
 
 
-def test_scalars_on_eight_devices(mesh):
+def test_scalars_on_eight_devices():
+    mesh = meshes.build(data=2, fsdp=2, tensor=2, devices=jax.devices())
     config = models.PRESETS["tiny"]
     places = meshes.shardings(models.declare(config), mesh)
     params = models.initialize(config, jax.random.key(0), places)

@@ -9,7 +9,9 @@ With d(B) the damage of B in nats per token, the logarithm of its perplexity as 
 
 - *specificity* of A's region: d(A) minus the mean of d over the evaluated languages outside A's family;
 - *kinship*: the mean of d over A's evaluated relatives (without A) minus the same mean;
-- both *over control*: minus the same figure of the matched random region.
+- both *over control*: minus the same figure of the matched random region;
+- *over other regions*: d(A) minus the mean damage of A by the regions of the other scored languages outside its family:
+  the control that is made in the same way.
 
 Each with a paired bootstrap over passages, languages apart (`statistics.combine`); the languages themselves are not
 resampled: the figures are about these.
@@ -20,6 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import regions, statistics
@@ -199,6 +202,17 @@ def index(laboratory: Laboratory, language: str, weights: Mapping[str, float]) -
     return Index(*map(statistics.estimate, sides))
 
 
+def exchange(laboratory: Laboratory, circle: Circle) -> Estimate | None:
+    """Return the damage of a language by its own region minus the mean by those of scored strangers, nats per token."""
+    code, others = circle.language, [each for each in laboratory.settings.score.languages if each in circle.strangers]
+    if not others:
+        return None
+    # One language, one seed: every difference was resampled with the same draws, so they average draw by draw.
+    each = [lab.differences(laboratory, NAME, own(code), own(other), (code,))[code] for other in others]
+    value, values, null = (np.mean(side, axis=0) for side in zip(*((one[:3]) for one in each), strict=True))
+    return statistics.estimate(statistics.Draws(float(value), values, null, each[0].units))
+
+
 def compare(laboratory: Laboratory, circles: Mapping[str, Circle]) -> None:
     """Tables, verdict, report."""
     settings = laboratory.settings
@@ -206,11 +220,12 @@ def compare(laboratory: Laboratory, circles: Mapping[str, Circle]) -> None:
     found = Findings(lab.assess(laboratory, {NAME: contrasts})[NAME])
     specific = {code: index(laboratory, code, each.specificity) for code, each in circles.items()}
     kin = {code: index(laboratory, code, each.kinship) for code, each in circles.items()}
+    swapped = {code: exchange(laboratory, each) for code, each in circles.items()}
     tables = {
         "damage_matrix": _matrix(settings, found),
-        "specificity": _specificity(laboratory, circles, found, specific, kin),
+        "specificity": _specificity(laboratory, circles, found, specific, kin, swapped),
         "relatives": _relatives(settings, circles, found),
-        "verdict": verdict("Verdict", weigh(settings, circles, found, specific, kin)),
+        "verdict": verdict("Verdict", weigh(settings, circles, found, specific, kin, swapped)),
     }
     if settings.select.seeds:
         tables["control_matrix"] = _matrix(settings, found, controls=True)
@@ -257,11 +272,12 @@ def _specificity(
     found: Findings,
     specific: Mapping[str, Index | None],
     kin: Mapping[str, Index | None],
+    swapped: Mapping[str, Estimate | None],
 ) -> dict[str, Any]:
     rows = []
     for code, each in circles.items():
         size = regions.total(lab.read(laboratory, f"regions/{lab.slug(own(code))}.safetensors"))
-        figures = [*(specific[code] or (None, None)), *(kin[code] or (None, None))]
+        figures = [*(specific[code] or (None, None)), swapped[code], *(kin[code] or (None, None))]
         rows.append(
             [
                 code,
@@ -277,7 +293,8 @@ def _specificity(
         "title": "Own language, family, others",
         "note": "Perplexity as a multiple of the untouched model's (geometric means over languages), and the indices "
         "in nats per token: specificity is own minus others, kinship family minus others. Family: the same "
-        f"{laboratory.settings.select.family}. Over control: minus the same of the matched random region.",
+        f"{laboratory.settings.select.family}. Over control: minus the same of the matched random region. Over other "
+        "regions: own minus what the own language loses by the regions of scored strangers.",
         "columns": [
             {"name": "region of"},
             {"name": "scalars", "kind": "count"},
@@ -287,6 +304,7 @@ def _specificity(
             {"name": "own, control", "kind": "factor"},
             {"name": "specificity", "kind": "interval"},
             {"name": "over control", "kind": "interval"},
+            {"name": "over other regions", "kind": "interval"},
             {"name": "kinship", "kind": "interval"},
             {"name": "kinship over control", "kind": "interval"},
         ],
@@ -327,6 +345,7 @@ def weigh(
     found: Findings,
     specific: Mapping[str, Index | None],
     kin: Mapping[str, Index | None],
+    swapped: Mapping[str, Estimate | None],
 ) -> list[str]:
     """Return the paragraphs of the verdict, from the figures alone."""
     clauses, first = [], []
@@ -335,13 +354,20 @@ def weigh(
         first.append(most == code)
         strangers = _mean(found, own(code), each.strangers)
         assert strangers is not None
-        others = numerals.factor(Span(*strangers))
-        clauses.append(f"{code} {found.words(own(code), language=code)}, others {others}")
+        far = numerals.factor(Span(*strangers))
+        clauses.append(f"{code} {found.words(own(code), language=code)}, others {far}")
     words = [
         "Perplexity of the own language without its region, and of languages outside its family, as a multiple of "
         f"the untouched model's: {'; '.join(clauses)}. The own language is the most harmed in {sum(first)} of "
         f"{len(first)} rows."
     ]
+    others = {code: figure for code, figure in swapped.items() if figure is not None}
+    if others:
+        more = [code for code, figure in others.items() if figure.low > 0]
+        words.append(
+            "By its own region a language loses more than by the regions of scored languages outside its family, "
+            f"interval included, for {_listed(more)} ({len(more)} of {len(others)})."
+        )
     measured = {code: figure for code, figure in specific.items() if figure is not None}
     if not measured:
         return [*words, "There was no matched control: any region of that size might do the same."]

@@ -461,18 +461,32 @@ def _said(cell: Sequence[float | None], times: bool = False) -> str:
     return f"{values[0]:.2g}{bounds}"
 
 
+def _added(cells: Mapping[str, Sequence[float | None]]) -> str:
+    """Say whether the scores of a group add up to its effect: ratios of exact to predicted, as logarithms."""
+    plain, second = cells["taylor"], cells["second"]
+    if plain[0] is None or plain[2] is None or plain[2] >= 0:
+        return "That scores add up to the effect of a group is not contradicted."
+    said = "Scores do not add up: signs cancel inside a group, so their sum overstates what its removal does"
+    if second[0] is not None and abs(second[0]) < abs(plain[0]) / 2:
+        said += "; the first order with its signs, and the curvature, come closer"
+    return f"{said}."
+
+
 def _verdict(sample: Sample, names: Sequence[str], noise: Mapping[str, float], seed: int) -> dict[str, Any]:
     """Return the verdict in one paragraph, from the figures alone."""
     alone, most = sample.take(sample.size == 1), int(sample.size.max())
     ranks = {name: interval(spearman, alone, name, seed) for name in _single(PREDICTORS)}
     inside = {name: interval(spearman, alone.take(alone.stratum == name), "taylor", seed) for name in names}
     ratios = {name: interval(factor, alone.take(alone.stratum == name), "taylor", seed) for name in names}
+    tenth = max(1, len(alone) // max(1, len(noise)) // 10)
+    shares = [recall(alone.take(alone.language == language), "taylor", tenth) for language in noise]
+    found = float(np.mean(shares)) if shares else math.nan
     words = [
         f"Single scalars: over {len(alone) // max(1, len(noise))} of them in {len(noise)} languages, sampled in "
         f"strata, the rank correlation with the exact effect of removal is {_said(ranks['taylor'])} for the score, "
         f"{_said(ranks['second'])} with the second order and {_said(ranks['integrated'])} for integrated gradients; "
         f"inside one stratum it is {_said(inside[names[0]])} ({names[0]}) and {_said(inside[names[-1]])} "
-        f"({names[-1]}). "
+        f"({names[-1]}); of the {tenth} largest effects in each language {found:.0%} are among as many largest scores. "
         f"The exact effect is {_said(ratios[names[0]], True)} times the score in the {names[0]}, and "
         f"{_said(ratios[names[-1]], True)} times in the stratum {names[-1]} (medians). "
         f"{int((~alone.audible).sum())} of {len(alone)} effects lie below the noise floor "
@@ -492,17 +506,16 @@ def _verdict(sample: Sample, names: Sequence[str], noise: Mapping[str, float], s
         if len(top):
             over = interval(factor, top, "taylor", seed)
             words.append(f"In the {names[0]} of the score the exact effect is {_said(over, True)} times the sum.")
+        words.append(_added(cells))
     value, low, _ = ranks["taylor"]
-    inner = inside[names[-1]][0]
     if value is not None and low is not None and low >= 0.9:
-        judged = "The score ranks single scalars over orders of magnitude as exact removal does"
+        judged = "The score ranks single scalars over orders of magnitude as exact removal does."
     elif value is not None and low is not None and low >= 0.5:
-        judged = "The score ranks single scalars roughly as exact removal does"
+        judged = "The score ranks single scalars roughly as exact removal does."
     else:
-        judged = "On this text the score is no reliable rank of what exact removal of a scalar does"
+        judged = "On this text the score is no reliable rank of what exact removal of a scalar does."
     judged += (
-        f"; inside the widest stratum the rank agrees {'as well' if inner is not None and inner >= 0.9 else 'less'}. "
-        "It is a statement about these tokens: whether the same scalars matter on other text is the question of the "
+        " It is a statement about these tokens: whether the same scalars matter on other text is the question of the "
         "experiment reliability."
     )
     return {
