@@ -108,7 +108,7 @@ def make(
     """
     options = choose.ranked(step, topology)
     # What the estimate lets through and the compiler does not is tried once more with the least memory.
-    tries = options[:1] + options[-1:] if options else [choose.least(step, topology)]
+    tries = list(dict.fromkeys([*options[:1], choose.least(step, topology)]))
     found: Compiled | None = None
     for chosen in tries:
         found = compiled.compile(chosen, quick) if compiling else None

@@ -11,7 +11,8 @@ HEAD = """# Slices
 
 What the XLA:TPU compiler says of one step of each job, compiled ahead of time: the peak of memory a chip, with the mesh
 (data x fsdp x tensor) and the micro-batch that `lingregions plan` chose; then the least hours of the whole job, by a
-roofline that no run reaches. bfloat16, layers recomputed in the backward pass. Nothing here ran on a TPU. Written by
+roofline that no run reaches. bfloat16, layers recomputed in the backward pass. Nothing here ran on a TPU. "About" is an
+estimate where nothing was compiled. Written by
 
     lingregions plan --model=... --topology=... --job=... --record=docs/slices.jsonl
     lingregions plan --table=docs/slices.jsonl > docs/slices.md
@@ -72,11 +73,12 @@ def _jobs(plans: list[dict[str, Any]]) -> list[str]:
 
 
 def _cell(plan: dict[str, Any]) -> str:
+    about = "about " if plan["compiled"] is None else ""
     peak = plan["peak"] / hardware.GIB
     if not plan["fits"]:
         other = f"; {plan['smallest']} does" if plan["smallest"] else ""
-        return f"needs {peak:.1f}: does not fit{other}"
+        return f"needs {about}{peak:.1f}: does not fit{other}"
     mesh = " x ".join(map(str, plan["mesh"]))
     if plan["job"] == "select":
-        return f"{peak:.2f} GiB, {mesh}"
-    return f"{peak:.2f} GiB, {mesh}, {plan['micro']}; {plan['hours']:.2g} h"
+        return f"{about}{peak:.2f} GiB, {mesh}"
+    return f"{about}{peak:.2f} GiB, {mesh}, {plan['micro']}; {plan['hours']:.2g} h"
