@@ -5,6 +5,15 @@
 The highest scores of the whole scope from 1e-8 of it to a twentieth, against as many of the largest |theta| and random
 ones; the smallest set that multiplies a language's perplexity by ten; the core without its first scalars, those alone,
 the super weights alone, and the core without its outlier dimensions and norms.
+
+Cost: 37 arms in five languages of 512 tokens, five minutes on two free cores, 3.2 GB; a v5e slice of 8 chips for
+LLaMA-2-7B: hours, nearly all of it scoring (estimate).
+
+Measured on SmolLM2-135M (seed 0): between one and two scalars, the highest scores of the whole scope, multiply
+perplexity by ten in each of five languages (1.36, 1.31 to 1.43, over all; interpolated), the largest |theta| take 4.66.
+The core multiplies it by 4.5e6 (3.5e6 to 5.6e6); its first ten scalars alone by 141, its first thousand alone by 1.7e6
+and all the rest without them by 1.7e6; three super weights alone by 16; the core without its outlier dimensions and
+norms by 3.3e6 (2.3e6 to 4.7e6).
 """
 
 from base import VARIANTS, base, evaluated
