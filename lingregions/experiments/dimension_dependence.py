@@ -317,19 +317,23 @@ def weigh(
         + (", the same one. " if top[0] == massive[0] else ". ")
         + f"Of the first {len(top)} of each, {len(set(top) & set(massive))} are in both lists."
     ]
-    single = [change for change in controls if change.number == 1]
+    single = [change for change in groups if change.number == 1]
     for what in dict.fromkeys(change.what for change in single):
-        clauses = []
-        for place in dict.fromkeys(change.place for change in single if change.what == what):
-            pairs = {
-                groups[change]: groups[controls[change]]
-                for change in single
-                if (change.what, change.place) == (what, place)
-            }
-            for own, control in pairs.items():
-                verb = {1: "above", -1: "below", 0: "not distinguishable from"}[found.sign(own, control)]
-                clauses.append(f"{own} {found.words(own)}, {verb} a random dimension's {found.words(control)}")
-        said.append(f"{numerals.sentence(what)} at one dimension: {'; '.join(clauses)}.")
+        clauses: list[str] = []
+        alike: list[str] = []
+        weighed = [change for change in single if change.what == what and change in controls]
+        for kind in dict.fromkeys(change.kind for change in single):
+            mine = {change.place: change for change in single if (change.kind, change.what) == (kind, what)}
+            harm = (f"×{numerals.exponential(found.value(groups[each]))} ({place})" for place, each in mine.items())
+            clauses.append(f"at a {kind} dimension {', '.join(harm)}")
+        for change in weighed:
+            if found.sign(groups[change], groups[controls[change]]) <= 0:
+                alike.append(f"{change.kind} ({change.place})")
+        said.append(f"{numerals.sentence(what)}, perplexity over all languages: {'; '.join(clauses)}.")
+        if weighed:
+            but = f" but {numerals.listed(alike)}" if alike else ""
+            whom = f"all{but}" if len(alike) < len(weighed) else "none of the special ones"
+            said[-1] += f" The interval of the difference from random lies above zero for {whom}."
     most = max(change.number for change in groups)
     several = [change for change in controls if change.number == most > 1]
     if several:
