@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from score_step import MODEL, QUIET, busy
+import peer
+from peer import MODEL, QUIET
 
 LENGTH = 512
 FRACTION = "1%"
@@ -127,14 +127,7 @@ def run(flags: argparse.Namespace, side: str, folder: Path) -> dict[str, Any]:
     """Run one side in a process of its own."""
     command = [sys.executable, __file__, f"--side={side}", f"--folder={folder}", f"--arms={flags.arms}"]
     begin = time.perf_counter()
-    done = subprocess.run(
-        [*command, f"--attention={flags.attention}"],
-        env=os.environ | {"TQDM_DISABLE": "1"},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found = peer.spawn([*command, f"--attention={flags.attention}"], os.environ | {"TQDM_DISABLE": "1"})
     return found | {"whole": time.perf_counter() - begin}
 
 
@@ -156,17 +149,13 @@ def main() -> None:
         print(json.dumps({"start": start, "seconds": times, "nll_nats": losses}))
         return
 
-    others = [busy()]
-    if others[0] > QUIET and not flags.smoke:
-        raise SystemExit(
-            f"others keep {others[0]:.1f} cores busy: wait until they are done (--smoke only tries it out)"
-        )
+    others = [peer.quiet(flags.smoke)]
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name), flags.arms, flags.languages, flags.windows)
         for number in range(flags.rounds):
             for side in SIDES:
-                others.append(busy())
+                others.append(peer.busy())
                 found[side].append(run(flags, side, Path(name)))
                 seconds = ", ".join(f"{each:.1f}" for each in found[side][-1]["seconds"])
                 print(f"round {number + 1}: {side}: arms of {seconds} s", file=sys.stderr, flush=True)

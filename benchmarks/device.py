@@ -22,12 +22,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peer
 
 SHAPES: dict[str, dict[str, int]] = {  # what a model is run with: samples a step, tokens a sample
     "smollm2-135m": {"batch": 32, "length": 512},
@@ -118,7 +117,7 @@ def ours(folder: Path, job: str, steps: int, settings: dict[str, Any]) -> dict[s
 
     device = jax.devices()[0]
     peak = next((chip.flops for kind, chip in LOCAL.items() if kind in device.device_kind), None)
-    times, loss = clock(step, steps)
+    times, loss = peer.clock(step, steps)
     used = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "seconds": times,
@@ -169,7 +168,7 @@ def torch(folder: Path, job: str, steps: int, compiled: bool) -> dict[str, Any]:
             library.cuda.synchronize()
         return float(loss.detach())
 
-    times, loss = clock(step, steps)
+    times, loss = peer.clock(step, steps)
     on_gpu = where == "cuda"
     return {
         "seconds": times,
@@ -179,16 +178,6 @@ def torch(folder: Path, job: str, steps: int, compiled: bool) -> dict[str, Any]:
     }
 
 
-def clock(step: Callable[[], float], steps: int) -> tuple[list[float], float]:
-    """Return the seconds of each step after one that is not counted (it compiles), and the loss of that one."""
-    loss, times = step(), []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return times, loss
-
-
 def run(flags: argparse.Namespace, side: str, folder: Path, job: str) -> dict[str, Any]:
     """Measure one side of one job in a process of its own."""
     python = (flags.torch if side == "torch" else None) or sys.executable
@@ -196,9 +185,7 @@ def run(flags: argparse.Namespace, side: str, folder: Path, job: str) -> dict[st
     command += [f"--compute={flags.compute}", *(["--eager"] if flags.eager else [])]
     # Both libraries take the memory that they need, not all of it.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TQDM_DISABLE": "1"}
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return peer.spawn(command, environment)
 
 
 def compare(flags: argparse.Namespace, name: str, folder: Path, job: str) -> dict[str, Any]:

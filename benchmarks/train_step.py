@@ -10,7 +10,7 @@ the end.
     python benchmarks/train_step.py [--batch 4] [--micro 2] [--length 512] [--steps 4] [--rounds 3]
 
 Needs torch beside the package (`make parity` installs both into .venv-parity), Linux, and a quiet machine: beside other
-work no ratio to torch is given (see score_step.py).
+work no ratio to torch is given (see peer.py).
 """
 
 import argparse
@@ -18,14 +18,14 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from score_step import MODEL, QUIET, SIDES, busy, text
+import peer
+from peer import MODEL, SIDES, text
 
 # Of both sides. The rate is small: that the work is the same shows in the losses, which stay the same after a step.
 RATE, BETAS, EPSILON, DECAY, CLIP = 1e-5, (0.9, 0.95), 1e-8, 0.001, 1.0
@@ -147,11 +147,7 @@ def run(flags: argparse.Namespace, side: str, attention: str, steps: int) -> dic
     command = [sys.executable, __file__, f"--side={side}", f"--attention={attention}", f"--steps={steps}"]
     command += [f"--batch={flags.batch}", f"--micro={flags.micro}", f"--length={flags.length}"]
     command += [f"--compute={flags.compute}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    environment |= {"TQDM_DISABLE": "1"} | SIDES[side]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return peer.side(command, side)
 
 
 def main() -> None:
@@ -177,11 +173,7 @@ def main() -> None:
         print(json.dumps(found))
         return
 
-    others = [busy()]
-    if others[0] > QUIET and not flags.smoke:
-        raise SystemExit(
-            f"others keep {others[0]:.1f} cores busy: wait until they are done (--smoke only tries it out)"
-        )
+    others = [peer.quiet(flags.smoke)]
     tried = [flags.attention] if flags.attention else ["sdpa", "eager"]
     first = {each: statistics.median(run(flags, "torch tuned", each, 2)["seconds"]) for each in tried}
     attention = min(first, key=lambda each: first[each])
@@ -192,7 +184,7 @@ def main() -> None:
     size = flags.batch * flags.length
     for number in range(flags.rounds):
         for side in SIDES:
-            others.append(busy())
+            others.append(peer.busy())
             found = run(flags, side, attention, flags.steps)
             times[side] += found["seconds"]
             peaks[side] = max(peaks[side], found["peak_bytes"])
@@ -224,15 +216,7 @@ def main() -> None:
         "frozen_over_plain_fours": len(ratios),
         "busy_cores_of_others": round(max(others), 2),
     }
-    if max(others) <= QUIET:
-        report |= {
-            "ratio_default_malloc": round(tokens["ours"] / tokens["torch"], 3),
-            "ratio_tuned_malloc": round(tokens["ours tuned"] / tokens["torch tuned"], 3),
-            "ratio_ours_default_torch_tuned": round(tokens["ours"] / tokens["torch tuned"], 3),
-        }
-    else:
-        print(f"no ratio to torch: others kept up to {max(others):.1f} cores busy", file=sys.stderr)
-    print(json.dumps(report))
+    print(json.dumps(report | peer.ratios(tokens, max(others))))
 
 
 if __name__ == "__main__":

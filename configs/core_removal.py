@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 __all__ = ["VARIANTS", "get_config"]
 
 VARIANTS = SIZES | {
-    "smollm2_thirty": "SmolLM2-135M in thirty languages, nine regions with three seeds where they are drawn: a quarter "
+    "smollm2_thirty": "SmolLM2-135M in thirty languages, nine regions with three seeds where they are drawn: about a quarter "
     "of an hour on two cores"
 }
 

@@ -1,8 +1,10 @@
 """How every test runs: eight virtual CPU devices, nothing implicit, compiled programs kept between runs."""
 
+import functools
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -42,3 +44,11 @@ def mesh() -> jax.sharding.Mesh:
 def lone_mesh() -> jax.sharding.Mesh:
     """One device, the same axes."""
     return meshes.build(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """Whole runs take one device unless a test says otherwise: the programs are smaller."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
+        yield

@@ -12,9 +12,9 @@ import pytest
 from lingregions import mesh as meshes
 from lingregions import regions, settings
 from lingregions.experiments import EXPERIMENTS, STAGES
+from lingregions.experiments.comparison import Compared
 from lingregions.experiments.core_removal import Removal, plan, weigh
 from lingregions.experiments.finding import Findings
-from lingregions.experiments.laboratory import Compared
 from lingregions.run import Run
 from lingregions.statistics import Estimate
 

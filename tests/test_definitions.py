@@ -1,19 +1,18 @@
 """Every definition of importance from its pass, their regions and removals, on the tiny model."""
 
 import csv
-import functools
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from lingregions import mesh as meshes
 from lingregions import regions, settings
 from lingregions.experiments import EXPERIMENTS, STAGES
 from lingregions.experiments.definitions import passes
 from lingregions.run import Interrupted, Run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 WORDS = (
@@ -35,13 +34,6 @@ def finish(folder: Path, config) -> Path:
     with Run.open(folder, config) as run:
         EXPERIMENTS[config.experiment](config, run)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,18 @@
 """Dimensions of the residual stream: which, where, and what is done to them, on the tiny model."""
 
 import csv
-import functools
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from lingregions import mesh as meshes
 from lingregions import regions, settings
 from lingregions.experiments import EXPERIMENTS, STAGES, laboratory
 from lingregions.experiments.dimension_dependence import Change, arm, choose, plan
 from lingregions.run import Run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 CONFIG = Path(__file__).parent.parent / "configs" / "dimension_dependence.py"
 WORDS = (
@@ -29,13 +28,6 @@ L, D, N, K, F, V = 2, 64, 64, 32, 128, 264  # of the tiny preset: N and K are he
 
 def chosen(*words: str):
     return settings.load(f"{CONFIG}:tiny", [*WORDS, *words])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,10 @@ from lingregions import mesh as meshes
 from lingregions import models, regions, settings
 from lingregions import tree as trees
 from lingregions.experiments import EXPERIMENTS, laboratory
+from lingregions.experiments import cell as cells
 from lingregions.run import Interrupted, Run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PATHS = sorted(path for path in CONFIGS.glob("*.py") if path.stem != "base")
@@ -36,14 +39,6 @@ def finish(folder: Path, *overrides: str) -> list[dict[str, str]]:
     with Run.open(folder, chosen) as run:
         EXPERIMENTS[chosen.experiment](chosen, run)
     return list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Runs take one device unless a test says otherwise: the programs are smaller."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +66,7 @@ def test_every_variant_resolves(path, variant):
 
 def test_results_hold_one_row_per_arm_and_language(whole):
     _, rows = whole
-    assert list(rows[0]) == list(laboratory.COLUMNS)
+    assert list(rows[0]) == list(cells.COLUMNS)
     arms = ["base", "top 1%", "bottom 1%", "random 1% seed 0", "magnitude 1%"]
     assert [(row["arm"], row["language"]) for row in rows] == [(arm, code) for arm in arms for code in ("ar", "sw")]
     for row in rows:

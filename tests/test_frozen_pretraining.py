@@ -1,7 +1,6 @@
 """Further pre-training with constraints, whole, on the tiny model: what is written, and what never moves."""
 
 import csv
-import functools
 import json
 from pathlib import Path
 
@@ -13,9 +12,12 @@ from lingregions import main, regions, settings, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.experiments import EXPERIMENTS, laboratory
+from lingregions.experiments import cell as cells
 from lingregions.experiments.frozen_pretraining import ARMS, Training, feed, score
 from lingregions.models import source as sources
 from lingregions.run import Run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 CONFIG = Path(__file__).parent.parent / "configs" / "frozen_pretraining.py"
 SMALL = (
@@ -31,13 +33,6 @@ SMALL = (
     "--config.machine.pictures=False",
 )
 TRAINED = ("full", "core", "random", "ewc", "replay", "reversion")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
-        yield
 
 
 def config(*words: str):
@@ -155,7 +150,7 @@ def test_a_folder_without_a_run_has_nothing_to_export(tmp_path, capsys):
 def test_stopped_and_taken_up_again_is_the_same(whole, tmp_path, monkeypatch):
     """A kill after the first evaluation of the second arm; the trained ones are not trained again."""
     _, rows = whole
-    observe, asked = laboratory.observe, []
+    observe, asked = cells.observe, []
 
     def stop(given, experiment, arm, params):
         asked.append(arm.name)
@@ -164,10 +159,10 @@ def test_stopped_and_taken_up_again_is_the_same(whole, tmp_path, monkeypatch):
         observe(given, experiment, arm, params)
 
     words = ("--config.freeze.arms=full,core",)
-    monkeypatch.setattr(laboratory, "observe", stop)
+    monkeypatch.setattr(cells, "observe", stop)
     with pytest.raises(KeyboardInterrupt):
         finish(tmp_path / "run", *words)
-    monkeypatch.setattr(laboratory, "observe", observe)
+    monkeypatch.setattr(cells, "observe", observe)
     fitted = []
     fit = train.fit
     monkeypatch.setattr(
@@ -178,6 +173,43 @@ def test_stopped_and_taken_up_again_is_the_same(whole, tmp_path, monkeypatch):
     expected = {(row["arm"], row["language"]): row for row in rows}
     for cell, row in found.items():
         assert row == expected[cell]
+
+
+def test_killed_between_two_evaluations_it_knows_the_first(tmp_path, monkeypatch):
+    """The checkpoint is later than the count that was evaluated: its hook is not called again."""
+    step, taken = train.Trainer.step, []
+
+    def stop(given, state, batch):
+        taken.append(1)
+        if len(taken) == 4:  # three of four steps are done, the count is two
+            raise KeyboardInterrupt
+        return step(given, state, batch)
+
+    words = ("--config.freeze.arms=full", "--config.train.batch=1", "--config.machine.save_steps=1")
+    monkeypatch.setattr(train.Trainer, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finish(tmp_path / "run", *words)
+    monkeypatch.setattr(train.Trainer, "step", step)
+    found = finish(tmp_path / "run", *words)
+    assert {row["arm"] for row in found} == {"base", "full seed 0 after 2", "full seed 0 after 4"}
+    series = json.loads((tmp_path / "run" / "tables" / "learning.json").read_text())["series"]["full"]["points"]
+    assert [count for count, _ in series] == [0, 2, 4]
+
+
+def test_a_cell_of_a_finished_training_that_is_lost_is_trained_for_again(whole, tmp_path):
+    """Never measured on other parameters than its own; the checkpoints are gone here too."""
+    _, rows = whole
+    words = ("--config.freeze.arms=full", "--config.train.keep=False")
+    folder = tmp_path / "run"
+    finish(folder, *words)
+    assert not list((folder / "checkpoints").glob("*"))
+    (folder / "cells" / "frozen_pretraining" / "full-seed-0-after-2" / "hu.csv").unlink()
+    found = {(row["arm"], row["language"]): row for row in finish(folder, *words)}
+    expected = {(row["arm"], row["language"]): row for row in rows}
+    assert len(found) == 6
+    for cell, row in found.items():
+        assert row == expected[cell]
+    assert "full seed 0 is trained again" in (folder / "metrics.jsonl").read_text()
 
 
 def test_the_text_of_replay_is_mixed_in(tmp_path):

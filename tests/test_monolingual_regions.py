@@ -1,32 +1,25 @@
 """Monolingual regions: who is family, the indices by hand from results.csv, the controls, what the verdict says."""
 
 import csv
-import functools
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from lingregions import mesh as meshes
 from lingregions import regions, settings
 from lingregions.experiments import STAGES
+from lingregions.experiments.cell import BASE
+from lingregions.experiments.comparison import EVERY, Compared
 from lingregions.experiments.finding import Findings
-from lingregions.experiments.laboratory import BASE, EVERY, Compared
 from lingregions.experiments.monolingual_regions import Index, circle, control, monolingual_regions, own, weigh
 from lingregions.run import Run
 from lingregions.statistics import Estimate
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIG = Path(__file__).parent.parent / "configs" / "monolingual_regions.py"
 EVALUATED = ("es", "pt", "ru", "uk", "pl", "en")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
-        yield
 
 
 def chosen(**values):

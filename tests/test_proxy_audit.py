@@ -22,16 +22,11 @@ from lingregions.experiments.scalars import Scalar
 from lingregions.regions import geometry
 from lingregions.run import Interrupted, Run
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIG = Path(__file__).parent.parent / "configs" / "proxy_audit.py"
 SCOPE = "layers.mlp.down_proj,layers.self_attn.v_proj,layers.input_layernorm"
 UP, NORM = "model.layers.{}.mlp.up_proj.weight", "model.norm.weight"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
-        yield
 
 
 # --- scalars ----------------------------------------------------------------------------------------------------------

@@ -679,8 +679,13 @@ class TestInterrupt:
                 signal.raise_signal(signal.SIGINT)
                 raise AssertionError("not reached")
 
-        with pytest.raises(KeyboardInterrupt):
-            work()
+        # A process that was started in the background of a shell ignores SIGINT; here it must not.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                work()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 class TestProgress:

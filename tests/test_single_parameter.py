@@ -1,23 +1,21 @@
 """Scalars one at a time: which are chosen, that each is changed alone and put back, what is written, the rescue."""
 
 import csv
-import functools
 import json
 import math
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lingregions import evaluate, generate, models, settings
-from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.experiments import STAGES, continuation, scalars
 from lingregions.experiments import laboratory as lab
+from lingregions.experiments.cell import BASE
+from lingregions.experiments.comparison import EVERY, Compared
 from lingregions.experiments.finding import Findings
-from lingregions.experiments.laboratory import BASE, EVERY, Compared
 from lingregions.experiments.scalars import Scalar
 from lingregions.experiments.single_parameter import (
     CLIPPED,
@@ -34,15 +32,10 @@ from lingregions.experiments.single_parameter import single_parameter as experim
 from lingregions.run import Run
 from lingregions.statistics import Estimate
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIG = Path(__file__).parent.parent / "configs" / "single_parameter.py"
 HUGE = 1e5  # a scalar times this swamps the residual stream of the tiny model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
-        yield
 
 
 def chosen(**values):

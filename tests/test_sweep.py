@@ -1,7 +1,6 @@
 """Sweeps: whole, killed, shared, failed in part; and that one table comes out of all of them, byte for byte."""
 
 import csv
-import functools
 import json
 import os
 import random
@@ -15,11 +14,13 @@ import jax
 import pytest
 
 from lingregions import experiments, settings
-from lingregions import mesh as meshes
+from lingregions.experiments import cell as cells
 from lingregions.experiments import laboratory
 from lingregions.main import main
 from lingregions.run.files import Lock
 from lingregions.sweep import command, grid
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 SWEEPS = Path(__file__).parent.parent / "configs" / "sweeps"
 PATHS = sorted(SWEEPS.glob("*.py"))
@@ -69,13 +70,6 @@ def resolve(folder: Path, line: str, *more: str) -> grid.Grid:
     return grid.resolve(path, settings.load(path, mine), theirs)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep") / "whole"
@@ -90,10 +84,10 @@ def instant(monkeypatch):
 
     def experiment(config, run):
         called.append((config.seed, *config.select.fractions))
-        run.table("results", laboratory.COLUMNS, laboratory.KEYS)
+        run.table("results", cells.COLUMNS, cells.KEYS)
         for arm, nats in (("base", 10.0), ("top 1%", 20.0 + config.seed)):
-            row = dict.fromkeys(laboratory.COLUMNS, "") | {"experiment": "core_removal", "arm": arm, "language": "sw"}
-            numbers = {name: kind(10) for name, kind in laboratory.COLUMNS.items() if kind is not str}
+            row = dict.fromkeys(cells.COLUMNS, "") | {"experiment": "core_removal", "arm": arm, "language": "sw"}
+            numbers = {name: kind(10) for name, kind in cells.COLUMNS.items() if kind is not str}
             run.add("results", row | numbers | {"nll_nats": nats, "tokens": 10})
 
     monkeypatch.setitem(experiments.EXPERIMENTS, "core_removal", experiment)
@@ -106,7 +100,7 @@ def instant(monkeypatch):
 def test_every_cell_is_a_work_directory_and_one_table_holds_all(whole):
     assert {path.name for path in (whole / "cells").iterdir()} == set(CELLS)
     header, *rows = list(csv.reader((whole / "results.csv").read_text().splitlines()))
-    assert header == ["seed", "select.fractions", *laboratory.COLUMNS]
+    assert header == ["seed", "select.fractions", *cells.COLUMNS]
     expected = []
     for name, values in zip(CELLS, (("0", "1%"), ("0", "3%"), ("1", "1%"), ("1", "3%")), strict=True):
         _, *own = csv.reader((whole / "cells" / name / "results.csv").read_text().splitlines())

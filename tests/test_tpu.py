@@ -5,10 +5,12 @@ of its own, because libtpu takes over the process that loads it.
 """
 
 import dataclasses
+import math
 
 import pytest
 
 from lingregions import models
+from lingregions import tree as trees
 from lingregions.plan import compiled, cost, hardware
 from lingregions.plan.compiled import Step
 
@@ -28,12 +30,25 @@ def test_the_step_compiles_for_a_slice_and_gathers_no_score(job):
     step = Step(job, MODEL, COMPUTE, (1, 8, 2), 8, 512, 8, "v5e-16")
     found = compiled.compile(step)
     assert found.fits
-    # Weights are gathered in the compute dtype; float32 arrays - sums, gradients, scores - and masks never.
     assert found.gathered_wide == []
-    assert {shape.partition("[")[0] for shape in found.gathers} <= {"bf16"}
+    # Weights are gathered in the compute dtype; float32 arrays - sums, gradients, scores - and masks never. One array
+    # beside them: the ids of the batch, since each device looks its part of the embedding up for all samples.
+    types = {shape for shape in found.gathers if not shape.startswith("bf16[")}
+    if job == "select":
+        assert not found.gathers
+    else:
+        assert [(found.gathers[shape], shape.partition("[")[0], _size(shape)) for shape in types] == [
+            (1, "s32", 8 * 512)
+        ]
+        # The sums of the layers, float32 over 16 devices, are updated in place.
+        assert found.reused >= 4 * trees.count(trees.restrict(models.shapes(MODEL), "decoder")) // 16
     # All that is given lies on its shards; where buffers begin adds a little.
     assert cost.memory(step).arguments <= found.arguments <= 1.01 * cost.memory(step).arguments
     assert found.peak < cost.memory(step).arguments + 1.5 * cost.memory(step).temporaries
+
+
+def _size(shape: str) -> int:
+    return math.prod(map(int, shape.partition("[")[2].rstrip("]").split(",")))
 
 
 def test_what_is_too_big_is_refused_with_what_it_needs():

@@ -12,7 +12,8 @@ from typing import Any
 from lingregions import generate
 from lingregions import mesh as meshes
 from lingregions.experiments import laboratory as lab
-from lingregions.experiments.laboratory import BASE, Arm, Laboratory
+from lingregions.experiments.cell import BASE, Arm
+from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
 
 

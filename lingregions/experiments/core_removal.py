@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from lingregions import regions
 from lingregions import tree as trees
+from lingregions.experiments import cell as cells
+from lingregions.experiments import comparison, stage
 from lingregions.experiments import laboratory as lab
-from lingregions.experiments import stage
 from lingregions.experiments.finding import LEVEL, Findings, number, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
@@ -79,8 +80,10 @@ def core_removal(settings: ConfigDict, run: Run) -> None:
         lab.score(laboratory, language)
     files = find(laboratory)
     removals = list(plan(settings, laboratory.model.layers))
-    made = [lab.Arm(str(each), functools.partial(take, laboratory, files, each), group=each.group) for each in removals]
-    lab.measure(laboratory, "core_removal", made)
+    made = [
+        cells.Arm(str(each), functools.partial(take, laboratory, files, each), group=each.group) for each in removals
+    ]
+    cells.measure(laboratory, "core_removal", made)
     compare(laboratory, removals)
 
 
@@ -235,7 +238,7 @@ def compare(laboratory: Laboratory, removals: Sequence[Removal]) -> None:
         for selector, fraction, group in groups
         if selector != "top" and Removal("top", fraction) in removals
     ]
-    found = Findings(lab.assess(laboratory, {"core_removal": contrasts})["core_removal"])
+    found = Findings(comparison.assess(laboratory, {"core_removal": contrasts})["core_removal"])
     if contrasts:
         rows = [
             [arm, control, found.cell(arm), found.cell(control), found.cell(arm, control), found.worse(arm, control)]

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 
 from lingregions import regions, scores
 from lingregions import tree as trees
+from lingregions.experiments import comparison, stage
 from lingregions.experiments import laboratory as lab
-from lingregions.experiments import stage
+from lingregions.experiments.cell import Arm, measure
 from lingregions.experiments.core_removal import magnitudes
 from lingregions.experiments.finding import LEVEL, Findings, verdict
 from lingregions.experiments.laboratory import Laboratory
@@ -45,11 +46,11 @@ def definitions(settings: ConfigDict, run: Run) -> None:
         collect(laboratory, preset, names)
     files = find(laboratory)
     made = [
-        lab.Arm(arm(name, fraction), functools.partial(lab.read, laboratory, files[arm(name, fraction)]))
+        Arm(arm(name, fraction), functools.partial(lab.read, laboratory, files[arm(name, fraction)]))
         for fraction in settings.select.fractions
         for name in settings.score.definitions
     ]
-    lab.measure(laboratory, "definitions", made)
+    measure(laboratory, "definitions", made)
     compare(laboratory, files)
 
 
@@ -222,7 +223,7 @@ def compare(laboratory: Laboratory, files: Mapping[str, str]) -> None:
     contrasts = [
         (arm(name, fraction), arm(names[0], fraction)) for fraction in fractions for name in names if name != names[0]
     ]
-    found = Findings(lab.assess(laboratory, {"definitions": contrasts})["definitions"])
+    found = Findings(comparison.assess(laboratory, {"definitions": contrasts})["definitions"])
     shared = {
         fraction: geometry.overlap([lab.read(laboratory, files[arm(name, fraction)]) for name in names]).iou()
         for fraction in fractions

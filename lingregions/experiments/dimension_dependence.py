@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from lingregions import models, permutation, perturb, regions
 from lingregions import tree as trees
-from lingregions.experiments import extremes, stage
+from lingregions.experiments import comparison, extremes, stage
 from lingregions.experiments import laboratory as lab
+from lingregions.experiments.cell import Arm, measure
 from lingregions.experiments.finding import LEVEL, Findings, number, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
@@ -80,7 +81,7 @@ def dimension_dependence(settings: ConfigDict, run: Run) -> None:
     named = {each: each.name(chosen[each.kind, each.seed]) for each in changes}
     # The same dimension can come first of two kinds: one arm then.
     made = {named[each]: arm(laboratory, each, chosen[each.kind, each.seed]) for each in changes}
-    lab.measure(laboratory, "dimension_dependence", list(made.values()))
+    measure(laboratory, "dimension_dependence", list(made.values()))
     compare(laboratory, chosen, named)
 
 
@@ -168,7 +169,7 @@ def choose(laboratory: Laboratory, found: Region) -> dict[tuple[str, int | None]
     return {("top", None): top, ("massive", None): massive, **drawn}
 
 
-def arm(laboratory: Laboratory, change: Change, dimensions: Sequence[int]) -> lab.Arm:
+def arm(laboratory: Laboratory, change: Change, dimensions: Sequence[int]) -> Arm:
     """Return the arm of a change, for the dimensions of its kind."""
     indices = dimensions[: change.number]
     name = change.name(dimensions)
@@ -180,7 +181,7 @@ def arm(laboratory: Laboratory, change: Change, dimensions: Sequence[int]) -> la
         found = geometry.slab(part, models.declare(laboratory.model), AXIS, indices, name)
         return regions.restrict(found, layers=[int(norm[1])], name=name) if norm else found
 
-    return lab.Arm(
+    return Arm(
         name,
         region,
         group=change.group if change.seed is not None else "",
@@ -203,7 +204,7 @@ def compare(
         if change.seed is None and settings.dimensions.seeds
     }
     contrasts = list(dict.fromkeys((groups[change], groups[control]) for change, control in controls.items()))
-    found = Findings(lab.assess(laboratory, {"dimension_dependence": contrasts})["dimension_dependence"])
+    found = Findings(comparison.assess(laboratory, {"dimension_dependence": contrasts})["dimension_dependence"])
     lab.tabulate(laboratory, "dimensions", _dimensions(laboratory, chosen))
     rows = []
     for change in dict.fromkeys(each._replace(seed=None) for each in named):

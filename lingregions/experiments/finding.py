@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lingregions.experiments.laboratory import BASE, EVERY, Compared
+from lingregions.experiments.cell import BASE
+from lingregions.experiments.comparison import EVERY, Compared
 from lingregions.report import numerals
 from lingregions.report.numerals import Span
 

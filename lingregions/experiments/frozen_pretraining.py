@@ -17,10 +17,12 @@ from ml_collections import ConfigDict
 from lingregions import freeze, perturb, regions, statistics, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
+from lingregions.experiments import cell as cells
+from lingregions.experiments import comparison, stage
 from lingregions.experiments import laboratory as lab
-from lingregions.experiments import stage
+from lingregions.experiments.cell import Arm
 from lingregions.experiments.finding import verdict
-from lingregions.experiments.laboratory import Arm, Laboratory
+from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
 from lingregions.models import convert
 from lingregions.regions import Region
@@ -138,7 +140,7 @@ def frozen_pretraining(settings: ConfigDict, run: Run) -> None:
     feed(laboratory, Training("replay" if "replay" in found else "full", 0))
     for language in settings.score.languages:
         score(laboratory, language)
-    lab.observe(laboratory, NAME, Arm(lab.BASE), laboratory.params)
+    cells.observe(laboratory, NAME, Arm(cells.BASE), laboratory.params)
     for number, seed in enumerate(settings.train.seeds):
         for arm in found:
             if not ARMS[arm.partition(" ")[0]].after:
@@ -329,14 +331,19 @@ def learn(laboratory: Laboratory, training: Training, reversions: Sequence[str])
         return Arm(f"{name} seed {training.seed} after {count}", group=f"{name} after {count}")
 
     def hook(count: int, params: trees.Tree) -> None:
-        lab.observe(laboratory, NAME, arm(training.arm, count), params)
+        cells.observe(laboratory, NAME, arm(training.arm, count), params)
 
+    made_of = reversions if training.method == "full" else ()
+    arms_of = [arm(training.arm, count) for count in reached(settings)]
+    arms_of += [arm(name, settings.train.samples) for name in made_of]
+    # All of them, now: a training that goes on at a checkpoint does not meet the counts before it again.
+    lost = [each.name for each in arms_of if cells.remember(laboratory, NAME, each)]
     if run.done(_mark(training)) is not None:
-        for count in reached(settings):  # from results.csv
-            hook(count, laboratory.params)
-        for name in reversions if training.method == "full" else ():
-            lab.observe(laboratory, NAME, arm(name, settings.train.samples), laboratory.params)
-        return
+        if not lost:
+            return
+        # The parameters at that count are gone. The training is exact, so doing it again gives the same figures.
+        run.note(f"cells of {lost[0]} are gone or changed: {training} is trained again")
+        train.discard(run, str(training))
 
     made = trainer(laboratory, training)
     tracker = train.track(settings.machine.tracker, run.path("tracker"), str(training), settings.to_dict())
@@ -359,11 +366,11 @@ def learn(laboratory: Laboratory, training: Training, reversions: Sequence[str])
         tracker.close()
     if ARMS[training.method].hold is _hard:
         freeze.verify(laboratory.params, state.params, masks(laboratory, training))
-    for name in reversions if training.method == "full" else ():
+    for name in made_of:
         back = perturb.revert(
             state.params, laboratory.params, masks(laboratory, Training(name, training.seed)), settings.freeze.reversion
         )
-        lab.observe(laboratory, NAME, arm(name, settings.train.samples), back)
+        cells.observe(laboratory, NAME, arm(name, settings.train.samples), back)
     run.finish(_mark(training), arm=training.arm, seed=training.seed)
     if not settings.train.keep:
         train.discard(run, str(training))
@@ -418,10 +425,10 @@ def _span(found: statistics.Draws, sign: float = 1.0) -> Span:
     return Span(each[0], *(each[1:] if sign > 0 else each[:0:-1]))
 
 
-def outcome(laboratory: Laboratory, arm: str, count: int, reference: str = lab.BASE) -> Outcome:
+def outcome(laboratory: Laboratory, arm: str, count: int, reference: str = cells.BASE) -> Outcome:
     """Return what an arm gained and lost after `count` samples, against the untouched model or another arm."""
     target = laboratory.settings.train.language
-    each = lab.differences(laboratory, NAME, f"{arm} after {count}", reference)
+    each = comparison.differences(laboratory, NAME, f"{arm} after {count}", reference)
     others = statistics.mean(each, kept(laboratory.settings))
     return Outcome(arm, _span(each[target], -1.0), _span(others))
 
@@ -433,7 +440,7 @@ def publish(laboratory: Laboratory, names: Sequence[str], seeds: Sequence[int]) 
     final = [f"{arm} after {end}" for arm in names]
     pairs = [(f"{core} after {end}", other) for core in names if core.startswith("core") for other in final]
     contrasts = [(core, other) for core, other in pairs if core != other and not other.startswith("core")]
-    lab.assess(laboratory, {NAME: contrasts})
+    comparison.assess(laboratory, {NAME: contrasts})
     found = [outcome(laboratory, arm, end) for arm in names]
     note = (
         f"Trained on {settings.train.samples:,} samples of {settings.data.length} tokens ({target}), "

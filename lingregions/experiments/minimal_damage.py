@@ -22,8 +22,9 @@ from ml_collections import ConfigDict
 
 from lingregions import models, regions, scores
 from lingregions import tree as trees
-from lingregions.experiments import extremes, stage
+from lingregions.experiments import comparison, extremes, stage
 from lingregions.experiments import laboratory as lab
+from lingregions.experiments.cell import Arm, measure
 from lingregions.experiments.core_removal import magnitudes
 from lingregions.experiments.finding import LEVEL, Findings, verdict
 from lingregions.experiments.laboratory import Laboratory
@@ -51,10 +52,10 @@ def minimal_damage(settings: ConfigDict, run: Run) -> None:
         lab.score(laboratory, language)
     files = find(laboratory)
     made = [
-        lab.Arm(name, functools.partial(lab.read, laboratory, file), group=name.partition(" seed ")[0])
+        Arm(name, functools.partial(lab.read, laboratory, file), group=name.partition(" seed ")[0])
         for name, file in files.items()
     ]
-    lab.measure(laboratory, "minimal_damage", made)
+    measure(laboratory, "minimal_damage", made)
     compare(laboratory, files)
 
 
@@ -199,7 +200,7 @@ def compare(laboratory: Laboratory, files: Mapping[str, str]) -> None:
     core, *rest = pieces(settings)
     ranked = [(f"top {each}", f"magnitude {each}") for each in settings.select.fractions]
     contrasts = [*ranked, *((name, core) for name in rest)]
-    found = Findings(lab.assess(laboratory, {"minimal_damage": contrasts})["minimal_damage"])
+    found = Findings(comparison.assess(laboratory, {"minimal_damage": contrasts})["minimal_damage"])
     sizes = {name: regions.total(lab.read(laboratory, file)) for name, file in files.items()}
     languages = list(settings.evaluate.languages)
     fractions = sorted(settings.select.fractions, key=parse)
@@ -212,10 +213,10 @@ def compare(laboratory: Laboratory, files: Mapping[str, str]) -> None:
     smallest = {
         (kind, language): crossing(curve(kind, language), math.log(TIMES))
         for kind in ("top", "magnitude")
-        for language in (*languages, lab.EVERY)
+        for language in (*languages, comparison.EVERY)
     }
     lab.tabulate(laboratory, "damage_by_size", _curves({code: curve("top", code) for code in languages}, "by language"))
-    means = {kind: curve(kind, lab.EVERY) for kind in ("top", "magnitude")}
+    means = {kind: curve(kind, comparison.EVERY) for kind in ("top", "magnitude")}
     groups = {name.rpartition(" seed ")[0]: sizes[name] for name in files if name.startswith("random ")}
     drawn = [(size, found.cell(group)) for group, size in groups.items()]
     means["random"] = sorted((size, cell) for size, cell in drawn if cell[0] is not None)
@@ -300,7 +301,7 @@ def _smallest(
             {"name": "part of the scope", "kind": "percent"},
             {"name": "by |theta|", "kind": "interval"},
         ],
-        "rows": [*map(row, languages), row(lab.EVERY)],
+        "rows": [*map(row, languages), row(comparison.EVERY)],
         "totals": 1,
     }
 

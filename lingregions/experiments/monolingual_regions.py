@@ -28,11 +28,13 @@ from ml_collections import ConfigDict
 from lingregions import regions, statistics
 from lingregions import tree as trees
 from lingregions.corpus import languages as registry
-from lingregions.experiments import continuation, stage
+from lingregions.experiments import cell as cells
+from lingregions.experiments import comparison, continuation, stage
 from lingregions.experiments import laboratory as lab
+from lingregions.experiments.cell import BASE, Arm
 from lingregions.experiments.core_removal import alone
 from lingregions.experiments.finding import Findings, number, verdict
-from lingregions.experiments.laboratory import BASE, Arm, Laboratory
+from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
 from lingregions.regions import Region
 from lingregions.regions.matched import match
@@ -60,7 +62,7 @@ def monolingual_regions(settings: ConfigDict, run: Run) -> None:
     for language in settings.score.languages:
         lab.score(laboratory, language)
     arms = plan(laboratory, find(laboratory))
-    lab.measure(laboratory, NAME, arms)
+    cells.measure(laboratory, NAME, arms)
     for arm in (Arm(BASE), *arms):
         if arm.name in (BASE, *map(own, settings.score.languages)):
             continuation.write(laboratory, arm)
@@ -196,7 +198,7 @@ def index(laboratory: Laboratory, language: str, weights: Mapping[str, float]) -
     if not weights or not laboratory.settings.select.seeds:
         return None
     sides = [
-        statistics.combine(lab.differences(laboratory, NAME, own(language), reference, tuple(weights)), weights)
+        statistics.combine(comparison.differences(laboratory, NAME, own(language), reference, tuple(weights)), weights)
         for reference in (BASE, control(language))
     ]
     return Index(*map(statistics.estimate, sides))
@@ -208,7 +210,7 @@ def exchange(laboratory: Laboratory, circle: Circle) -> Estimate | None:
     if not others:
         return None
     # One language, one seed: every difference was resampled with the same draws, so they average draw by draw.
-    each = [lab.differences(laboratory, NAME, own(code), own(other), (code,))[code] for other in others]
+    each = [comparison.differences(laboratory, NAME, own(code), own(other), (code,))[code] for other in others]
     value, values, null = (np.mean(side, axis=0) for side in zip(*((one[:3]) for one in each), strict=True))
     return statistics.estimate(statistics.Draws(float(value), values, null, each[0].units))
 
@@ -217,7 +219,7 @@ def compare(laboratory: Laboratory, circles: Mapping[str, Circle]) -> None:
     """Tables, verdict, report."""
     settings = laboratory.settings
     contrasts = [(own(language), control(language)) for language in circles if settings.select.seeds]
-    found = Findings(lab.assess(laboratory, {NAME: contrasts})[NAME])
+    found = Findings(comparison.assess(laboratory, {NAME: contrasts})[NAME])
     specific = {code: index(laboratory, code, each.specificity) for code, each in circles.items()}
     kin = {code: index(laboratory, code, each.kinship) for code, each in circles.items()}
     swapped = {code: exchange(laboratory, each) for code, each in circles.items()}

@@ -20,10 +20,12 @@ from ml_collections import ConfigDict
 from lingregions import mesh as meshes
 from lingregions import models, permutation, scores
 from lingregions import tree as trees
-from lingregions.experiments import continuation, extremes, scalars, stage
+from lingregions.experiments import cell as cells
+from lingregions.experiments import comparison, continuation, extremes, scalars, stage
 from lingregions.experiments import laboratory as lab
+from lingregions.experiments.cell import BASE, Arm
 from lingregions.experiments.finding import Findings, verdict
-from lingregions.experiments.laboratory import BASE, Arm, Laboratory
+from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.scalars import Scalar
 from lingregions.experiments.stage import Stage
 from lingregions.models import Peaks
@@ -77,7 +79,7 @@ def single_parameter(settings: ConfigDict, run: Run) -> None:
     candidates = choose(laboratory)
     bounds = limits(laboratory)
     arms = {arm.name: arm for arm in plan(laboratory, candidates, bounds)}
-    lab.measure(laboratory, NAME, list(arms.values()))
+    cells.measure(laboratory, NAME, list(arms.values()))
     compare(laboratory, candidates, arms)
 
 
@@ -194,7 +196,7 @@ def compare(laboratory: Laboratory, candidates: Sequence[Candidate], arms: Mappi
     contrasts = [
         (each.arm(factor, True), each.arm(factor)) for each in candidates if not each.control for factor in rescued
     ]
-    found = Findings(lab.assess(laboratory, {NAME: contrasts})[NAME])
+    found = Findings(comparison.assess(laboratory, {NAME: contrasts})[NAME])
     worst = {each: _worst(each, factors, found) for each in candidates}
     said = [each.arm(worst[each]) for each in candidates]
     said += [each.arm(worst[each], True) for each in candidates if not each.control and worst[each] in rescued]

@@ -125,7 +125,7 @@ def selecting(settings: ConfigDict, found: Mapping[str, str | float]) -> Stage:
 
 
 def measuring(settings: ConfigDict, arms: Sequence[str] | int, experiment: str = "") -> Stage:
-    """Return the stage that evaluates arms and the untouched model, as `laboratory.measure` does it.
+    """Return the stage that evaluates arms and the untouched model, as `cell.measure` does it.
 
     Args:
       settings: the config.

@@ -91,6 +91,7 @@ class Compiled:
       seconds: that compiling took.
       memory: bytes that the compiler said there are, where the step did not fit; else 0.
       needed: bytes that it then said the step needs; else 0.
+      reused: arguments that are overwritten in place, such as the sums of a score.
     """
 
     arguments: int = 0
@@ -100,6 +101,7 @@ class Compiled:
     seconds: float = 0.0
     memory: int = 0
     needed: int = 0
+    reused: int = 0
 
     @property
     def fits(self) -> bool:
@@ -235,6 +237,7 @@ def examine(step: Step, quick: bool = False) -> Compiled:
         arguments=stats.argument_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,
         peak=peak,
+        reused=stats.alias_size_in_bytes,
         gathers=gathers(compiled.as_text()),
         seconds=time.monotonic() - begin,
     )

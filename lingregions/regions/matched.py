@@ -73,7 +73,10 @@ def match(
             if barred:
                 closed = closed | stack.read(path, barred[path], layer)
             if np.count_nonzero(wanted) > np.count_nonzero(~closed):
-                raise ValueError(f"{what.name!r} takes so much of {named[layer]} that a control has no room outside it")
+                part = "" if avoid is None else f", with {avoid.name!r},"
+                raise ValueError(
+                    f"{what.name!r}{part} takes more than half of {named[layer]}: no room for a control outside it"
+                )
             _draw(wanted, closed, theta, permutation.derive(seed, named[layer], "matched"), out)
 
         masks[path] = stack.build(path, mask, fill, stack.threads(mask, values[path]))
