@@ -6,15 +6,20 @@ memory; with gradients the slope of the hidden state is found in the same pass, 
 only) costs the logits once more.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models.compute import DTYPES
+
+PIECES = 16  # of the vocabulary, that the gradient of the head is added up in over devices
 
 
 class Loss(NamedTuple):
@@ -66,15 +71,56 @@ def watch(
     batch: Batch,
     watched: bool = True,
     limits: trees.Tree | None = None,
+    slopes: trees.Tree | None = None,
 ) -> tuple[Loss, trees.Tree]:
     """Return `nll` and the sums of squares of what enters each weight (see `models.hidden`), from one pass."""
-    each, counts, inputs = _each(config, compute, params, batch, watched, limits)
+    each, counts, inputs = _each(config, compute, params, batch, watched, limits, slopes)
     sums = Loss(
         nll=jnp.sum(jnp.where(counts, each, jnp.float32(0)), axis=1),
         tokens=jnp.sum(counts, axis=1, dtype=jnp.int32),
         bytes=jnp.sum(jnp.where(counts, jnp.roll(batch.bytes, -1, axis=1), 0), axis=1, dtype=jnp.int32),
     )
     return sums, inputs
+
+
+def differentiate(
+    config: Any,
+    compute: models.Compute,
+    params: trees.Tree,
+    part: trees.Tree,
+    batch: Batch,
+    weight: jax.Array,
+    watched: bool = False,
+) -> tuple[trees.Tree, Loss, trees.Tree]:
+    """Return the gradient of weight x the summed NLL of a batch, with the losses and what enters each weight.
+
+    Args:
+      config: model config.
+      compute: how to run it.
+      params: float32 parameters.
+      part: those that the gradient is taken of, a tree of some of their leaves.
+      batch: int32 arrays [B, T].
+      weight: float32 scalar.
+      watched: whether to gather what enters each weight.
+
+    Returns:
+      The gradient, parallel to `part`, and losses and inputs as from `watch`. The layers' weights have theirs in the
+      compute dtype: under bfloat16 no digit more was ever found, and they have half the bytes.
+    """
+    dtype, declared, leaves = DTYPES[compute.dtype], trees.flatten(models.declare(config)), trees.flatten(part)
+    low = {path: leaf for path, leaf in leaves.items() if declared[path].stacked and leaf.dtype != dtype}
+    rest = {path: leaf for path, leaf in leaves.items() if path not in low}
+
+    def objective(rest: dict[str, jax.Array], slopes: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        whole = trees.merge(params, trees.unflatten(low | rest))
+        found, inputs = watch(config, compute, whole, batch, watched, slopes=trees.unflatten(slopes))
+        return jnp.sum(found.nll) * weight, (found, inputs)
+
+    # Again around the gradient: the hand-written backward passes are traced after the loss.
+    with jax.default_matmul_precision(compute.precision):
+        slopes = {path: jnp.zeros(leaf.shape, dtype) for path, leaf in low.items()}
+        (above, below), (found, inputs) = jax.grad(objective, argnums=(0, 1), has_aux=True)(rest, slopes)
+    return trees.unflatten(above | below), found, inputs
 
 
 def losses(
@@ -95,10 +141,11 @@ def _each(
     batch: Batch,
     watched: bool,
     limits: trees.Tree | None,
+    slopes: trees.Tree | None = None,
 ) -> tuple[jax.Array, jax.Array, trees.Tree]:
     """Return the loss [B, T] of the token after each position, whether it counts, and what `models.hidden` watched."""
     with jax.default_matmul_precision(compute.precision):
-        hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, watched, limits)
+        hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, watched, limits, slopes)
         table = models.head(config, params).astype(DTYPES[compute.dtype])
         following, counts = targets(batch)
         return cross_entropy(hidden, table, following, min(compute.chunk, hidden.shape[1])), counts, inputs
@@ -183,10 +230,45 @@ def _backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array | No
         values, ids, cotangent = each
         _, weights, normaliser = _chunk(values, table, ids)
         d_logits = (_slope(weights, normaliser, ids) * cotangent[..., None]).astype(table.dtype)
-        return total + jnp.einsum("btv,btd->vd", d_logits, values, preferred_element_type=jnp.float32), None
+        return total + _outer(d_logits, values), None
 
     d_table, _ = jax.lax.scan(add, jnp.zeros(table.shape, jnp.float32), (hidden, following, gradient))
-    return d_hidden, d_table.astype(table.dtype), None
+    # The barrier: the compiler would keep the float32 sums until they are read.
+    return d_hidden, jax.lax.optimization_barrier(d_table.astype(table.dtype)), None
+
+
+def _outer(d_logits: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Return the sum over tokens of [B, t, V] x [B, t, D], float32 [V, D], on the shards of the head.
+
+    Each device has its own samples' part of the sum for every place. The compiler would add up whole matrices on every
+    device before it takes a shard of them; here a piece of the vocabulary at a time goes straight to its shards.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    product = functools.partial(jnp.einsum, "btv,btd->vd", preferred_element_type=jnp.float32)
+    if mesh.empty:
+        return product(d_logits, hidden)
+    logits = meshes.spec(("batch", "tokens", "vocab"), d_logits.shape, mesh)
+    vocab, embed = meshes.spec(("vocab", "embed"), (d_logits.shape[2], hidden.shape[2]), mesh)
+    if embed is None or mesh.shape[embed] == 1 or logits[0] is None:
+        return product(d_logits, hidden)
+
+    def add(d_logits: jax.Array, hidden: jax.Array) -> jax.Array:
+        V = d_logits.shape[2]
+        size = V // max(number for number in range(1, PIECES + 1) if V % number == 0)
+
+        def piece(start: jax.Array) -> jax.Array:
+            more = product(jax.lax.dynamic_slice_in_dim(d_logits, start, size, axis=2), hidden)
+            return jax.lax.psum_scatter(more, embed, scatter_dimension=1, tiled=True)
+
+        parts = jax.lax.map(piece, jnp.arange(0, V, size))
+        return jax.lax.psum(parts.reshape(V, -1), tuple(name for name in logits[0] if name != embed))
+
+    return jax.shard_map(
+        add,
+        in_specs=(logits, PartitionSpec(logits[0])),
+        out_specs=PartitionSpec(vocab, embed),
+        check_vma=False,  # a sum over an axis of one device is none
+    )(d_logits, hidden)
 
 
 _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)

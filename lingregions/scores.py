@@ -237,33 +237,30 @@ def step(
     rules = {name: RULES[name] for name in sums.rules}
     watched = any(rule.reads == "inputs" for rule in rules.values())
 
-    def objective(part: trees.Tree) -> tuple[jax.Array, tuple[loss.Loss, trees.Tree]]:
-        found, inputs = loss.watch(config, compute, trees.merge(params, part), batch, watched)
-        return jnp.sum(found.nll) * weight, (found, inputs)
-
     if any(rule.reads == "gradient" for rule in rules.values()):
-        # Again around the gradient: the hand-written backward passes are traced after the loss.
-        with jax.default_matmul_precision(compute.precision):
-            gradient, (found, inputs) = jax.grad(objective, has_aux=True)(part)
+        gradient, found, inputs = loss.differentiate(config, compute, params, part, batch, weight, watched)
     else:
-        gradient, (found, inputs) = {}, objective(part)[1]
+        gradient, (found, inputs) = {}, loss.watch(config, compute, params, batch, watched)
     slopes = {"gradient": gradient, "inputs": inputs, "nothing": part}
     added = {
         name: total if sums.open and rules[name].reads == "gradient" else _update(name, total, part, slopes)
         for name, total in sums.rules.items()
     }
-    opened = jax.tree.map(jnp.add, sums.open, gradient) if sums.open else {}
+    opened = (
+        jax.tree.map(lambda total, more: total + more.astype(total.dtype), sums.open, gradient) if sums.open else {}
+    )
     return Sums(added, opened), found
 
 
 def _update(name: str, sums: trees.Tree, part: trees.Tree, slopes: Mapping[str, trees.Tree]) -> trees.Tree:
     """Apply a rule's update array by array, in float32, and keep the dtype of the sums."""
     rule, theirs = RULES[name], trees.flatten(slopes[RULES[name].reads])
-    return trees.transform(
-        lambda path, total, theta: rule.update(total.astype(jnp.float32), theta, theirs[path]).astype(total.dtype),
-        sums,
-        part,
-    )
+
+    def update(path: str, total: jax.Array, theta: jax.Array) -> jax.Array:
+        wide = total.astype(jnp.float32), theta, theirs[path].astype(jnp.float32)
+        return rule.update(*wide).astype(total.dtype)
+
+    return trees.transform(update, sums, part)
 
 
 def close(params: trees.Tree, sums: Sums, scope: str) -> Sums:

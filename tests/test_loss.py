@@ -271,6 +271,63 @@ def test_the_last_chunk_that_is_filled_up_adds_nothing():
 # Memory.
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("config", [CONFIG, TIED])
+def test_a_bfloat16_gradient_has_half_the_bytes_and_the_same_digits(config, remat):
+    params, batch = models.initialize(config, jax.random.key(0)), draw()
+    compute = Compute(dtype="bfloat16", remat=remat, block=4, chunk=5)
+    plain = jax.jit(jax.grad(lambda params: jnp.sum(loss.nll(config, compute, params, batch).nll) * jnp.float32(0.3)))
+    found, told, inputs = jax.jit(loss.differentiate, static_argnums=(0, 1))(
+        config, compute, params, params, batch, jnp.float32(0.3)
+    )
+    expected, found = trees.flatten(plain(params)), trees.flatten(found)
+    assert found.keys() == expected.keys()
+    for path, leaf in found.items():
+        assert leaf.dtype == (jnp.bfloat16 if path.startswith("layers.") else jnp.float32), path
+        np.testing.assert_array_equal(np.asarray(leaf, np.float32), np.asarray(expected[path]), path)
+    np.testing.assert_array_equal(told.nll, loss.nll(config, compute, params, batch).nll)
+    assert not inputs
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1), (1, 4, 2), (8, 1, 1), (1, 1, 8)])
+@pytest.mark.parametrize("vocab", [48, 43])
+def test_the_gradient_of_the_head_is_the_same_on_every_mesh(shape, vocab):
+    rng, mesh = np.random.default_rng(1), meshes.build(*shape)
+    hidden, table = rng.normal(size=(8, 6, 16)).astype(np.float32), rng.normal(size=(vocab, 16)).astype(np.float32)
+    following, weight = rng.integers(0, vocab, (8, 6)).astype(np.int32), rng.normal(size=(8, 6)).astype(np.float32)
+
+    @jax.jit
+    def slopes(hidden, table):
+        return jax.grad(lambda *each: jnp.sum(loss.cross_entropy(*each, following, 3) * weight), argnums=(0, 1))(
+            hidden, table
+        )
+
+    logits = np.einsum("btd,vd->btv", hidden, table).astype(np.float64)
+    chances = np.exp(logits - logits.max(-1, keepdims=True))
+    chances /= chances.sum(-1, keepdims=True)
+    chances[np.arange(8)[:, None], np.arange(6), following] -= 1
+    expected = np.einsum("btv,btd->vd", chances * weight[..., None], hidden.astype(np.float64))
+    with jax.set_mesh(mesh):
+        _, found = slopes(meshes.place(hidden, mesh), jax.device_put(table, meshes.replicated(mesh)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_part_is_that_part_of_the_gradient():
+    params, batch = models.initialize(CONFIG, jax.random.key(0)), draw()
+    for dtype in ("float32", "bfloat16"):
+        compute = Compute(dtype=dtype, block=4, chunk=5)
+        whole, _, _ = loss.differentiate(CONFIG, compute, params, params, batch, jnp.float32(1))
+        part = trees.restrict(params, "decoder_without_norms")
+        found, _, inputs = loss.differentiate(CONFIG, compute, params, part, batch, jnp.float32(1), watched=True)
+        assert trees.flatten(found).keys() == trees.flatten(part).keys()
+        for path, leaf in trees.walk(found):
+            assert np.any(leaf)
+            np.testing.assert_allclose(
+                np.asarray(leaf, np.float32), np.asarray(trees.flatten(whole)[path], np.float32), rtol=1e-5, atol=1e-6
+            )
+        assert trees.flatten(inputs)
+
+
 def sizes(jaxpr: Any) -> Iterator[int]:
     """Number of entries of every array that a program makes, inner programs included."""
     for equation in jaxpr.eqns:

@@ -140,6 +140,7 @@ def hidden(
     segments: Any,
     watch: bool = False,
     limits: trees.Tree | None = None,
+    slopes: trees.Tree | None = None,
 ) -> tuple[jax.Array, trees.Tree]:
     """Run the decoder on int32 [B, T] tokens within documents `segments`.
 
@@ -151,13 +152,15 @@ def hidden(
       segments: int32 [B, T], the document of each token; 0 is padding.
       watch: whether to gather what enters each weight.
       limits: bounds on what comes from some weights, see `bounded`; None is the program without them.
+      slopes: arrays in the compute dtype at the paths of some stacked weights: the gradient goes to these, in their
+        dtype, and not to the weights. Their values are not read.
 
     Returns:
       The last hidden state [B, T, D], and with `watch` the sums of squares of what enters each weight: a tree of
       float32 [L, in] by the paths of the parameters (empty otherwise).
     """
     module = architecture(config).module(config, compute)
-    variables = bounded(config, params, limits)
+    variables = bounded(config, params, limits) | ({"slopes": slopes} if slopes else {})
     out: Any = module.apply(variables, tokens, segments, mutable=["inputs"] if watch else False)
     return (out[0], out[1]["inputs"]) if watch else (out, {})
 

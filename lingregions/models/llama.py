@@ -103,6 +103,27 @@ def _stacked(config: LlamaConfig, name: str, axes: tuple[str, str], scale: float
     )
 
 
+def narrow(values: jax.Array, dtype: Any) -> jax.Array:
+    """Return float32 values in a compute dtype."""
+    if dtype == jnp.bfloat16:
+        # The same numbers as the cast alone, which XLA would do before its loop over the layers, for all of them at
+        # once: half as much memory again.
+        values = jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)
+    return values.astype(dtype)
+
+
+@jax.custom_vjp
+def meet(values: jax.Array, slope: jax.Array) -> jax.Array:
+    """Return `narrow(values, slope.dtype)`; the gradient goes to `slope`, in its dtype, and none to `values`.
+
+    JAX gives a gradient the dtype of its argument: that of a float32 weight is what bfloat16 found, in twice the bytes.
+    """
+    return narrow(values, slope.dtype)
+
+
+meet.defvjp(lambda values, slope: (meet(values, slope), None), lambda _, cotangent: (None, cotangent))
+
+
 def normalize(values: jax.Array, eps: float) -> jax.Array:
     """Return values / sqrt(mean(values^2) + eps) over the last axis: RMSNorm without its gain, in float32 inside."""
     wide = values.astype(jnp.float32)
@@ -162,12 +183,9 @@ class _Declared(nn.Module):
         """Return one declared parameter in the compute dtype."""
         declared = self.declare(self.config)[key]
         values = self.param(key, declared.initialize, declared.matrix)
-        dtype = DTYPES[self.compute.dtype]
-        if dtype == jnp.bfloat16:
-            # The same numbers as the cast alone, which XLA would do before its loop over the layers, for all of them at
-            # once: half as much memory again.
-            values = jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)
-        return values.astype(dtype)
+        if self.has_variable("slopes", key):
+            return meet(values, self.get_variable("slopes", key))
+        return narrow(values, DTYPES[self.compute.dtype])
 
     def watch(self, values: jax.Array, key: str, segments: jax.Array) -> None:
         """Put the sums of squares of a weight's input, float32 [in], into the collection "inputs" if it is asked for.
@@ -324,9 +342,9 @@ class Llama(_Declared):
     def __call__(self, tokens: jax.Array, segments: jax.Array, start: jax.Array | None = None) -> jax.Array:
         """Map int32 [B, T] tokens and documents to the normed hidden state [B, T, D] in the compute dtype.
 
-        Collections, all optional: "inputs" and "peaks" gather, "limits" clips, "cache" keeps keys and values. With
-        `start`, int32 [B], the tokens of each sample are its one document's from position `start` on, and the cache
-        holds those before.
+        Collections, all optional: "inputs" and "peaks" gather, "limits" clips, "slopes" take the gradients of their
+        weights, "cache" keeps keys and values. With `start`, int32 [B], the tokens of each sample are its one
+        document's from position `start` on, and the cache holds those before.
         """
         # Each device looks up its part of the embed axis for all samples, then the parts change places: with whole rows
         # the whole table, and its gradient, would lie on every device.
@@ -338,7 +356,7 @@ class Llama(_Declared):
             layer = nn.remat(Layer, policy=REMAT[self.compute.remat], prevent_cse=False)
         stack = nn.scan(
             layer,
-            variable_axes={"params": 0, "inputs": 0, "peaks": 0, "limits": 0, "cache": 0},
+            variable_axes={"params": 0, "inputs": 0, "peaks": 0, "limits": 0, "cache": 0, "slopes": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.config.layers,

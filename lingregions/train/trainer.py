@@ -151,21 +151,22 @@ class Trainer:
         each = jnp.sum(counts, axis=-1, dtype=jnp.int32)
         total = jnp.maximum(tokens, 1).astype(jnp.float32)
 
-        def objective(part: dict[str, jax.Array], micro: Batch) -> tuple[jax.Array, jax.Array]:
-            found = loss.nll(self.config, self.compute, trees.unflatten(leaves | part), micro)
-            return jnp.sum(found.nll) / total, found.nll
+        def slope(micro: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
+            part = trees.unflatten(moving)
+            found, told, _ = loss.differentiate(self.config, self.compute, state.params, part, micro, 1 / total)
+            return trees.flatten(found), told.nll
 
         def add(gradient: dict[str, jax.Array], micro: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-            more, nll = jax.grad(objective, has_aux=True)(moving, micro)
-            return jax.tree.map(jnp.add, gradient, self._pin(more)), nll
+            more, nll = slope(micro)
+            return jax.tree.map(lambda sums, more: sums + more.astype(sums.dtype), gradient, self._pin(more)), nll
 
-        # Again around the gradient: the hand-written backward passes are traced after the loss.
-        with jax.default_matmul_precision(self.compute.precision):
-            if batch.tokens.shape[0] == 1:
-                gradient, nll = jax.grad(objective, has_aux=True)(moving, jax.tree.map(lambda each: each[0], batch))
-                nll = nll[None]
-            else:
-                gradient, nll = jax.lax.scan(add, self._pin(jax.tree.map(jnp.zeros_like, moving)), batch)
+        if batch.tokens.shape[0] == 1:
+            gradient, nll = slope(jax.tree.map(lambda each: each[0], batch))
+            nll = nll[None]
+        else:
+            gradient, nll = jax.lax.scan(add, self._pin(jax.tree.map(jnp.zeros_like, moving)), batch)
+        # Wide where it is read: the compiler writes no float32 copy.
+        gradient = {path: leaf.astype(jnp.float32) for path, leaf in gradient.items()}
         # Leaves that never move: nobody reads these zeros, the compiler drops them.
         whole = {path: jnp.zeros_like(leaves[path]) for path in frozen}
         with jax.numpy_dtype_promotion("standard"):
