@@ -110,6 +110,12 @@ class _Sizes:
         """What gradients are kept of."""
         return self.layers if self.step.job == "score" else list(self.declared)
 
+    @property
+    def gradients(self) -> int:
+        """Bytes of the gradients of one micro-batch: of the layers' weights in the compute dtype."""
+        outer = [path for path in self.scored if not self.declared[path].stacked]
+        return self.width * self.part(set(self.scored) - set(outer)) + 4 * self.part(outer)
+
     def products(self) -> list[Parameter]:
         return [self.declared[path] for path in self.layers if len(self.declared[path].matrix) == 2]
 
@@ -157,12 +163,14 @@ def cost(step: Step, topology: Topology | None = None) -> Cost:
     # What enters and leaves each matrix product, once forward, once again, twice backward.
     edges = sum(each.shape[0] * sum(_parts(each, sizes.mesh)) for each in sizes.products())
     activations = tokens * width * edges * (passes if passes == 1 else passes + 1)
-    gradients, traffic = 4 * sizes.part(sizes.scored), 0.0
+    gradients, low = 4 * sizes.part(sizes.scored), sizes.gradients
     traffic = turns * (weights + activations)
     if step.job == "score":
-        traffic += 4 * gradients  # write; read, add to the sums, write
+        traffic += 2 * low + 2 * gradients  # written; read, and added to the sums
     elif step.job == "train":
-        traffic += (4 * turns - 3) * gradients + 7 * gradients  # then parameters and moments, read and written
+        summed = 2 * low + 2 * gradients if turns > 1 else low
+        traffic += turns * summed + (gradients if turns > 1 else low)
+        traffic += 6 * gradients  # parameters and moments, read and written
     hidden = tokens * step.model.embed * width  # changes from parts of the embed axis to parts of the batch
     link = turns * (passes * gathered + head + (2 if step.job == "train" else 1) * hidden) * (fsdp - 1) / fsdp
     link += turns * passes * 4 * (tensor - 1) / tensor * tokens * step.model.embed * width * step.model.layers
@@ -221,8 +229,8 @@ def memory(step: Step) -> Memory:
     if step.job == "score":
         # Sums in float32; or in bfloat16, with the gradient of the open group beside them.
         sums = gradients * 3 // 2 if step.group else gradients
-        return Memory(arguments + sums, temporaries + gradients)
+        return Memory(arguments + sums, temporaries + sizes.gradients)
     frozen = sizes.part(trees.flatten(trees.restrict(trees.unflatten(sizes.declared), SCOPE)))
     moments = 8 * sizes.part(everything) + frozen // 8
-    several = 2 if batches > 1 else 1
-    return Memory(arguments + moments, temporaries + several * gradients)
+    sums = gradients if batches > 1 else 0
+    return Memory(arguments + moments, temporaries + sums + sizes.gradients)
