@@ -47,6 +47,17 @@ def test_the_step_compiles_for_a_slice_and_gathers_no_score(job):
     assert found.peak < cost.memory(step).arguments + 1.5 * cost.memory(step).temporaries
 
 
+def test_a_training_step_keeps_no_whole_gradient():
+    step = Step("train", MODEL, COMPUTE, (1, 16, 1), 16, 512, 16, "v5e-16")
+    found = compiled.compile(step)
+    assert found.fits
+    # The gradient of the head alone would be this large in float32 before it is on its shards.
+    assert found.peak - found.arguments < 4 * MODEL.vocab * MODEL.embed
+    assert found.arguments <= 1.01 * cost.memory(step).arguments
+    # Parameters and moments of the layers are updated in place.
+    assert found.reused >= 12 * trees.count(trees.restrict(models.shapes(MODEL), "decoder")) // 16
+
+
 def _size(shape: str) -> int:
     return math.prod(map(int, shape.partition("[")[2].rstrip("]").split(",")))
 
