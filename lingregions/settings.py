@@ -3,9 +3,9 @@
 A config is a Python file with `get_config(variant)` that returns an `ml_collections.ConfigDict`. Beside it the file may
 hold two dicts that make messages better: `VARIANTS` (variant -> one sentence) and `HELP` (dotted key -> one sentence).
 Values are parsed, and their types enforced, by `ml_collections.config_flags` (a tuple of words may also be written
-`ar,zh`); this module finds the file and answers mistakes in words: what was wrong, what there is, what was probably
-meant. A `placeholder(type)` in a config is a value
-that the user must give: one that is still unset at the start is an error. Costs nothing: no device is touched.
+`ar,zh`, one of fractions `1%,3%`); this module finds the file and answers mistakes in words: what was wrong, what there
+is, what was probably meant. A `placeholder(type)` in a config is a value that the user must give: one that is still
+unset at the start is an error. Costs nothing: no device is touched.
 """
 
 import contextlib
@@ -101,6 +101,12 @@ def key(word: str) -> str | None:
     return match[1] if match else None
 
 
+def _quoted(word: str) -> str:
+    """Put quotes around plain words (`--config.fractions=1%,3%`), which the parser of tuples wants to see as one."""
+    name, _, value = word.partition("=")
+    return f"{name}={value!r}" if re.fullmatch(r"[^'\"()\[\]]*%[^'\"()\[\]]*", value) else word
+
+
 def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
     """Return the locked config of `source` ("configs/x.py:variant") with overrides ("--config.a.b=3") applied.
 
@@ -118,6 +124,7 @@ def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] |
         if (path := key(word)) is not None:
             _find(config, path, source)
     tuples = {path: value for path, value in leaves(config) if isinstance(value, tuple)}
+    overrides = [_quoted(word) if key(word) in tuples else word for word in overrides]
     parser = flags.FlagValues()
     parser.set_gnu_getopt(True)
     try:
