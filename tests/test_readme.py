@@ -31,3 +31,8 @@ def test_commands_name_verbs_and_configs_that_exist():
 def test_linked_files_exist():
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_table_of_slices_is_the_generated_one():
+    generated = (ROOT / "docs" / "slices.md").read_text()
+    assert generated[generated.index("| model | slice |") :] in README

@@ -30,7 +30,7 @@ def test_the_step_compiles_for_a_slice_and_gathers_no_score(job):
     step = Step(job, MODEL, COMPUTE, (1, 8, 2), 8, 512, 8, "v5e-16")
     found = compiled.compile(step)
     assert found.fits
-    assert found.gathered_wide == []
+    assert found.gathered(samples=8) == []
     # Weights are gathered in the compute dtype; float32 arrays - sums, gradients, scores - and masks never. One array
     # beside them: the ids of the batch, since each device looks its part of the embedding up for all samples.
     types = {shape for shape in found.gathers if not shape.startswith("bf16[")}

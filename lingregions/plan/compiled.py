@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -108,10 +109,13 @@ class Compiled:
         """Whether the compiler accepted the step."""
         return not self.needed
 
-    @property
-    def gathered_wide(self) -> list[str]:
-        """What is gathered of the types that scores (float32) and masks (one or eight bits) have, vectors left out."""
-        return [shape for shape in self.gathers if re.match(r"(f32|pred|u8|s8|u32)\[\d+(,\d+)+\]", shape)]
+    def gathered(self, samples: int) -> list[str]:
+        """Return what is gathered of the types that scores (float32) and masks (one or eight bits) have.
+
+        Arrays of no more entries than there are samples in a micro-batch are left out: the loss of each sample is one.
+        """
+        found = {shape: re.match(r"(?:f32|pred|u8|s8|u32)\[([\d,]+)\]", shape) for shape in self.gathers}
+        return [shape for shape, match in found.items() if match and math.prod(map(int, match[1].split(","))) > samples]
 
 
 def installed() -> bool:

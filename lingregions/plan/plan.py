@@ -175,7 +175,7 @@ def describe(plan: Plan) -> str:
         add("memory", f"arguments {parts[0]}, temporaries {parts[1]}, peak {hardware.gibibytes(plan.peak)} a chip")
         add("", f"{verdict} ({how})")
     if plan.compiled is not None and plan.compiled.fits and plan.job in ("score", "select"):
-        wide = plan.compiled.gathered_wide
+        wide = plan.compiled.gathered(plan.micro)
         add("gathers", f"GATHERED {', '.join(wide)}" if wide else "no score and no mask is gathered")
     lines += _times(plan)
     if plan.smallest and not (plan.fits and plan.smallest == plan.topology):
