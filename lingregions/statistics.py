@@ -2,7 +2,9 @@
 
 Two arms are measured on the same passages, so their difference is resampled passage by passage (both arms take the
 same draw), and tested by changing its sign passage by passage; where an arm was drawn with several seeds the seeds
-are resampled too, so the interval holds what another seed and another text would have changed. Everything is a
+are resampled too, so the interval holds what another seed and another text would have changed. One draw of seeds holds
+for all languages, since a seed made one model, and for both arms where they have as many: seed s of one is set against
+seed s of the other, which trained on the same samples in the same order. Everything is a
 difference of NLL in nats per token, a logarithm of a ratio of perplexities: it never overflows. Pure NumPy,
 milliseconds a comparison.
 """
@@ -56,7 +58,14 @@ class Estimate(NamedTuple):
     units: int
 
 
-def resample(arm: np.ndarray, reference: np.ndarray, tokens: np.ndarray, draws: int, seed: int) -> Draws:
+def resample(
+    arm: np.ndarray,
+    reference: np.ndarray,
+    tokens: np.ndarray,
+    draws: int,
+    seed: int,
+    seeds: tuple[np.ndarray, np.ndarray],
+) -> Draws:
     """Return the difference of two arms in one language, (sum arm - sum reference) / sum tokens.
 
     Args:
@@ -65,25 +74,29 @@ def resample(arm: np.ndarray, reference: np.ndarray, tokens: np.ndarray, draws: 
       tokens: [n], targets of each passage.
       draws: number of resamples.
       seed: of the resampling; with the same seed and n every comparison meets the same draws of passages.
+      seeds: int [draws, S] and [draws, R], which seeds each resample takes (`choose`).
     """
     n = len(tokens)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
     sizes = weights @ tokens.astype(np.float64)
 
-    def mean(nll: np.ndarray) -> np.ndarray:
-        each = (weights @ nll.T) / sizes[:, None]  # [draws, S]
-        if len(nll) == 1:
-            return each[:, 0]
-        chosen = rng.integers(0, len(nll), each.shape)
-        return np.take_along_axis(each, chosen, 1).mean(1)
+    def mean(nll: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return np.take_along_axis((weights @ nll.T) / sizes[:, None], chosen, 1).mean(1)
 
     size = tokens.sum()
     value = float((arm.sum(1).mean() - reference.sum(1).mean()) / size)
     with np.errstate(invalid="ignore"):  # an arm that gave inf or NaN has no interval
-        values = mean(arm) - mean(reference)
+        values = mean(arm, seeds[0]) - mean(reference, seeds[1])
         null = rng.choice([-1.0, 1.0], (draws, n)) @ (arm.mean(0) - reference.mean(0)) / size
     return Draws(value, values, null, n)
+
+
+def choose(ours: int, theirs: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of `ours` and `theirs` seeds each resample takes: int [draws, ours] and [draws, theirs]."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, ours, (draws, ours))
+    return first, first if ours == theirs else rng.integers(0, theirs, (draws, theirs))
 
 
 def compare(
@@ -104,7 +117,7 @@ def compare(
       ValueError: the two were not measured on the same passages.
     """
     languages = [code for code in reference[0] if all(code in each for each in (*arm, *reference))]
-    found = {}
+    found, seeds = {}, choose(len(arm), len(reference), draws, seed)
     for code in languages:
         first = reference[0][code]
         for each in (*arm, *reference):
@@ -112,7 +125,7 @@ def compare(
             if not same:
                 raise ValueError(f"{code}: the arms were not measured on the same passages, so they cannot be paired")
         ours, theirs = (np.stack([each[code].nll for each in side]) for side in (arm, reference))
-        found[code] = resample(ours, theirs, first.tokens, draws, zlib.crc32(code.encode(), seed))
+        found[code] = resample(ours, theirs, first.tokens, draws, zlib.crc32(code.encode(), seed), seeds)
     return found
 
 

@@ -67,7 +67,9 @@ def test_the_interval_covers_what_it_says(n, least):
         tokens = rng.integers(20, 60, n)
         change = rng.normal(0.5, 0.4, n) * tokens
         base = np.zeros((1, n))
-        found = statistics.estimate(statistics.resample(change[None], base, tokens, 500, trial))
+        found = statistics.estimate(
+            statistics.resample(change[None], base, tokens, 500, trial, statistics.choose(1, 1, 500, 0))
+        )
         hits += found.low <= 0.5 <= found.high
     assert least < hits / trials < 0.985
 
@@ -81,6 +83,30 @@ def test_seeds_widen_the_interval():
     assert (found.low, found.high) == (1, 3)
     alone = statistics.estimate(statistics.compare(seeds[:1], [{"en": documents(base, tokens)}])["en"])
     assert (alone.low, alone.high) == (1, 1)
+
+
+def test_a_seed_is_set_against_the_same_seed():
+    """Three seeds far apart, and an arm that is 1 nat a document above its reference under each of them."""
+    tokens = [10] * 20
+    levels = {
+        name: [{"en": documents([level + more] * 20, tokens)} for level in (10.0, 50.0, 90.0)]
+        for name, more in (("arm", 1.0), ("reference", 0.0))
+    }
+    found = statistics.estimate(statistics.compare(levels["arm"], levels["reference"])["en"])
+    assert found[:3] == pytest.approx((0.1, 0.1, 0.1))
+    # Two seeds against three cannot be paired.
+    assert statistics.estimate(statistics.compare(levels["arm"][:2], levels["reference"])["en"]).low < 0
+
+
+def test_a_seed_is_one_model_in_all_languages():
+    """What a seed changes everywhere does not average out over languages."""
+    tokens, codes = [10] * 20, [f"l{number}" for number in range(25)]
+    seeds = [{code: documents([level * 10.0] * 20, tokens) for code in codes} for level in (1, 3)]
+    base = [{code: documents([0.0] * 20, tokens) for code in codes}]
+    each = statistics.compare(seeds, base)
+    found, one = statistics.estimate(statistics.mean(each)), statistics.estimate(each["l0"])
+    assert (found.low, found.high) == pytest.approx((one.low, one.high))
+    assert found.high - found.low == pytest.approx(2)
 
 
 def test_other_documents_are_refused():
