@@ -8,6 +8,8 @@ that lies there finished is not done again, but shown. Kept are the results: not
 """
 
 import argparse
+import base64
+import io
 import os
 import re
 import sys
@@ -16,8 +18,11 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+LARGE = 140_000  # bytes of a picture that is kept as it is
+SHADES = 64
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -44,10 +49,15 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, variables: Mapping[st
 
 
 def plain(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Leave out the colours of lines of text: their HTML is many times their size."""
+    """Leave out the colours of text, whose HTML is many times its size, and most shades of large pictures."""
     if output.get("data", {}).get("text/html", "").startswith("<pre"):
         del output.data["text/html"]
         output.data["text/plain"] = COLOURS.sub("", output.data["text/plain"])
+    picture = base64.b64decode(output.get("data", {}).get("image/png", ""))
+    if len(picture) > LARGE:
+        out = io.BytesIO()
+        Image.open(io.BytesIO(picture)).convert("RGB").quantize(SHADES).save(out, "png", optimize=True)
+        output.data["image/png"] = base64.b64encode(out.getvalue()).decode()
     return output
 
 
