@@ -3,14 +3,17 @@
 import ast
 import base64
 import getpass
+import io
 import re
 import runpy
 from pathlib import Path
 
 import jax
 import nbformat
+import numpy as np
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from PIL import Image
 
 from lingregions.experiments import EXPERIMENTS
 
@@ -76,6 +79,20 @@ def test_the_form(path):
         assert f'"configs/{path.stem[3:]}.py:{{VARIANT}}"' in "\n".join(cell.source for cell in code(path))
     else:
         assert len(code(path)) == 5
+
+
+def test_a_large_picture_is_kept_in_fewer_shades():
+    keep = runpy.run_path(str(ROOT / "colab" / "execute.py"))["plain"]
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8))
+    for picture in (noise, noise.resize((30, 20))):
+        out = io.BytesIO()
+        picture.save(out, "png")
+        written = base64.b64encode(out.getvalue()).decode()
+        found = keep(nbformat.v4.new_output("display_data", {"image/png": written})).data["image/png"]
+        shown = Image.open(io.BytesIO(base64.b64decode(found)))
+        assert shown.size == picture.size
+        assert (found == written) == (len(out.getvalue()) <= 140_000)
+        assert len(found) <= len(written)
 
 
 @each

@@ -3,7 +3,8 @@
     trainer = train.Trainer(config, compute, recipe, [freeze.hard(params, masks)], micro=4, mesh=mesh)
     state = train.fit(run, "core frozen", trainer, params, train.Order(corpus, seed), hook=measure, counts=(0, 2_000))
 
-Master weights, gradients and moments are float32 whatever the compute dtype: 16 bytes a parameter, on the shards of the
+Master weights and moments are float32 whatever the compute dtype, and so are gradients that add up over micro-batches;
+those of one micro-batch have the compute dtype in the layers. 16 bytes a parameter in float32, on the shards of the
 parameters, and a second copy of the weights where a constraint keeps the starting point.
 """
 
