@@ -28,7 +28,8 @@ class Intervention:
       definition: the score that selected it ("taylor paper"), where several are compared.
       region_language: the language whose scores selected it; "" where several were combined.
       count: number of dimensions or scalars.
-      target: what is named one by one: dimensions of the axis `embed` ("507"), or a scalar ("layer 11 down [507 1229]").
+      target: what is named one by one: dimensions of the axis `embed` ("507"), or a scalar ("layer 11 mlp.down_proj
+        [507 1229]").
       part: of the region or of the places that carry the target ("down", "without norms", "residual").
       layer: the one layer of the part.
       perturbation: a key of `perturb.PERTURBATIONS`.
