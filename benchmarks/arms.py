@@ -50,15 +50,14 @@ def prepare(folder: Path, arms: int, languages: int, windows: int) -> None:
 
     from lingregions import mesh as meshes
     from lingregions import models, regions
-    from lingregions import tree as trees
-    from lingregions.models import convert
+    from lingregions.models import convert, roles
     from lingregions.models.source import resolve
 
     jax.config.update("jax_platforms", "cpu")
     source = resolve(MODEL)
     params = source.load(meshes.build(devices=jax.devices()[:1]))
     convert.export(params, source.config, folder / "model", source.tokenizer)
-    like = trees.restrict(models.shapes(source.config), "decoder")
+    like = roles.restrict(models.shapes(source.config), "decoder")
     for seed in range(arms):
         regions.save(regions.select(like, FRACTION, "random", seed=seed), folder / f"{seed}.safetensors")
     np.savez(folder / "tokens.npz", **text(source.tokenizer, languages, windows))

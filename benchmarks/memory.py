@@ -30,7 +30,7 @@ from lingregions import loss, models
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.models import llama
+from lingregions.models import llama, roles
 from lingregions.plan import hardware
 
 GIB = 2**30
@@ -46,7 +46,7 @@ def plain(config: Any, mesh: jax.sharding.Mesh, batch: int, length: int) -> Any:
     like: Any = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=meshes.batched(mesh))
     masks = trees.transform(
         lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, bool, sharding=leaf.sharding),
-        trees.restrict(params, compiled.SCOPE),
+        roles.restrict(params, compiled.SCOPE),
     )
 
     def objective(params: trees.Tree, batch: Batch) -> jax.Array:

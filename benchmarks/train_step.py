@@ -37,8 +37,8 @@ def ours(flags: argparse.Namespace) -> dict[str, Any]:
 
     from lingregions import freeze, regions, train
     from lingregions import mesh as meshes
-    from lingregions import tree as trees
     from lingregions.corpus.batch import Batch
+    from lingregions.models import roles
     from lingregions.models.compute import Compute
     from lingregions.models.source import resolve
 
@@ -48,7 +48,7 @@ def ours(flags: argparse.Namespace) -> dict[str, Any]:
     start = [source.load(mesh)]
     tokens = text(source, flags.batch, flags.length)
     batch = Batch(tokens, np.ones_like(tokens), np.ones_like(tokens))
-    part = trees.restrict(start[0], "decoder_without_norms")
+    part = roles.restrict(start[0], "decoder_without_norms")
     region = regions.select(jax.tree.map(abs, part), "1%")
     # A schedule of a million steps: the rate stays what it is.
     recipe = train.Recipe(

@@ -27,6 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lingregions import regions
 from lingregions import tree as trees
+from lingregions.models import roles
 from lingregions.regions import region
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -255,10 +256,10 @@ def leaves(params: trees.Tree, given: None = None, *, scope: str, name: str = "l
     Args:
       params: the parameters.
       given: nothing.
-      scope: a key of `tree.SCOPES`, or patterns.
+      scope: a key of `roles.SCOPES`, or patterns.
       name: of the constraint.
     """
-    whole = frozenset(trees.flatten(trees.restrict(params, scope)))
+    whole = frozenset(trees.flatten(roles.restrict(params, scope)))
     return Constraint(
         name=name,
         before=_transformation(name, None),

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from lingregions import tree as trees
-from lingregions.regions.region import stacked
+from lingregions.models.roles import stacked
 
 # values, mask, amount and key of one matrix -> its values, of which only those inside the mask are used.
 Change = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]

@@ -23,6 +23,7 @@ from lingregions import loss, models
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
+from lingregions.models import roles
 
 ACCUMULATORS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 WEIGHTINGS = ("token", "batch_mean")
@@ -121,7 +122,7 @@ class Definition:
       normalised: whether each language is scaled to unit L1 per matrix before languages are summed.
       group: samples whose gradient is one g: what `batch_mean` averages over, and `taylor_abs` and `fisher` take the
         absolute value or the square of. Part of the definition, not of the machine: micro-batches only split it.
-      scope: the score scope (a key of `tree.SCOPES`, or patterns).
+      scope: the score scope (a key of `roles.SCOPES`, or patterns).
     """
 
     rule: str = "taylor"
@@ -170,9 +171,9 @@ def start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32"
     Raises:
       ValueError: a rule reads the inputs of weights, and the scope holds a parameter for which no inputs are gathered.
     """
-    part, names = trees.restrict(params, scope), list(rules)
+    part, names = roles.restrict(params, scope), list(rules)
     readers = [name for name in names if RULES[name].reads == "inputs"]
-    outside = [path for path in trees.flatten(part) if not path.startswith("layers.")]
+    outside = [path for path in trees.flatten(part) if not roles.stacked(path)]
     if readers and outside:
         raise ValueError(
             f"the score {readers[0]!r} reads the inputs of weights, which are gathered in the decoder layers only, but "
@@ -198,7 +199,7 @@ def shardings(config: Any, sums: Sums, scope: str, mesh: Mesh) -> Sums:
       scope: score scope.
       mesh: device mesh.
     """
-    declared = trees.flatten(trees.restrict(models.declare(config), scope))
+    declared = trees.flatten(roles.restrict(models.declare(config), scope))
     places = trees.flatten(meshes.shardings(trees.unflatten(declared), mesh))
 
     def place(tree: trees.Tree) -> trees.Tree:
@@ -233,7 +234,7 @@ def step(
     Returns:
       The sums and the loss of the micro-batch.
     """
-    part = trees.restrict(params, scope)
+    part = roles.restrict(params, scope)
     rules = {name: RULES[name] for name in sums.rules}
     watched = any(rule.reads == "inputs" for rule in rules.values())
 
@@ -265,7 +266,7 @@ def _update(name: str, sums: trees.Tree, part: trees.Tree, slopes: Mapping[str, 
 
 def close(params: trees.Tree, sums: Sums, scope: str) -> Sums:
     """End a group: feed its gradient to the rules that read it, and empty it. Jit it with `sums` donated."""
-    part = trees.restrict(params, scope)
+    part = roles.restrict(params, scope)
     closed = {
         name: _update(name, total, part, {"gradient": sums.open}) if RULES[name].reads == "gradient" else total
         for name, total in sums.rules.items()
@@ -285,7 +286,7 @@ def finish(params: trees.Tree, sums: trees.Tree, rule: str, scope: str, scale: j
     """
     return trees.transform(
         lambda _, theta, total: RULES[rule].finish(total.astype(jnp.float32), theta) * scale,
-        trees.restrict(params, scope),
+        roles.restrict(params, scope),
         sums,
     )
 
@@ -313,7 +314,7 @@ def combine(total: trees.Tree | None, scores: trees.Tree, normalised: bool) -> t
 @jax.jit
 def _unit(scores: trees.Tree) -> trees.Tree:
     def scale(path: str, values: jax.Array) -> jax.Array:
-        first = 1 if path.startswith("layers.") else 0  # a matrix is one layer of a stacked array
+        first = 1 if roles.stacked(path) else 0  # a matrix is one layer of a stacked array
         norm = jnp.sum(values, axis=tuple(range(first, values.ndim)), keepdims=True)
         return values / jnp.where(norm == 0, jnp.ones_like(norm), norm)
 
@@ -357,7 +358,7 @@ class Scorer:
         places = whole = parts = None
         if mesh is not None:
             places, whole = shardings(config, self.shapes, scope, mesh), meshes.replicated(mesh)
-            parts = meshes.shardings(trees.restrict(models.declare(config), scope), mesh)
+            parts = meshes.shardings(roles.restrict(models.declare(config), scope), mesh)
             self.shapes = jax.tree.map(
                 lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), self.shapes, places
             )

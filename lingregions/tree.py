@@ -5,7 +5,6 @@ with dots (`layers.self_attn.q_proj`); the leaf there stacks the layers on its f
 except `fingerprint`, which reads every value once.
 """
 
-import fnmatch
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,16 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Tree = dict[str, Any]
-
-# A scope names the part of the parameters that is scored, selected from, or acted on (docs/method.md 2: the
-# paper scores and selects in every tensor of the decoder layers, its norms included, and freezes in the same ones
-# without norms).
-SCOPES: dict[str, tuple[str, ...]] = {
-    "decoder": ("layers.*",),
-    "decoder_without_norms": ("layers.self_attn.*", "layers.mlp.*"),
-    "norms": ("layers.*_layernorm",),
-    "everything": ("*",),
-}
 
 
 def walk(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -53,27 +42,6 @@ def unflatten(leaves: Mapping[str, Any]) -> Tree:
             node = node.setdefault(key, {})
         node[last] = leaf
     return tree
-
-
-def patterns(scope: str) -> tuple[str, ...]:
-    """Return the path patterns of a scope: a name in `SCOPES`, or a comma-separated list of `fnmatch` patterns."""
-    return SCOPES.get(scope) or tuple(pattern.strip() for pattern in scope.split(",") if pattern.strip())
-
-
-def restrict(tree: Mapping[str, Any], scope: str) -> Tree:
-    """Return the nested dict with only the leaves of `scope`.
-
-    Raises:
-      ValueError: no path lies in the scope.
-    """
-    wanted = patterns(scope)
-    leaves = {path: leaf for path, leaf in walk(tree) if any(fnmatch.fnmatchcase(path, each) for each in wanted)}
-    if not leaves:
-        raise ValueError(
-            f"scope {scope!r} holds no parameter; named scopes are {', '.join(sorted(SCOPES))}, "
-            f"and a pattern is matched against paths such as {next(iter(flatten(tree)), '(an empty tree)')!r}"
-        )
-    return unflatten(leaves)
 
 
 def merge(tree: Mapping[str, Any], part: Mapping[str, Any]) -> Tree:

@@ -12,6 +12,7 @@ from lingregions import tree as trees
 from lingregions.experiments import cell as cells
 from lingregions.experiments import comparison
 from lingregions.experiments import laboratory as lab
+from lingregions.models import roles
 from lingregions.regions import geometry
 from lingregions.run import Run
 
@@ -32,7 +33,7 @@ def run_settings(*words: str, languages: str = "ar,en", samples: int = 2):
 
 
 def scalar(laboratory: lab.Laboratory):
-    like = trees.restrict(laboratory.shapes, "decoder")
+    like = roles.restrict(laboratory.shapes, "decoder")
     return geometry.points(like, [(NAME, (3, 5))], "scalar")
 
 

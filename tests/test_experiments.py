@@ -14,6 +14,7 @@ from lingregions import models, regions, settings
 from lingregions import tree as trees
 from lingregions.experiments import EXPERIMENTS, laboratory
 from lingregions.experiments import cell as cells
+from lingregions.models import roles
 from lingregions.run import Interrupted, Run
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -189,7 +190,7 @@ def test_snapshots_are_the_scores_of_fewer_samples(whole, tmp_path):
     reference, _ = whole
     words = ("--config.score.samples=3", "--config.score.snapshots=(2,)")
     finish(tmp_path / "run", *words)
-    like = trees.restrict(models.shapes(models.PRESETS["tiny"]), "decoder")
+    like = roles.restrict(models.shapes(models.PRESETS["tiny"]), "decoder")
     with Run.open(tmp_path / "run", config(*words)) as run:
         assert run.header("scores/ar")["samples"] == 3
         assert run.header("scores/ar-2")["samples"] == 2

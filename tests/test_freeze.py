@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lingregions import freeze, train
 from lingregions import tree as trees
+from lingregions.models import roles
 
 Tree = dict[str, Any]
 RECIPE = train.Recipe(samples=200, batch=1, rate=0.1, decay=0.1, clip=1.0, warmup=3)
@@ -45,7 +46,7 @@ def draw(seed: int, mesh: jax.sharding.Mesh | None = None, change: Callable[...,
 
 
 def layers(tree: Tree) -> Tree:
-    return trees.restrict(tree, "decoder")
+    return roles.restrict(tree, "decoder")
 
 
 def masked(mesh: jax.sharding.Mesh | None = None) -> Tree:

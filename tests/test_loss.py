@@ -15,7 +15,7 @@ from lingregions import loss, models
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.models import Compute, LlamaConfig
+from lingregions.models import Compute, LlamaConfig, roles
 
 CONFIG = LlamaConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.5)
 TIED = LlamaConfig(vocab=40, embed=8, mlp=12, layers=1, heads=2, kv_heads=1, head_dim=4, context=64, std=0.5, tied=True)
@@ -315,7 +315,7 @@ def test_the_gradient_of_a_part_is_that_part_of_the_gradient():
     for dtype in ("float32", "bfloat16"):
         compute = Compute(dtype=dtype, block=4, chunk=5)
         whole, _, _ = DIFFERENTIATE(CONFIG, compute, params, params, batch, jnp.float32(1))
-        part = trees.restrict(params, "decoder_without_norms")
+        part = roles.restrict(params, "decoder_without_norms")
         found, _, inputs = DIFFERENTIATE(CONFIG, compute, params, part, batch, jnp.float32(1), watched=True)
         assert trees.flatten(found).keys() == trees.flatten(part).keys()
         for path, leaf in trees.walk(found):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
-from lingregions.models import attention, llama
+from lingregions.models import attention, llama, roles
 from lingregions.models.llama import LlamaConfig, RopeScaling
 from lingregions.models.parameter import Parameter
 
@@ -530,7 +530,7 @@ def test_watched_inputs_are_those_of_every_weight_in_the_layers(sample):
     config, params, tokens, _ = sample
     step = jax.jit(models.hidden, static_argnums=(0, 1, 5))
     _, inputs = step(config, models.Compute(block=4), params, tokens, SEGMENTS, True)
-    layers = trees.flatten(trees.restrict(models.declare(config), "decoder"))
+    layers = trees.flatten(roles.restrict(models.declare(config), "decoder"))
     watched = trees.flatten(inputs)
     assert {path: watched[path].shape for path in layers} == {
         path: (each.shape[0], each.shape[-1]) for path, each in layers.items()

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from lingregions import mesh as meshes
 from lingregions import models, perturb
 from lingregions import tree as trees
+from lingregions.models import roles
 
 SHAPES = {"layers.input_layernorm": (2, 4), "layers.mlp.up_proj": (2, 3, 4), "norm": (4,)}
 MASKED = ["layers.input_layernorm", "layers.mlp.up_proj"]
@@ -166,9 +167,9 @@ def test_restoring_from_another_model_is_refused(params):
 def test_sharded_is_unsharded_and_stays_on_its_shards(name, mesh):
     config = models.LlamaConfig(vocab=8, embed=8, mlp=8, layers=2, heads=2, kv_heads=2, head_dim=4, context=8)
     params = models.initialize(config, jax.random.key(0))
-    masks = jax.tree.map(lambda leaf: jnp.abs(leaf) > 0.02, trees.restrict(params, "decoder"))
+    masks = jax.tree.map(lambda leaf: jnp.abs(leaf) > 0.02, roles.restrict(params, "decoder"))
     places = meshes.shardings(models.declare(config), mesh)
-    placed, spread = jax.device_put(params, places), jax.device_put(masks, trees.restrict(places, "decoder"))
+    placed, spread = jax.device_put(params, places), jax.device_put(masks, roles.restrict(places, "decoder"))
     found = do(name, placed, spread)
     for path, leaf in trees.walk(do(name, params, masks)):  # `noise` and `mean` add up, in another order
         bound = 1e-5 if name in ("noise", "mean") else 0

@@ -33,6 +33,7 @@ from jax.experimental import multihost_utils
 from lingregions import freeze, main, regions, settings, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
+from lingregions.models import roles
 from lingregions.experiments import laboratory
 from lingregions.run import Run, cluster
 
@@ -46,7 +47,7 @@ asked = settings.parse(words)
 def fit(run):
     lab = laboratory.prepare(asked.config, run)
     core = regions.load(asked.workdir / "regions" / "top-1pct.safetensors", lab.shapes)
-    constraint = freeze.hard(lab.params, trees.restrict(core.masks, "decoder_without_norms"))
+    constraint = freeze.hard(lab.params, roles.restrict(core.masks, "decoder_without_norms"))
     recipe = train.Recipe(samples=24, batch=8, warmup=1, rate=1e-3)
     trainer = train.Trainer(lab.model, lab.compute, recipe, [constraint], micro=meshes.rows(lab.mesh), mesh=lab.mesh)
     state = train.fit(run, "held", trainer, lab.params, train.Order(lab.corpus("ar", "score"), 0))

@@ -19,6 +19,7 @@ from lingregions.experiments import STAGES, audit, calibration, scalars
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.proxy_audit import proxy_audit
 from lingregions.experiments.scalars import Scalar
+from lingregions.models import roles
 from lingregions.regions import geometry
 from lingregions.run import Interrupted, Run
 
@@ -87,7 +88,7 @@ def test_scalars_on_eight_devices():
     places = meshes.shardings(models.declare(config), mesh)
     params = models.initialize(config, jax.random.key(0), places)
     alone = {path: np.array(leaf) for path, leaf in trees.walk(params)}
-    wanted = scalars.ranked(trees.transform(lambda _, leaf: jnp.abs(leaf), trees.restrict(params, SCOPE)), 250, 270)
+    wanted = scalars.ranked(trees.transform(lambda _, leaf: jnp.abs(leaf), roles.restrict(params, SCOPE)), 250, 270)
     sizes = np.sort(np.concatenate([np.abs(alone[path]).reshape(-1) for path in SCOPE.split(",")]))[::-1]
     np.testing.assert_array_equal(np.abs(scalars.gather(params, wanted)), sizes[250:270])
     with scalars.replaced(params, wanted, np.arange(20.0)):
@@ -284,7 +285,7 @@ def test_exact_effects_are_those_of_removing_a_region(whole, laboratory):
     for row in picked:
         first, size = int(row["first"]), int(row["size"])
         group = members[row["matrix"], row["stratum"]][first : first + size]
-        like = trees.restrict(laboratory.params, SCOPE)
+        like = roles.restrict(laboratory.params, SCOPE)
         masks = geometry.points(like, [(each.matrix, each.entry) for each in group]).masks
         removed = mean(laboratory, perturb.zero(laboratory.params, masks), "zh")
         np.testing.assert_allclose(float(row["exact"]), removed - base, atol=2e-6)
@@ -292,7 +293,7 @@ def test_exact_effects_are_those_of_removing_a_region(whole, laboratory):
 
 def test_the_first_order_is_the_score(whole, laboratory):
     """Of one scalar |theta g| is what the score says, and the signed sum is minus or plus that."""
-    members, like = blocks(whole), trees.restrict(laboratory.shapes, laboratory.definition.scope)
+    members, like = blocks(whole), roles.restrict(laboratory.shapes, laboratory.definition.scope)
     with Run.open(whole, chosen()) as run:
         scores = {language: run.load(f"scores/{language}", like) for language in ("ar", "zh")}
     for row in table(whole):
@@ -311,7 +312,7 @@ def test_integrated_gradients_of_a_block_are_its_exact_effect(whole):
 
 def test_the_second_order_is_the_curvature_of_the_gauss_newton_matrix(laboratory):
     """Against the definition: the mean over tokens of the variance, under the model's own predictions, of d logits."""
-    scores = trees.restrict(laboratory.params, "layers.mlp.down_proj")
+    scores = roles.restrict(laboratory.params, "layers.mlp.down_proj")
     (block,) = audit.sample(trees.transform(lambda _, leaf: jnp.abs(leaf), scores), ("100%",), 50, 0)
     batch, params = text(laboratory, "ar"), laboratory.params
     slopes = audit.Slopes(laboratory.model, laboratory.compute, [block])
@@ -319,7 +320,7 @@ def test_the_second_order_is_the_curvature_of_the_gauss_newton_matrix(laboratory
     item = audit.Item(0, 50, 0)
     predicted = found.predict(item)
 
-    like = trees.restrict(params, SCOPE)
+    like = roles.restrict(params, SCOPE)
     masks = geometry.points(like, [(each.matrix, each.entry) for each in block.scalars]).masks
     inside = trees.flatten(masks)["layers.mlp.down_proj"]
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lingregions import regions, report
+from lingregions.models import roles
 from lingregions.report import (
     arms,
     damage,
@@ -125,7 +126,7 @@ def core() -> dict[str, object]:
     return {
         "name": "core",
         "layers": list(range(12)),
-        "matrices": list(survey.MATRICES),
+        "matrices": [roles.in_layer(each.path) for each in list(roles.ROLES.values())[:9]],
         "counts": [[size // 50 for size in row] for row in sizes],
         "sizes": sizes,
         "carried": carried,

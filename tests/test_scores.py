@@ -17,7 +17,7 @@ from lingregions import mesh as meshes
 from lingregions import models, scores
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.models import Compute, LlamaConfig
+from lingregions.models import Compute, LlamaConfig, roles
 from lingregions.scores import Definition, Scorer
 
 CONFIG = LlamaConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.4)
@@ -149,7 +149,7 @@ class Reference:
     """What a loop over single samples gives, in float64 from the gradient on: gradients and inputs [S, ...] by path."""
 
     def __init__(self, params: trees.Tree, batch: Batch) -> None:
-        part = trees.restrict(params, "decoder")
+        part = roles.restrict(params, "decoder")
         (nll, inputs), gradients = slopes()(part, params, batch.tokens, batch.segments)
         self.nll = np.asarray(nll, np.float64)
         self.theta = {path: np.asarray(leaf, np.float64) for path, leaf in trees.flatten(part).items()}
@@ -291,7 +291,7 @@ def test_the_scale_undoes_the_number_of_tokens(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_whole_pass_is_parallel_non_negative_and_zero_for_zero(params, whole, rule):
-    theta = trees.flatten(trees.restrict(params, "decoder"))
+    theta = trees.flatten(roles.restrict(params, "decoder"))
     trees.assert_parallel(theta, whole[rule], "scores")
     for path, found in whole[rule].items():
         assert found.dtype == np.float32
@@ -547,7 +547,7 @@ def test_combining_leaves_the_languages_usable(normalised):
 
 
 def test_combined_scores_stay_on_their_shards(params, mesh):
-    placed = trees.restrict(put(params, mesh), "decoder")
+    placed = roles.restrict(put(params, mesh), "decoder")
     magnitudes = jax.tree.map(jnp.abs, placed)
     for normalised in (False, True):
         total = scores.combine(scores.combine(None, magnitudes, normalised), magnitudes, normalised)

@@ -29,6 +29,7 @@ from lingregions.experiments.single_parameter import (
     weigh,
 )
 from lingregions.experiments.single_parameter import single_parameter as experiment
+from lingregions.models import roles
 from lingregions.run import Run
 from lingregions.statistics import Estimate
 
@@ -104,7 +105,7 @@ def test_the_scalars_are_what_they_are_said_to_be(whole, laboratory):
     assert by_kind[TWIN].matrix == by_kind[SUPER].matrix
     assert by_kind[TWIN] != by_kind[SUPER]
 
-    like = trees.restrict(laboratory.shapes, "decoder")
+    like = roles.restrict(laboratory.shapes, "decoder")
     with Run.open(whole, chosen()) as run:
         scores = [trees.flatten(run.load(f"scores/{language}", like)) for language in ("ar", "zh")]
     summed = {path: np.asarray(scores[0][path]) + np.asarray(scores[1][path]) for path in scores[0]}

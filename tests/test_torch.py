@@ -22,7 +22,7 @@ from lingregions import generate, loss, models, perturb, regions, scores
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.models import convert
+from lingregions.models import convert, roles
 from lingregions.models.compute import Compute
 from lingregions.models.source import Source, resolve
 from lingregions.regions.file import TORCH_LOADER
@@ -346,7 +346,7 @@ def test_smollm2_peaks(write: Any, real: Real) -> None:
 
 def test_smollm2_region_file_in_ten_lines(write: Any, real: Real, tmp_path: Path) -> None:
     """What the README's loader does to a transformers model is what removal does to ours: both codings of the file."""
-    sizes = jax.tree.map(abs, trees.restrict(real.params, "decoder"))
+    sizes = jax.tree.map(abs, roles.restrict(real.params, "decoder"))
     drawn = regions.select(sizes, "1%", "random", seed=0)  # sparse: indices
     dense = regions.select(sizes, "10%", "bottom")  # packed bits
     loader: dict[str, Any] = {}

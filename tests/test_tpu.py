@@ -11,6 +11,7 @@ import pytest
 
 from lingregions import models
 from lingregions import tree as trees
+from lingregions.models import roles
 from lingregions.plan import compiled, cost, hardware
 from lingregions.plan.compiled import Step
 
@@ -41,7 +42,7 @@ def test_the_step_compiles_for_a_slice_and_gathers_no_score(job):
             (1, "s32", 8 * 512)
         ]
         # The sums of the layers, float32 over 16 devices, are updated in place.
-        assert found.reused >= 4 * trees.count(trees.restrict(models.shapes(MODEL), "decoder")) // 16
+        assert found.reused >= 4 * trees.count(roles.restrict(models.shapes(MODEL), "decoder")) // 16
     # All that is given lies on its shards; where buffers begin adds a little.
     assert cost.memory(step).arguments <= found.arguments <= 1.01 * cost.memory(step).arguments
     assert found.peak < cost.memory(step).arguments + 1.5 * cost.memory(step).temporaries
@@ -55,7 +56,7 @@ def test_a_training_step_keeps_no_whole_gradient():
     assert found.peak - found.arguments < 4 * MODEL.vocab * MODEL.embed
     assert found.arguments <= 1.01 * cost.memory(step).arguments
     # Parameters and moments of the layers are updated in place.
-    assert found.reused >= 12 * trees.count(trees.restrict(models.shapes(MODEL), "decoder")) // 16
+    assert found.reused >= 12 * trees.count(roles.restrict(models.shapes(MODEL), "decoder")) // 16
 
 
 def _size(shape: str) -> int:

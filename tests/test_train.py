@@ -24,6 +24,7 @@ from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus.batch import Batch
+from lingregions.models import roles
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.run import Run, RunError, checkpoint
 from lingregions.train import loop
@@ -48,7 +49,7 @@ def parameters(mesh: jax.sharding.Mesh) -> TREE:
 
 def masks(params: TREE) -> TREE:
     """About the largest quarter of each matrix, and all -0.0."""
-    part = trees.restrict(params, "decoder_without_norms")
+    part = roles.restrict(params, "decoder_without_norms")
     return jax.tree.map(lambda theta: (jnp.abs(theta) > 0.115) | (theta == 0), part)
 
 

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
+from lingregions.models import roles
 
 # A decoder as a hand draws it; the leaves are names, so that every expected value can be read.
 DRAWN = {
@@ -96,32 +97,32 @@ def test_transform_gives_the_path_and_the_leaves_of_all_trees():
     ],
 )
 def test_a_scope_keeps_the_paths_that_it_names(scope, paths):
-    assert list(trees.flatten(trees.restrict(DRAWN, scope))) == paths
+    assert list(trees.flatten(roles.restrict(DRAWN, scope))) == paths
 
 
 def test_named_scopes_hold_what_the_method_says():
     declared = models.declare(models.PRESETS["llama2-7b"])
     # 32 layers of 202,383,360 parameters, of which 2 x 4096 are norms.
-    assert trees.count(trees.restrict(declared, "decoder")) == 6_476_267_520
-    assert trees.count(trees.restrict(declared, "decoder_without_norms")) == 6_476_005_376
-    assert trees.count(trees.restrict(declared, "norms")) == 32 * 2 * 4096
-    assert trees.count(trees.restrict(models.declare(models.PRESETS["llama2-13b"]), "decoder")) == 12_688_179_200
+    assert trees.count(roles.restrict(declared, "decoder")) == 6_476_267_520
+    assert trees.count(roles.restrict(declared, "decoder_without_norms")) == 6_476_005_376
+    assert trees.count(roles.restrict(declared, "norms")) == 32 * 2 * 4096
+    assert trees.count(roles.restrict(models.declare(models.PRESETS["llama2-13b"]), "decoder")) == 12_688_179_200
 
 
 @pytest.mark.parametrize("scope", ["", ",", "decodre", "Layers.*"])
 def test_an_empty_scope_is_refused_with_what_there_is(scope):
     with pytest.raises(ValueError, match=r"holds no parameter; named scopes are decoder, .*'embed_tokens'"):
-        trees.restrict(DRAWN, scope)
+        roles.restrict(DRAWN, scope)
 
 
 def test_an_empty_scope_of_an_empty_tree_is_refused():
     with pytest.raises(ValueError, match="an empty tree"):
-        trees.restrict({}, "everything")
+        roles.restrict({}, "everything")
 
 
-@pytest.mark.parametrize("scope", sorted(trees.SCOPES))
+@pytest.mark.parametrize("scope", sorted(roles.SCOPES))
 def test_merging_a_scope_back_gives_the_tree(scope):
-    assert trees.merge(DRAWN, trees.restrict(DRAWN, scope)) == DRAWN
+    assert trees.merge(DRAWN, roles.restrict(DRAWN, scope)) == DRAWN
 
 
 def test_merge_replaces_and_leaves_its_operands_alone():

@@ -23,24 +23,13 @@ from lingregions.experiments import laboratory as lab
 from lingregions.experiments.finding import LEVEL, Findings, number, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
+from lingregions.models import roles
 from lingregions.regions import Region
 from lingregions.regions.algebra import combine
 from lingregions.regions.matched import match
 from lingregions.run import Run
 
 DRAWN = ("random", "matched")  # selectors that draw: one arm a seed
-# Names of `select.modules` -> scope: the part of the region that is removed by itself.
-MODULES = {
-    "q": "layers.self_attn.q_proj",
-    "k": "layers.self_attn.k_proj",
-    "v": "layers.self_attn.v_proj",
-    "o": "layers.self_attn.o_proj",
-    "gate": "layers.mlp.gate_proj",
-    "up": "layers.mlp.up_proj",
-    "down": "layers.mlp.down_proj",
-    "norms": "norms",
-    "without_norms": "decoder_without_norms",
-}
 
 
 class Removal(NamedTuple):
@@ -50,7 +39,7 @@ class Removal(NamedTuple):
       selector: an entry of `SELECTORS`; "magnitude": the largest |theta|; "matched": random, but matched to the top.
       fraction: part of each matrix, as the config says it.
       seed: of a selector that draws.
-      part: "", or what of the region is removed: a key of `MODULES` in words, or "layer 3".
+      part: "", or what of the region is removed: a key of `roles.PARTS` in words, or "layer 3".
     """
 
     selector: str
@@ -121,16 +110,16 @@ def plan(settings: ConfigDict, layers: int) -> Iterator[Removal]:
     if parts and "top" not in chosen.selectors:
         raise ValueError("select.modules and select.layers take parts of the top: add top to select.selectors")
     for part in parts:
-        if _module(part) not in MODULES and part not in {f"layer {each}" for each in range(layers)}:
+        if _module(part) not in roles.PARTS and part not in {f"layer {each}" for each in range(layers)}:
             raise ValueError(
-                f"there is no part {part!r}; select.modules may hold {', '.join(MODULES)}, and select.layers numbers "
-                f"below {layers} or the word all"
+                f"there is no part {part!r}; select.modules may hold {', '.join(roles.PARTS)}, and select.layers "
+                f"numbers below {layers} or the word all"
             )
         yield Removal("top", chosen.fractions[0], part=part)
 
 
 def _module(part: str) -> str:
-    """Return the key of `MODULES` that a part's words stand for."""
+    """Return the key of `roles.PARTS` that a part's words stand for."""
     return part.replace(" ", "_")
 
 
@@ -160,7 +149,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
                     f"the arm {wanted} is matched to {top}, which is not among the arms: add top to selectors"
                 )
             assert wanted.seed is not None
-            part = trees.restrict(laboratory.params, scope)
+            part = roles.restrict(laboratory.params, scope)
             return match(lab.read(laboratory, files[str(top)]), part, wanted.seed, str(wanted))
         named = known.replace(name=str(wanted))
         if wanted.selector == "magnitude":
@@ -171,7 +160,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
                     name=str(wanted), definition=f"the largest |theta|, {wanted.fraction} of each matrix"
                 ),
             )
-        like = trees.restrict(laboratory.shapes if wanted.selector == "random" else combined(), scope)
+        like = roles.restrict(laboratory.shapes if wanted.selector == "random" else combined(), scope)
         return regions.select(like, wanted.fraction, wanted.selector, seed=wanted.seed, provenance=named)
 
     files: dict[str, str] = {}
@@ -184,7 +173,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
 
 def magnitudes(laboratory: Laboratory) -> trees.Tree:
     """Return |theta| in the select scope."""
-    part = trees.restrict(laboratory.params, laboratory.settings.select.scope)
+    part = roles.restrict(laboratory.params, laboratory.settings.select.scope)
     return trees.transform(lambda _, theta: jnp.abs(theta), part)
 
 
@@ -196,7 +185,7 @@ def alone(laboratory: Laboratory) -> dict[str, str]:
 
     def top(language: str) -> Region:
         named = lab.provenance(laboratory, (language,)).replace(name=tops[language])
-        part = trees.restrict(lab.load(laboratory, language), settings.select.scope)
+        part = roles.restrict(lab.load(laboratory, language), settings.select.scope)
         return regions.select(part, fraction, "top", provenance=named)
 
     files = lab.find(laboratory, {tops[language]: functools.partial(top, language) for language in languages})
@@ -222,8 +211,8 @@ def take(laboratory: Laboratory, files: dict[str, str], wanted: Removal) -> Regi
     found = lab.read(laboratory, files[str(wanted._replace(part=""))])
     if not wanted.part:
         return found
-    if _module(wanted.part) in MODULES:
-        return regions.restrict(found, MODULES[_module(wanted.part)], name=str(wanted))
+    if _module(wanted.part) in roles.PARTS:
+        return regions.restrict(found, roles.PARTS[_module(wanted.part)], name=str(wanted))
     return regions.restrict(found, layers=[int(wanted.part.removeprefix("layer "))], name=str(wanted))
 
 

@@ -26,6 +26,7 @@ from lingregions.experiments.core_removal import magnitudes
 from lingregions.experiments.finding import LEVEL, Findings, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
+from lingregions.models import roles
 from lingregions.regions import Region, geometry
 from lingregions.regions.select import parse
 from lingregions.report import numerals
@@ -176,7 +177,7 @@ def _added(run: Run, name: str) -> list[str]:
 
 
 def _total(laboratory: Laboratory, name: str) -> trees.Tree:
-    like = trees.restrict(laboratory.shapes, laboratory.definition.scope)
+    like = roles.restrict(laboratory.shapes, laboratory.definition.scope)
     found: trees.Tree = laboratory.run.load(_place(name), like)
     return found
 
@@ -205,7 +206,7 @@ def select(laboratory: Laboratory, name: str) -> dict[str, str]:
 
     @functools.cache
     def values() -> trees.Tree:
-        return trees.restrict(_total(own, name), settings.select.scope) if reads else magnitudes(own)
+        return roles.restrict(_total(own, name), settings.select.scope) if reads else magnitudes(own)
 
     def top(fraction: str) -> Region:
         return regions.select(values(), fraction, provenance=known.replace(name=arm(name, fraction)))
@@ -240,7 +241,7 @@ def compare(laboratory: Laboratory, files: Mapping[str, str]) -> None:
         lab.tabulate(laboratory, f"overlap_{lab.slug(fraction)}", content)
     lab.tabulate(laboratory, "removal_by_definition", _table(names, fractions, found, shared))
     if len(fractions) > 1:
-        size = trees.count(trees.restrict(laboratory.shapes, settings.select.scope))
+        size = trees.count(roles.restrict(laboratory.shapes, settings.select.scope))
         lab.tabulate(laboratory, "curve_by_definition", _curve(names, fractions, found, size))
     lab.tabulate(laboratory, "verdict", verdict("Verdict", weigh(names, fractions, found, shared)))
     lab.publish(laboratory)

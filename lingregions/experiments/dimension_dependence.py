@@ -15,13 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import models, permutation, perturb, regions
-from lingregions import tree as trees
 from lingregions.experiments import comparison, extremes, stage
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.cell import Arm, measure
 from lingregions.experiments.finding import LEVEL, Findings, number, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
+from lingregions.models import roles
 from lingregions.regions import Region, geometry
 from lingregions.report import numerals
 from lingregions.run import Run
@@ -30,8 +30,8 @@ AXIS = "embed"
 # Places -> scope; beside them "layer 3 norm", the input norm of one layer.
 PLACES = {
     "residual": "everything",
-    "outputs": "layers.self_attn.o_proj,layers.mlp.down_proj",
-    "norms": "layers.*_layernorm,norm",
+    "outputs": "outputs",
+    "norms": "all_norms",
 }
 _NORM = re.compile(r"^layer (\d+) norm$")
 
@@ -134,7 +134,7 @@ def core(laboratory: Laboratory) -> Region:
     fraction = settings.select.fractions[0]
 
     def top() -> Region:
-        part = trees.restrict(lab.combine(laboratory, settings.score.languages), settings.select.scope)
+        part = roles.restrict(lab.combine(laboratory, settings.score.languages), settings.select.scope)
         named = lab.provenance(laboratory, settings.score.languages).replace(name=f"top {fraction}")
         return regions.select(part, fraction, provenance=named)
 
@@ -176,8 +176,8 @@ def arm(laboratory: Laboratory, change: Change, dimensions: Sequence[int]) -> Ar
 
     def region() -> Region:
         norm = _NORM.match(change.place)
-        scope = "layers.input_layernorm" if norm else PLACES[change.place]
-        part = trees.restrict(laboratory.shapes, scope)
+        scope = "input_norm" if norm else PLACES[change.place]
+        part = roles.restrict(laboratory.shapes, scope)
         found = geometry.slab(part, models.declare(laboratory.model), AXIS, indices, name)
         return regions.restrict(found, layers=[int(norm[1])], name=name) if norm else found
 

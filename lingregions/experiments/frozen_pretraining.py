@@ -24,7 +24,7 @@ from lingregions.experiments.cell import Arm
 from lingregions.experiments.finding import verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
-from lingregions.models import convert
+from lingregions.models import convert, roles
 from lingregions.regions import Region
 from lingregions.regions.matched import match
 from lingregions.regions.select import parse
@@ -82,7 +82,7 @@ def _column(laboratory: Laboratory, training: Training) -> list[freeze.Constrain
 
 
 def _embedding(laboratory: Laboratory, training: Training) -> list[freeze.Constraint]:
-    return [freeze.leaves(laboratory.params, None, scope="embed_tokens")]
+    return [freeze.leaves(laboratory.params, None, scope="embedding")]
 
 
 def _l2_sp(laboratory: Laboratory, training: Training) -> list[freeze.Constraint]:
@@ -90,7 +90,7 @@ def _l2_sp(laboratory: Laboratory, training: Training) -> list[freeze.Constraint
 
 
 def _ewc(laboratory: Laboratory, training: Training) -> list[freeze.Constraint]:
-    found = freeze.fisher(trees.restrict(laboratory.params, laboratory.definition.scope), squares(laboratory))
+    found = freeze.fisher(roles.restrict(laboratory.params, laboratory.definition.scope), squares(laboratory))
     return [freeze.ewc(laboratory.params, found, strength=laboratory.settings.freeze.ewc)]
 
 
@@ -218,12 +218,12 @@ def score(laboratory: Laboratory, language: str) -> None:
 def scores(laboratory: Laboratory) -> trees.Tree:
     """Return the scores combined over the scored languages, in the scope that may be frozen."""
     combined = lab.combine(laboratory, laboratory.settings.score.languages)
-    return trees.restrict(combined, laboratory.settings.freeze.scope)
+    return roles.restrict(combined, laboratory.settings.freeze.scope)
 
 
 def squares(laboratory: Laboratory) -> trees.Tree:
     """Return the scores of the rule `fisher`, summed over the scored languages."""
-    like = trees.restrict(laboratory.shapes, laboratory.definition.scope)
+    like = roles.restrict(laboratory.shapes, laboratory.definition.scope)
     total: Any = None
     for language in laboratory.settings.score.languages:
         each = laboratory.run.load(f"fisher/{language}", like)
@@ -243,7 +243,7 @@ def masks(laboratory: Laboratory, training: Training) -> trees.Tree:
     name = f"matched {fraction} seed {training.seed}"
 
     def make() -> Region:
-        part = trees.restrict(laboratory.params, laboratory.settings.freeze.scope)
+        part = roles.restrict(laboratory.params, laboratory.settings.freeze.scope)
         return match(lab.read(laboratory, core), part, training.seed, name)
 
     return lab.read(laboratory, lab.find(laboratory, {name: make})[name]).masks

@@ -23,6 +23,7 @@ from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus.batch import Batch
 from lingregions.corpus.corpus import Corpus
+from lingregions.models import roles
 from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.regions import Provenance, Region
@@ -306,7 +307,7 @@ def store(laboratory: Laboratory, name: str, language: str, at: Snapshot) -> Non
 
 def load(laboratory: Laboratory, language: str) -> trees.Tree:
     """Return the saved scores of a language, on the shards of the parameters."""
-    like = trees.restrict(laboratory.shapes, laboratory.definition.scope)
+    like = roles.restrict(laboratory.shapes, laboratory.definition.scope)
     found: trees.Tree = laboratory.run.load(f"scores/{language}", like)
     return found
 
@@ -332,7 +333,7 @@ def provenance(laboratory: Laboratory, languages: Sequence[str], rule: str | Non
         model=laboratory.identity,
         tokenizer=laboratory.tokenizer.fingerprint,
         data=" ".join(laboratory.corpus(language, "score").fingerprint for language in languages),
-        axes=axes(trees.restrict(models.declare(laboratory.model), definition.scope)),
+        axes=axes(roles.restrict(models.declare(laboratory.model), definition.scope)),
     )
 
 

@@ -30,6 +30,7 @@ from lingregions.experiments.finding import LEVEL, Findings, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.scalars import Scalar, members
 from lingregions.experiments.stage import Stage
+from lingregions.models import roles
 from lingregions.regions import Region, geometry
 from lingregions.regions.select import parse
 from lingregions.report import numerals
@@ -104,7 +105,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
         total: trees.Tree | None = None
         for language in languages:
             total = scores.combine(total, lab.load(laboratory, language), normalised=False)
-        return trees.restrict(total or {}, chosen.scope)
+        return roles.restrict(total or {}, chosen.scope)
 
     def top(name: str, fraction: str) -> Region:
         return regions.select(ranking(), fraction, within="scope", provenance=known.replace(name=name))
@@ -114,7 +115,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
         return regions.select(magnitudes(laboratory), fraction, within="scope", provenance=named)
 
     def drawn(name: str, fraction: str) -> Region:
-        like, seed = trees.restrict(laboratory.shapes, chosen.scope), int(name.rpartition(" ")[2])
+        like, seed = roles.restrict(laboratory.shapes, chosen.scope), int(name.rpartition(" ")[2])
         return regions.select(like, fraction, "random", seed=seed, provenance=known.replace(name=name))
 
     kinds = {"top": top, "magnitude": largest, "random": drawn}
@@ -127,7 +128,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
     core_name, *rest = pieces(settings)
 
     def core() -> Region:
-        part = trees.restrict(lab.combine(laboratory, languages), chosen.scope)
+        part = roles.restrict(lab.combine(laboratory, languages), chosen.scope)
         return regions.select(part, chosen.core, provenance=known.replace(name=core_name))
 
     files |= lab.find(laboratory, {core_name: core})
@@ -168,7 +169,7 @@ def super_weights(laboratory: Laboratory, like: Region) -> Region:
     """Return the super weights as a region parallel to `like`; empty, with a note, where the activations show none."""
     found = models.supers(extremes.watch(laboratory), laboratory.settings.select.spike)
     if not found:
-        laboratory.run.note("no super weight: no layer's activations spike at both ends of mlp.down_proj")
+        laboratory.run.note("no super weight: no layer's activations spike at both ends of the down projection")
     laboratory.run.log(event="super weights", found=[f"{matrix} {list(index)}" for matrix, index in found])
     known = like.provenance
     named = geometry.points(like.masks, found)
@@ -221,7 +222,7 @@ def compare(laboratory: Laboratory, files: Mapping[str, str]) -> None:
     drawn = [(size, found.cell(group)) for group, size in groups.items()]
     means["random"] = sorted((size, cell) for size, cell in drawn if cell[0] is not None)
     lab.tabulate(laboratory, "damage_by_size_and_ranking", _curves(means, "mean over languages, by ranking"))
-    whole = trees.count(trees.restrict(laboratory.shapes, settings.select.scope))
+    whole = trees.count(roles.restrict(laboratory.shapes, settings.select.scope))
     lab.tabulate(laboratory, "smallest_sets", _smallest(smallest, languages, whole))
     lab.tabulate(laboratory, "first_scalars", _first(laboratory, files, sizes, fractions))
     lab.tabulate(laboratory, "pieces", _pieces([core, *rest], sizes, found))

@@ -26,7 +26,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import regions, statistics
-from lingregions import tree as trees
 from lingregions.corpus import languages as registry
 from lingregions.experiments import cell as cells
 from lingregions.experiments import comparison, continuation, stage
@@ -36,6 +35,7 @@ from lingregions.experiments.core_removal import alone
 from lingregions.experiments.finding import Findings, number, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.stage import Stage
+from lingregions.models import roles
 from lingregions.regions import Region
 from lingregions.regions.matched import match
 from lingregions.report import numerals
@@ -157,7 +157,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
         return regions.union(first, *others).rename("the top of every scored language")
 
     def matched(language: str, seed: int) -> Region:
-        part = trees.restrict(laboratory.params, settings.select.scope)
+        part = roles.restrict(laboratory.params, settings.select.scope)
         return match(lab.read(laboratory, files[own(language)]), part, seed, control(language, seed), avoid=tops())
 
     wanted = {

@@ -40,6 +40,7 @@ from lingregions.experiments.calibration import (
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.scalars import Scalar
 from lingregions.experiments.stage import Stage
+from lingregions.models import roles
 from lingregions.run import Run
 from lingregions.statistics import LEVEL
 
@@ -90,7 +91,7 @@ def proxy_audit(settings: ConfigDict, run: Run) -> None:
 def stages(settings: ConfigDict) -> list[Stage]:
     """Return what `proxy_audit` would do, if every stratum of every kind of matrix holds enough scalars."""
     chosen = settings.audit
-    kinds = len(trees.flatten(trees.restrict(models.declare(stage.model(settings)), settings.select.scope)))
+    kinds = len(trees.flatten(roles.restrict(models.declare(stage.model(settings)), settings.select.scope)))
     blocks = kinds * len(chosen.strata)
     languages, each = len(chosen.languages), chosen.samples
     backward = 1 + 2 * chosen.draws + chosen.nodes * blocks
@@ -120,7 +121,7 @@ def choose(laboratory: Laboratory) -> list[Block]:
     """Return the sampled blocks; made once, from the scores combined over the scored languages."""
     settings, run, file = laboratory.settings, laboratory.run, "audit/blocks.json"
     if run.done("audit-blocks") is None:
-        combined = trees.restrict(lab.combine(laboratory, settings.score.languages), settings.select.scope)
+        combined = roles.restrict(lab.combine(laboratory, settings.score.languages), settings.select.scope)
         found = audit.sample(combined, settings.audit.strata, max(settings.audit.groups), settings.seed)
         run.write(file, json.dumps(found) + "\n")
         run.finish("audit-blocks", file, scalars=sum(len(block.scalars) for block in found))
@@ -322,7 +323,7 @@ def _matrices(alone: Sample, languages: Sequence[str]) -> dict[str, Any]:
         "kind": "heatmap",
         "title": "Spearman of score and exact effect, by kind of matrix and language",
         "corner": "matrix",
-        "rows": [kind.removeprefix("layers.") for kind in kinds],
+        "rows": [roles.in_layer(kind) for kind in kinds],
         "columns": list(languages),
         "values": [[value if math.isfinite(value) else None for value in row] for row in values],
         "format": "share",

@@ -21,6 +21,7 @@ from lingregions.experiments import laboratory as lab
 from lingregions.experiments import stage
 from lingregions.experiments.laboratory import Laboratory, Snapshot
 from lingregions.experiments.stage import Stage
+from lingregions.models import roles
 from lingregions.regions import Region, geometry
 from lingregions.regions import reliability as agreement
 from lingregions.regions.select import parse
@@ -116,7 +117,7 @@ def _select(laboratory: Laboratory, language: str, at: Snapshot, window: str) ->
     for rule in laboratory.scorer.rules:
         found = laboratory.scorer.finish(laboratory.params, at.sums, at.tokens, rule)
         known = lab.provenance(laboratory, (language,), rule).replace(name=f"{rule} {language} {window}")
-        part = trees.restrict(found, settings.select.scope)
+        part = roles.restrict(found, settings.select.scope)
         files.append(place(rule, language, window))
         lab.keep(laboratory, regions.select(part, settings.select.fractions[0], provenance=known), files[-1])
     return files
@@ -129,11 +130,11 @@ def core(laboratory: Laboratory) -> None:
     known = lab.provenance(laboratory, languages)
 
     def combined() -> Region:
-        part = trees.restrict(lab.combine(laboratory, languages), settings.select.scope)
+        part = roles.restrict(lab.combine(laboratory, languages), settings.select.scope)
         return regions.select(part, fraction, provenance=known.replace(name=f"top {fraction}"))
 
     def magnitude() -> Region:
-        part = trees.restrict(laboratory.params, settings.select.scope)
+        part = roles.restrict(laboratory.params, settings.select.scope)
         sizes = trees.transform(lambda _, theta: scores.RULES["magnitude"].finish(theta, theta), part)
         named = lab.provenance(laboratory, (), "magnitude").replace(name=f"magnitude {fraction}")
         return regions.select(sizes, fraction, provenance=named)

@@ -16,9 +16,10 @@ import numpy as np
 
 from lingregions import regions
 from lingregions import tree as trees
+from lingregions.models import roles
+from lingregions.models.roles import locate
 from lingregions.regions import Region, geometry, stack
 from lingregions.regions.matched import match
-from lingregions.regions.region import locate
 
 
 class Scalar(NamedTuple):
@@ -46,8 +47,9 @@ class Scalar(NamedTuple):
     def __str__(self) -> str:
         """Short name for tables and arms: "layer 11 mlp.down_proj [507 1229]"."""
         path, layer = locate(self.matrix)
-        kind = path.removeprefix("layers.").removeprefix("self_attn.")
-        return f"{'' if layer is None else f'layer {layer} '}{kind} [{' '.join(map(str, self.entry))}]"
+        return (
+            f"{'' if layer is None else f'layer {layer} '}{roles.display_name(path)} [{' '.join(map(str, self.entry))}]"
+        )
 
 
 def members(region: Region) -> list[Scalar]:

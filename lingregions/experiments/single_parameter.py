@@ -5,7 +5,8 @@ highest scores, the super weights (arXiv 2411.07191; from the activations of one
 without data) and the gains of one layer's input norm at the dimensions of massive activations (arXiv 2402.17762).
 Controls: a scalar of the same matrix and magnitude beside every super weight, and gains at ordinary dimensions. Each is
 multiplied by several factors in place, no copy of the model; then the model writes; and it is rescued: by putting the
-scalar back, and by clipping what `mlp.down_proj` gives to the most that the untouched model gives on the scored text.
+scalar back, and by clipping what the down projection gives to the most that the untouched model gives on the scored
+text.
 """
 
 import functools
@@ -28,7 +29,7 @@ from lingregions.experiments.finding import Findings, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.scalars import Scalar
 from lingregions.experiments.stage import Stage
-from lingregions.models import Peaks
+from lingregions.models import Peaks, roles
 from lingregions.regions import Region, geometry
 from lingregions.report import numerals
 from lingregions.run import Run
@@ -134,7 +135,7 @@ def _candidates(laboratory: Laboratory) -> list[Candidate]:
 
 
 def _gain(settings: ConfigDict, dimension: int) -> Scalar:
-    return Scalar(f"model.layers.{settings.scalars.layer}.input_layernorm.weight", (dimension,))
+    return Scalar(roles.matrix_name("input_norm", settings.scalars.layer), (dimension,))
 
 
 def probe(laboratory: Laboratory) -> Peaks:
@@ -153,16 +154,16 @@ def ranking(laboratory: Laboratory) -> trees.Tree:
     total: trees.Tree | None = None
     for language in laboratory.settings.score.languages:
         total = scores.combine(total, lab.load(laboratory, language), normalised=False)
-    return trees.restrict(total or {}, laboratory.settings.select.scope)
+    return roles.restrict(total or {}, laboratory.settings.select.scope)
 
 
 # --- what is done to them ---------------------------------------------------------------------------------------------
 
 
 def limits(laboratory: Laboratory) -> trees.Tree:
-    """Return the bounds of the rescue: the largest output of each layer's `mlp.down_proj` on the scored text."""
+    """Return the bounds of the rescue: the largest output of each layer's down projection on the scored text."""
     most = extremes.watch(laboratory).down_out.max(axis=1) * np.float32(laboratory.settings.rescue.slack)
-    return {"layers": {"mlp": {"down_proj": most.astype(np.float32)}}}
+    return roles.tree({"down": most.astype(np.float32)})
 
 
 def plan(laboratory: Laboratory, candidates: Sequence[Candidate], bounds: trees.Tree) -> list[Arm]:
@@ -322,9 +323,9 @@ def _rescue(candidates: Sequence[Candidate], factors: Sequence[float], found: Fi
     ]
     return {
         "title": "Rescue by clipping",
-        "note": "Every layer's output of mlp.down_proj is clipped to the largest magnitude that the untouched model "
-        "gives on the scored text. Perplexity over all languages, as a multiple of the untouched model's; last column: "
-        "with clipping as a multiple of without. First row: what clipping alone does.",
+        "note": f"Every layer's output of {roles.display_name(roles.path('down'))} is clipped to the largest magnitude "
+        "that the untouched model gives on the scored text. Perplexity over all languages, as a multiple of the "
+        "untouched model's; last column: with clipping as a multiple of without. First row: what clipping alone does.",
         "columns": [
             {"name": "model"},
             {"name": "as it is", "kind": "factor"},

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.experiments import laboratory as lab
-from lingregions.models import gguf
+from lingregions.models import gguf, roles
 from lingregions.models.parameter import Parameter
 from lingregions.regions.select import parse
 
@@ -190,7 +190,7 @@ def region_bytes(settings: ConfigDict, fraction: str | float) -> int:
 
 
 def _declared(settings: ConfigDict, scope: str) -> list[Parameter]:
-    return list(trees.flatten(trees.restrict(models.declare(model(settings)), scope)).values())
+    return list(trees.flatten(roles.restrict(models.declare(model(settings)), scope)).values())
 
 
 def _cached(name: str) -> Path | None:

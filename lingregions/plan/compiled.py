@@ -28,6 +28,7 @@ from lingregions import freeze, loss, models, scores, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
+from lingregions.models import roles
 from lingregions.plan import hardware
 from lingregions.regions.select import rank
 
@@ -189,7 +190,7 @@ def lower(step: Step) -> Any:
 def _train(step: Step, params: trees.Tree, mesh: jax.sharding.Mesh) -> Any:
     """Lower a training step that keeps a region frozen: AdamW and one bit a parameter."""
     made = freeze.hard({"x": jnp.ones((8, 2))}, {"x": jnp.eye(8, 2, dtype=bool)})
-    masks = {path: _bits(leaf) for path, leaf in trees.walk(trees.restrict(params, SCOPE))}
+    masks = {path: _bits(leaf) for path, leaf in trees.walk(roles.restrict(params, SCOPE))}
     recipe = train.Recipe(samples=1_000 * step.batch, batch=step.batch)
     constraint = dataclasses.replace(made, arrays=masks)
     trainer = train.Trainer(step.model, step.compute, recipe, [constraint], micro=step.micro, mesh=mesh)
@@ -206,7 +207,7 @@ def _bits(leaf: Any) -> freeze.Packed:
 
 def _select(params: trees.Tree, mesh: jax.sharding.Mesh) -> Any:
     """Lower the selection from the largest leaf of the decoder, with all the other scores and masks in memory."""
-    leaves = trees.flatten(trees.restrict(params, "decoder"))
+    leaves = trees.flatten(roles.restrict(params, "decoder"))
     path = max(leaves, key=lambda each: leaves[each].size)
     masks = {each: jax.ShapeDtypeStruct(leaf.shape, bool, sharding=leaf.sharding) for each, leaf in leaves.items()}
     count = jax.ShapeDtypeStruct((), jnp.uint32, sharding=meshes.replicated(mesh))

@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh
 from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
+from lingregions.models import roles
 from lingregions.models.parameter import Parameter
 from lingregions.plan.compiled import SCOPE, Step
 from lingregions.plan.hardware import BETWEEN_SLICES, Topology
@@ -230,7 +231,7 @@ def memory(step: Step) -> Memory:
         # Sums in float32; or in bfloat16, with the gradient of the open group beside them.
         sums = gradients * 3 // 2 if step.group else gradients
         return Memory(arguments + sums, temporaries + sizes.gradients)
-    frozen = sizes.part(trees.flatten(trees.restrict(trees.unflatten(sizes.declared), SCOPE)))
+    frozen = sizes.part(trees.flatten(roles.restrict(trees.unflatten(sizes.declared), SCOPE)))
     moments = 8 * sizes.part(everything) + frozen // 8
     sums = gradients if batches > 1 else 0
     return Memory(arguments + moments, temporaries + sums + sizes.gradients)

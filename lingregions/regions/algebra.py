@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lingregions import tree as trees
+from lingregions.models import roles
 from lingregions.regions import region
 from lingregions.regions.region import Provenance, Region
 
@@ -92,7 +93,7 @@ def restrict(
 
     Args:
       first: the region.
-      scope: a name in `tree.SCOPES` or path patterns ("layers.mlp.*").
+      scope: a name in `roles.SCOPES` or path patterns ("layers.mlp.*").
       layers: layers to keep; leaves that stack no layers then become empty.
       axis: a named axis ("embed"); matrices that do not carry it become empty.
       indices: the indices of that axis to keep, in every matrix that carries it.
@@ -103,7 +104,7 @@ def restrict(
     """
     if (axis is None) != (indices is None):
         raise ValueError("an axis and its indices go together")
-    kept = set(first.leaves()) if scope is None else set(trees.flatten(trees.restrict(first.masks, scope)))
+    kept = set(first.leaves()) if scope is None else set(trees.flatten(roles.restrict(first.masks, scope)))
     named = dict(first.provenance.axes)
     if axis is not None and not any(axis in each for each in named.values()):
         known = sorted({each for names in named.values() for each in names})

@@ -40,7 +40,7 @@ def show(path: Path, console: Console, *, axis: str = "embed", leading: int = 8)
     table = Table(title="density, percent of each matrix")
     table.add_column("layer", justify="right")
     for place in stacks:
-        table.add_column(place.removeprefix("layers.").split(".")[-1], justify="right")
+        table.add_column(place.split(".")[-1], justify="right")
     for layer in range(max((len(density[place]) for place in stacks), default=0)):
         table.add_row(str(layer), *(_percent(density[place][layer]) for place in stacks))
     if stacks:

@@ -9,46 +9,18 @@ in this package gathers them whole.
 import dataclasses
 import functools
 import importlib.metadata
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import jax
 
 from lingregions import tree as trees
+from lingregions.models.roles import locate as locate
+from lingregions.models.roles import names as names
+from lingregions.models.roles import stacked as stacked
 from lingregions.tree import Tree
 
 Within = Literal["matrix", "scope"]
-
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.weight$")
-
-
-def names(path: str, layers: int | None) -> list[str]:
-    """Return the Hugging Face name of every matrix in the leaf at `path`; `layers` is None where nothing is stacked."""
-    if layers is not None:
-        rest = path.removeprefix("layers.")
-        return [f"model.layers.{layer}.{rest}.weight" for layer in range(layers)]
-    return [f"{path}.weight" if path == "lm_head" else f"model.{path}.weight"]
-
-
-def locate(name: str) -> tuple[str, int | None]:
-    """Return (path, layer) of a Hugging Face name, the inverse of `names`; the layer is None where nothing is stacked.
-
-    Raises:
-      ValueError: the name is not one of a weight.
-    """
-    if match := _LAYER.match(name):
-        return f"layers.{match[2]}", int(match[1])
-    if not name.endswith(".weight"):
-        raise ValueError(
-            f"{name!r} is not the name of a weight; expected one such as {names('layers.mlp.up_proj', 1)[0]!r}"
-        )
-    return name.removesuffix(".weight").removeprefix("model."), None
-
-
-def stacked(path: str) -> bool:
-    """Whether the leaf at `path` stacks the layers on its first axis."""
-    return path.startswith("layers.")
 
 
 def matrices(path: str, leaf: Any) -> list[str]:
@@ -121,7 +93,7 @@ class Provenance:
       within: "matrix" (the fraction of every matrix) or "scope" (the fraction of all of them together).
       score: definition of the score.
       languages: languages whose scores went in.
-      score_scope, select_scope: scopes (`tree.SCOPES`) that were scored and selected from.
+      score_scope, select_scope: scopes (`roles.SCOPES`) that were scored and selected from.
       seed: seed of a random region.
       model: `tree.fingerprint` of the parameters that were scored.
       tokenizer: fingerprint of the tokenizer.
@@ -186,7 +158,7 @@ def _frozen(value: Any) -> Any:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["masks"], meta_fields=["provenance"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Region:
-    """A set of parameters: boolean masks parallel to `tree.restrict(params, scope)`, and their provenance.
+    """A set of parameters: boolean masks parallel to `roles.restrict(params, scope)`, and their provenance.
 
     Give `region.masks`, not the region, to a jitted function: the provenance is static, another one compiles anew.
     """

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lingregions.models import roles
 from lingregions.report import languages, numerals
 from lingregions.report.figures import Curve, Figure, Grid, Series, tallest
 from lingregions.report.numerals import Cell
@@ -27,24 +28,6 @@ class Section:
 
 
 # --- regions --------------------------------------------------------------------------------------------------------
-
-_SHORT = {
-    "self_attn.q_proj": "q",
-    "self_attn.k_proj": "k",
-    "self_attn.v_proj": "v",
-    "self_attn.o_proj": "o",
-    "mlp.gate_proj": "gate",
-    "mlp.up_proj": "up",
-    "mlp.down_proj": "down",
-    "input_layernorm": "norm 1",
-    "post_attention_layernorm": "norm 2",
-}
-
-
-def short(matrix: str) -> str:
-    """A matrix's name for a narrow column: `self_attn.q_proj` is `q`."""
-    return _SHORT.get(matrix, matrix)
-
 
 DRAWN = 4  # regions that get a figure each; more are compared in one
 
@@ -130,7 +113,7 @@ def catalogue(surveys: Sequence[Survey]) -> Table:
 def profile(surveys: Sequence[Survey], by: str) -> Grid:
     """Density of several regions by layer, or by matrix over all layers, with counts; parallel regions only."""
     first = surveys[0]
-    labels = first.layers if by == "layer" else tuple(map(short, first.matrices))
+    labels = first.layers if by == "layer" else tuple(map(roles.label, first.matrices))
 
     def sums(table: tuple[tuple[int | None, ...], ...]) -> list[int]:
         lines = table if by == "layer" else tuple(zip(*table, strict=True))
@@ -169,7 +152,7 @@ def density(survey: Survey, who: str = "") -> Grid:
         f"Parameters by layer and matrix: {who or survey.name}",
         "layer",
         survey.layers,
-        tuple(map(short, survey.matrices)),
+        tuple(map(roles.label, survey.matrices)),
         values,
         kind="percent",
         unit="of the matrix",

@@ -12,21 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lingregions.regions import file, region
+from lingregions.models import roles
+from lingregions.regions import file
 from lingregions.regions.file import Header
 from lingregions.report import numerals
 
-MATRICES = (  # in the order of the forward pass
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-    "input_layernorm",
-    "post_attention_layernorm",
-)
 MOST = 64  # regions that one pass can compare: one bit each
 
 
@@ -127,7 +117,7 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
 
 def _place(header: Header, name: str, axis: str) -> int | None:
     """Which axis of the matrix [out, in] has this name; None if it has none of that name."""
-    path, layer = region.locate(name)
+    path, layer = roles.locate(name)
     axes = dict(header.provenance.axes).get(path, ())
     axes = axes[1:] if layer is not None else axes
     return axes.index(axis) if axis in axes else None
@@ -173,14 +163,14 @@ def _survey(name: str, header: Header, axis: str, carried: np.ndarray) -> Survey
     cells: dict[tuple[str, str], tuple[int, int]] = {}
     capacity = 0
     for matrix, entry in header.matrices.items():
-        path, layer = region.locate(matrix)
+        path, layer = roles.locate(matrix)
         row = str(layer) if layer is not None else "outside"
-        cells[row, path.removeprefix("layers.")] = (entry.count, entry.size)
+        cells[row, roles.in_layer(path)] = (entry.count, entry.size)
         if carried.size and _place(header, matrix, axis) is not None:
             capacity += entry.size // carried.size
     layers = sorted({row for row, _ in cells}, key=lambda row: float(row) if row.isdigit() else math.inf)
     found = {column for _, column in cells}
-    matrices = [column for column in MATRICES if column in found] + sorted(found.difference(MATRICES))
+    matrices = roles.ordered(found)
 
     def table(part: int) -> tuple[tuple[int | None, ...], ...]:
         return tuple(

@@ -12,12 +12,13 @@ from golden import cases
 from lingregions import loss, models
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
+from lingregions.models import roles
 from lingregions.models.compute import Compute
 
 
 def stack(tensors: dict[str, np.ndarray], config: models.LlamaConfig, scope: str = "everything") -> trees.Tree:
     """Return tensors by Hugging Face name as the parameter tree, or a scope of it; the layers are stacked."""
-    declared = trees.restrict(models.declare(config), scope)
+    declared = roles.restrict(models.declare(config), scope)
     names = [name for _, parameter in trees.walk(declared) for name in parameter.names()]
     assert sorted(names) == sorted(tensors)
     return trees.transform(
@@ -94,7 +95,7 @@ def gradient_of(
 
     def gradient(params: trees.Tree, batch: Batch) -> tuple[trees.Tree, loss.Loss]:
         found: tuple[trees.Tree, loss.Loss] = jax.grad(objective, has_aux=True)(
-            trees.restrict(params, scope), params, batch
+            roles.restrict(params, scope), params, batch
         )
         return found
 
