@@ -75,7 +75,7 @@ def ours(folder: Path, job: str, steps: int, settings: dict[str, Any]) -> dict[s
     """Return what a job takes with this package."""
     import jax
 
-    from lingregions import evaluate, models, scores, train
+    from lingregions import evaluate, models, scoring, train
     from lingregions import mesh as meshes
     from lingregions.corpus.batch import Batch
     from lingregions.models import convert
@@ -88,7 +88,7 @@ def ours(folder: Path, job: str, steps: int, settings: dict[str, Any]) -> dict[s
     batch = Batch(tokens, np.ones_like(tokens), np.ones_like(tokens))
     size = len(tokens)
     if job == "score":
-        scorer = scores.Scorer(chosen, compute, scores.Definition(), micro=size, mesh=mesh)
+        scorer = scoring.Scorer(chosen, compute, scoring.Definition(), micro=size, mesh=mesh)
         state: Any = scorer.start(params)
 
         def step() -> float:

@@ -29,7 +29,7 @@ def ours(batch: int, length: int, steps: int, settings: dict[str, Any]) -> tuple
     import jax
 
     from lingregions import mesh as meshes
-    from lingregions import scores
+    from lingregions import scoring
     from lingregions.corpus.batch import Batch
     from lingregions.models.compute import Compute
     from lingregions.models.source import resolve
@@ -40,7 +40,7 @@ def ours(batch: int, length: int, steps: int, settings: dict[str, Any]) -> tuple
     params = source.load(mesh)
     tokens = text(source, batch, length)
     group = Batch(tokens, np.ones_like(tokens), np.ones_like(tokens))
-    scorer = scores.Scorer(source.config, Compute(**settings), scores.Definition(group=batch), micro=batch, mesh=mesh)
+    scorer = scoring.Scorer(source.config, Compute(**settings), scoring.Definition(group=batch), micro=batch, mesh=mesh)
     state: dict[str, Any] = {"sums": scorer.start(params)}
 
     def step() -> float:

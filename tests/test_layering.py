@@ -18,7 +18,7 @@ ORDER = (
     "loss",
     "settings",
     "run",
-    "scores",
+    "scoring",
     "regions",
     "perturb",
     "intervention",

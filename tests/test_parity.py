@@ -17,7 +17,7 @@ from golden import cases
 from golden.compare import apart, assert_near, batch, distance, distances, gradient_of, logits_of, stack
 from safetensors import safe_open
 
-from lingregions import loss, models, scores
+from lingregions import loss, models, scoring
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.models import llama
@@ -273,8 +273,8 @@ def test_gradients(case: str, name: str) -> None:
 # Scores.
 
 
-def score(golden: Golden, definition: scores.Definition, mesh: Any = None, micro: int = 1) -> trees.Tree:
-    scorer = scores.Scorer(golden.config, Compute(block=16), definition, micro=micro, mesh=mesh)
+def score(golden: Golden, definition: scoring.Definition, mesh: Any = None, micro: int = 1) -> trees.Tree:
+    scorer = scoring.Scorer(golden.config, Compute(block=16), definition, micro=micro, mesh=mesh)
     params, put = golden.params, lambda each: each
     if mesh is not None:
         params = jax.device_put(params, meshes.shardings(models.declare(golden.config), mesh))
@@ -288,28 +288,28 @@ def score(golden: Golden, definition: scores.Definition, mesh: Any = None, micro
 
 
 @pytest.mark.parametrize("micro", [1, 2])
-@pytest.mark.parametrize("weighting", scores.WEIGHTINGS)
+@pytest.mark.parametrize("weighting", scoring.WEIGHTINGS)
 def test_scores(golden: Golden, weighting: str, micro: int) -> None:
-    found = score(golden, scores.Definition(weighting=weighting, group=2), micro=micro)
+    found = score(golden, scoring.Definition(weighting=weighting, group=2), micro=micro)
     assert_near(found, stack(golden.under(f"scores/taylor.{weighting}/"), golden.config, "decoder"), SCORES)
 
 
 @pytest.mark.parametrize("key", ["taylor_abs.token", "fisher.batch_mean", "wanda.token"])
 def test_scores_of_other_rules(key: str) -> None:
     golden, (rule, weighting) = read("llama3"), key.split(".")
-    found = score(golden, scores.Definition(rule=rule, weighting=weighting, group=2))
+    found = score(golden, scoring.Definition(rule=rule, weighting=weighting, group=2))
     assert_near(found, stack(golden.under(f"scores/{key}/"), golden.config, "decoder"), SCORES)
 
 
 def test_weightings_differ(golden: Golden) -> None:
     """The two golden scores are further apart than the tolerance by far: neither test passes with the other's maths."""
-    token, mean = (golden.under(f"scores/taylor.{each}/") for each in scores.WEIGHTINGS)
+    token, mean = (golden.under(f"scores/taylor.{each}/") for each in scoring.WEIGHTINGS)
     assert all(distance(token[name], mean[name] / 3) > 100 * SCORES for name in token)  # 3 groups
 
 
 def test_scores_summed_in_bfloat16(golden: Golden) -> None:
     """Three sums in bfloat16 are off by a few times 2^-9, and not by nothing."""
-    definition = scores.Definition(weighting="batch_mean", accumulator="bfloat16", group=2)
+    definition = scoring.Definition(weighting="batch_mean", accumulator="bfloat16", group=2)
     expected = stack(golden.under("scores/taylor.batch_mean/"), golden.config, "decoder")
     away = distances(score(golden, definition), expected)
     assert all(1e-4 < each < 3e-2 for each in away.values()), away
@@ -441,7 +441,7 @@ def test_one_and_eight_devices(case: str, compute: Compute, mesh: jax.sharding.M
 
 
 def test_scores_on_one_and_eight_devices(grouped: Golden, mesh: jax.sharding.Mesh) -> None:
-    definition = scores.Definition(weighting="batch_mean", group=2)
+    definition = scoring.Definition(weighting="batch_mean", group=2)
     one = score(grouped, definition)
     with jax.set_mesh(mesh):
         eight = score(grouped, definition, mesh, micro=4)

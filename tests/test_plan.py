@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 
-from lingregions import freeze, main, models, scores, train
+from lingregions import freeze, main, models, scoring, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.plan import choose, command, compiled, cost, hardware, plan, table
@@ -435,7 +435,7 @@ DOWN = "layers.mlp.down_proj"
 def test_everything_else_lies_as_the_parameters_do():
     mesh = meshes.build(1, 2, 4)
     places = trees.flatten(meshes.shardings(models.declare(TINY), mesh))
-    scorer = scores.Scorer(TINY, models.Compute(), scores.Definition(), rules=("fisher",), micro=2, mesh=mesh)
+    scorer = scoring.Scorer(TINY, models.Compute(), scoring.Definition(), rules=("fisher",), micro=2, mesh=mesh)
     sums = [scorer.shapes.rules["taylor"], scorer.shapes.rules["fisher"], scorer.shapes.open]
     for tree in sums:
         assert {path: leaf.sharding for path, leaf in trees.walk(tree)} == {

@@ -18,7 +18,7 @@ import safetensors.numpy
 from golden import cases
 from golden.compare import assert_near, batch, gradient_of, logits_of, stack
 
-from lingregions import generate, loss, models, perturb, regions, scores
+from lingregions import generate, loss, models, perturb, regions, scoring
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
@@ -94,11 +94,11 @@ def test_tiny_models(write: Any, name: str, seed: int) -> None:
     np.testing.assert_allclose(loss.nll, nll, rtol=1e-5)
     assert_near(slope, stack(write.gradient(model, everything), config), GRADIENTS)
     reference = write.scores(model, groups)
-    for weighting in scores.WEIGHTINGS:
+    for weighting in scoring.WEIGHTINGS:
         rules = [key.split(".")[0] for key in reference if key.endswith(f".{weighting}")]
-        assert set(rules) == set(scores.RULES) - ({"magnitude", "wanda"} if weighting == "batch_mean" else set())
-        definition = scores.Definition(weighting=weighting, group=2)
-        scorer = scores.Scorer(config, compute, definition, rules=rules, micro=1)
+        assert set(rules) == set(scoring.RULES) - ({"magnitude", "wanda"} if weighting == "batch_mean" else set())
+        definition = scoring.Definition(weighting=weighting, group=2)
+        scorer = scoring.Scorer(config, compute, definition, rules=rules, micro=1)
         sums, tokens = scorer.start(params), 0
         for group in groups:
             sums, count, _ = scorer.add(params, sums, batch(group))

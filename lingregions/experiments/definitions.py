@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import regions, scores
+from lingregions import regions, scoring
 from lingregions import tree as trees
 from lingregions.experiments import comparison, stage
 from lingregions.experiments import laboratory as lab
@@ -60,7 +60,7 @@ def stages(settings: ConfigDict) -> list[Stage]:
     presets = [
         preset
         for preset, names in passes(settings).items()
-        if any(scores.RULES[split(name, preset)[0]].reads != "nothing" for name in names)
+        if any(scoring.RULES[split(name, preset)[0]].reads != "nothing" for name in names)
     ]
     scored = [
         dataclasses.replace(
@@ -99,10 +99,10 @@ def split(name: str, preset: str) -> tuple[str, str]:
       ValueError: there is no such rule or preset.
     """
     rule, _, given = name.partition(" ")
-    if rule not in scores.RULES or (given or preset) not in scores.PRESETS:
+    if rule not in scoring.RULES or (given or preset) not in scoring.PRESETS:
         raise ValueError(
-            f"there is no definition {name!r}: it is a rule ({', '.join(scores.RULES)}), and where it is not the "
-            f"config's own a preset ({', '.join(scores.PRESETS)}), such as 'taylor paper'"
+            f"there is no definition {name!r}: it is a rule ({', '.join(scoring.RULES)}), and where it is not the "
+            f"config's own a preset ({', '.join(scoring.PRESETS)}), such as 'taylor paper'"
         )
     return rule, given or preset
 
@@ -132,7 +132,7 @@ def collect(laboratory: Laboratory, preset: str, names: Sequence[str]) -> None:
     """
     run = laboratory.run
     rules = {name: split(name, preset)[0] for name in names}
-    read = {name: rule for name, rule in rules.items() if scores.RULES[rule].reads != "nothing"}
+    read = {name: rule for name, rule in rules.items() if scoring.RULES[rule].reads != "nothing"}
     if not read or all(_made(laboratory, name) for name in read):
         return
     own = _with(laboratory, preset, list(read.values()))
@@ -146,7 +146,7 @@ def collect(laboratory: Laboratory, preset: str, names: Sequence[str]) -> None:
             for name in wanted:
                 found = own.scorer.finish(own.params, at.sums, at.tokens, read[name])
                 before = _added(run, name)
-                total = scores.combine(_total(own, name) if before else None, found, own.definition.normalised)
+                total = scoring.combine(_total(own, name) if before else None, found, own.definition.normalised)
                 header = lab.facts(own, language, at) | {"rule": read[name], "languages": [*before, language]}
                 run.save(_place(name), total, header)
             run.finish(_mark(laboratory.settings, preset, language), **lab.facts(own, language, at))
@@ -201,7 +201,7 @@ def select(laboratory: Laboratory, name: str) -> dict[str, str]:
     """Make the top of one definition at every fraction; returns {arm: file}."""
     settings = laboratory.settings
     rule, preset = split(name, settings.score.preset)
-    own, reads = _with(laboratory, preset, ()), scores.RULES[rule].reads != "nothing"
+    own, reads = _with(laboratory, preset, ()), scoring.RULES[rule].reads != "nothing"
     known = lab.provenance(own, settings.score.languages if reads else (), rule)
 
     @functools.cache
@@ -318,7 +318,7 @@ def weigh(
             f"{found.words(arm(most, fraction))} ({most}) perplexity: {'; '.join(clauses)}. Their regions share "
             f"{numerals.share(min(overlaps))} to {numerals.share(max(overlaps))} (IoU) with that of {names[0]}."
         )
-    blind = [name for name in names if scores.RULES[name.partition(" ")[0]].reads == "nothing"]
+    blind = [name for name in names if scoring.RULES[name.partition(" ")[0]].reads == "nothing"]
     for name in blind:
         hurt = [each for each in fractions if found.value(arm(name, each)) > math.log(10)]
         said.append(

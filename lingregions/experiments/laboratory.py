@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lingregions import evaluate, models, regions, report, scores
+from lingregions import evaluate, models, regions, report, scoring
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
@@ -66,15 +66,15 @@ class Laboratory:
         return models.Compute(**self.settings.compute.to_dict(), **self.settings.machine.compute.to_dict())
 
     @functools.cached_property
-    def definition(self) -> scores.Definition:
+    def definition(self) -> scoring.Definition:
         """How importance is defined: a preset with the changes that the config makes."""
         return define(self.settings)
 
     @functools.cached_property
-    def scorer(self) -> scores.Scorer:
+    def scorer(self) -> scoring.Scorer:
         """The compiled scoring steps, used for every language."""
         micro = self.settings.machine.score_batch * meshes.rows(self.mesh)
-        return scores.Scorer(
+        return scoring.Scorer(
             self.model, self.compute, self.definition, self.settings.score.rules, micro=micro, mesh=self.mesh
         )
 
@@ -121,16 +121,18 @@ class Laboratory:
         return self.texts[language, use]
 
 
-def define(settings: ConfigDict) -> scores.Definition:
+def define(settings: ConfigDict) -> scoring.Definition:
     """Return how importance is defined: the preset of `score.preset` with the changes that the config makes.
 
     Raises:
       ValueError: there is no such preset.
     """
     chosen = settings.score.to_dict()
-    if chosen["preset"] not in scores.PRESETS:
-        raise ValueError(f"score.preset is {chosen['preset']!r}; it must be one of {', '.join(sorted(scores.PRESETS))}")
-    preset = scores.PRESETS[chosen["preset"]]
+    if chosen["preset"] not in scoring.PRESETS:
+        raise ValueError(
+            f"score.preset is {chosen['preset']!r}; it must be one of {', '.join(sorted(scoring.PRESETS))}"
+        )
+    preset = scoring.PRESETS[chosen["preset"]]
     names = {field.name for field in dataclasses.fields(preset)}
     changes = {name: value for name, value in chosen.items() if name in names and value not in (None, "")}
     return dataclasses.replace(preset, **changes)
@@ -204,7 +206,7 @@ class Snapshot(NamedTuple):
     """What scoring has gathered after `position` samples of the order: sums over `tokens` targets of `nll` nats."""
 
     position: int
-    sums: scores.Sums
+    sums: scoring.Sums
     tokens: int
     nll: float
 
@@ -316,7 +318,7 @@ def combine(laboratory: Laboratory, languages: Sequence[str]) -> trees.Tree:
     """Return the scores summed over languages as the definition says, one language in memory at a time."""
     total: trees.Tree | None = None
     for language in languages:
-        total = scores.combine(total, load(laboratory, language), laboratory.definition.normalised)
+        total = scoring.combine(total, load(laboratory, language), laboratory.definition.normalised)
     if total is None:
         raise ValueError("no language to combine: score.languages is empty")
     return total

@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lingregions import models, regions, scores
+from lingregions import models, regions, scoring
 from lingregions import tree as trees
 from lingregions.experiments import comparison, extremes, stage
 from lingregions.experiments import laboratory as lab
@@ -104,7 +104,7 @@ def find(laboratory: Laboratory) -> dict[str, str]:
     def ranking() -> trees.Tree:
         total: trees.Tree | None = None
         for language in languages:
-            total = scores.combine(total, lab.load(laboratory, language), normalised=False)
+            total = scoring.combine(total, lab.load(laboratory, language), normalised=False)
         return roles.restrict(total or {}, chosen.scope)
 
     def top(name: str, fraction: str) -> Region:

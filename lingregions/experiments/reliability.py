@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import regions, scores
+from lingregions import regions, scoring
 from lingregions import tree as trees
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments import stage
@@ -135,7 +135,7 @@ def core(laboratory: Laboratory) -> None:
 
     def magnitude() -> Region:
         part = roles.restrict(laboratory.params, settings.select.scope)
-        sizes = trees.transform(lambda _, theta: scores.RULES["magnitude"].finish(theta, theta), part)
+        sizes = trees.transform(lambda _, theta: scoring.RULES["magnitude"].finish(theta, theta), part)
         named = lab.provenance(laboratory, (), "magnitude").replace(name=f"magnitude {fraction}")
         return regions.select(sizes, fraction, provenance=named)
 
@@ -184,7 +184,7 @@ def compare(laboratory: Laboratory) -> None:
         "language, from the same samples and the same pass.",
     )
     for each in rules:
-        if scores.RULES[each].reads != "nothing":
+        if scoring.RULES[each].reads != "nothing":
             order = geometry.cluster(between_languages[each]).order
             _write(
                 laboratory,

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import mesh as meshes
-from lingregions import models, permutation, scores
+from lingregions import models, permutation, scoring
 from lingregions import tree as trees
 from lingregions.experiments import cell as cells
 from lingregions.experiments import comparison, continuation, extremes, scalars, stage
@@ -153,7 +153,7 @@ def ranking(laboratory: Laboratory) -> trees.Tree:
     """Return the scores in nats, summed over the languages: comparable between matrices, as unit sums are not."""
     total: trees.Tree | None = None
     for language in laboratory.settings.score.languages:
-        total = scores.combine(total, lab.load(laboratory, language), normalised=False)
+        total = scoring.combine(total, lab.load(laboratory, language), normalised=False)
     return roles.restrict(total or {}, laboratory.settings.select.scope)
 
 

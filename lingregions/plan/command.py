@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lingregions import models, scores
+from lingregions import models, scoring
 from lingregions.models.compute import ATTENTIONS, DTYPES, PRECISIONS, REMAT
 from lingregions.plan import compiled, hardware, plan, table
 from lingregions.plan.compiled import JOBS, Step
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=0, help="samples of the whole job; default: the paper's")
     add("--dtype", choices=tuple(DTYPES), default="bfloat16")
     add("--precision", choices=PRECISIONS, default="highest")
-    add("--preset", choices=tuple(scores.PRESETS), default="sound", help="how scores are defined")
+    add("--preset", choices=tuple(scoring.PRESETS), default="sound", help="how scores are defined")
     add("--remat", choices=tuple(REMAT), default="full")
     add("--attention", choices=ATTENTIONS, default="auto")
     add("--estimate", action="store_true", help="compile nothing")

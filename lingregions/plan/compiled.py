@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lingregions import freeze, loss, models, scores, train
+from lingregions import freeze, loss, models, scoring, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
@@ -61,7 +61,7 @@ class Step:
       length: tokens a sample.
       batch: samples of a training step; `micro` divides it.
       topology: name of the slice; "" for the local devices.
-      preset: a key of `scores.PRESETS`, how scores are defined.
+      preset: a key of `scoring.PRESETS`, how scores are defined.
     """
 
     job: str
@@ -77,7 +77,7 @@ class Step:
     @property
     def group(self) -> int:
         """Samples whose gradients are added up beside the sums before they count; 0: they are added to the sums."""
-        definition = scores.PRESETS[self.preset]
+        definition = scoring.PRESETS[self.preset]
         return definition.group if definition.accumulator != "float32" else 0
 
 
@@ -177,7 +177,7 @@ def lower(step: Step) -> Any:
     if step.job == "select":
         return _select(params, mesh)
     if step.job == "score":
-        scorer = scores.Scorer(step.model, step.compute, scores.PRESETS[step.preset], micro=step.micro, mesh=mesh)
+        scorer = scoring.Scorer(step.model, step.compute, scoring.PRESETS[step.preset], micro=step.micro, mesh=mesh)
         return scorer.lower(params, step.length)
     like: Any = jax.ShapeDtypeStruct((step.micro, step.length), jnp.int32, sharding=meshes.batched(mesh))
     evaluation = jax.jit(

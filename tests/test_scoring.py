@@ -14,16 +14,16 @@ import pytest
 from jax.sharding import Mesh
 
 from lingregions import mesh as meshes
-from lingregions import models, scores
+from lingregions import models, scoring
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import Compute, LlamaConfig, roles
-from lingregions.scores import Definition, Scorer
+from lingregions.scoring import Definition, Scorer
 
 CONFIG = LlamaConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.4)
 S, T, GROUP = 8, 8, 4  # samples, tokens, samples a group
-RULES = tuple(scores.RULES)
-SLOPED = [rule for rule in RULES if scores.RULES[rule].reads == "gradient"]
+RULES = tuple(scoring.RULES)
+SLOPED = [rule for rule in RULES if scoring.RULES[rule].reads == "gradient"]
 
 # Two groups with very different numbers of targets: 28 and 7.
 SEGMENTS = np.zeros((S, T), np.int32)
@@ -64,8 +64,8 @@ def averaging(scorer: Scorer) -> Scorer:
 
 
 def gather(
-    scorer: Scorer, params: trees.Tree, batch: Batch, sums: scores.Sums | None = None
-) -> tuple[scores.Sums, int, float]:
+    scorer: Scorer, params: trees.Tree, batch: Batch, sums: scoring.Sums | None = None
+) -> tuple[scoring.Sums, int, float]:
     """Run one pass, group by group."""
     sums, tokens, nats = sums or scorer.start(params), 0, 0.0
     put = (lambda each: each) if scorer.mesh is None else (lambda each: meshes.place(each, scorer.mesh))
@@ -215,18 +215,18 @@ def test_the_loss_comes_with_the_sums(params, reference):
 
 def test_weightings_by_hand():
     # Two groups: 4 targets whose summed loss has the slope 8, and one target with the slope 3. theta is -2.
-    theta, rule = jnp.float32([[-2.0]]), scores.RULES["taylor"]
+    theta, rule = jnp.float32([[-2.0]]), scoring.RULES["taylor"]
 
     def found(weighting: str) -> float:
         sums = rule.init(theta)
         for slope, tokens in ((8.0, 4), (3.0, 1)):
-            sums = rule.update(sums, theta, jnp.float32([[slope * scores.weights(tokens, weighting)]]))
-        return float(rule.finish(sums, theta)[0, 0]) * scores.scales("taylor", weighting, 5)
+            sums = rule.update(sums, theta, jnp.float32([[slope * scoring.weights(tokens, weighting)]]))
+        return float(rule.finish(sums, theta)[0, 0]) * scoring.scales("taylor", weighting, 5)
 
     assert found("batch_mean") == 2 * (8 / 4 + 3 / 1)
     assert found("token") == pytest.approx(2 * (8 + 3) / 5)
-    assert [scores.weights(0, weighting) for weighting in scores.WEIGHTINGS] == [1.0, 1.0]
-    assert scores.scales("taylor", "token", 0) == 1.0
+    assert [scoring.weights(0, weighting) for weighting in scoring.WEIGHTINGS] == [1.0, 1.0]
+    assert scoring.scales("taylor", "token", 0) == 1.0
 
 
 # What holds for every rule of the registry.
@@ -238,15 +238,15 @@ THETA[0, 1], THETA[1, :, 2] = 0, -0.0
 def drawn(rule: str, theta: np.ndarray, seed: int) -> jax.Array:
     """What the rule reads, for one group."""
     rng = np.random.default_rng(seed)
-    size = {"inputs": (theta.shape[0], theta.shape[-1])}.get(scores.RULES[rule].reads, theta.shape)
+    size = {"inputs": (theta.shape[0], theta.shape[-1])}.get(scoring.RULES[rule].reads, theta.shape)
     values = rng.normal(size=size).astype(np.float32)
-    return jnp.asarray(np.abs(values) if scores.RULES[rule].reads == "inputs" else values)
+    return jnp.asarray(np.abs(values) if scoring.RULES[rule].reads == "inputs" else values)
 
 
 @pytest.mark.parametrize("theta", [THETA, THETA[:, 0]], ids=["matrix", "gain"])
 @pytest.mark.parametrize("rule", RULES)
 def test_scores_are_parallel_non_negative_and_zero_for_zero(rule, theta):
-    each, theta = scores.RULES[rule], jnp.asarray(theta)
+    each, theta = scoring.RULES[rule], jnp.asarray(theta)
     sums = each.init(theta)
     assert not np.asarray(sums).any()
     for seed in (1, 2):
@@ -261,7 +261,7 @@ def test_scores_are_parallel_non_negative_and_zero_for_zero(rule, theta):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_without_samples_a_score_has_its_shape(rule):
-    each = scores.RULES[rule]
+    each = scoring.RULES[rule]
     found = each.finish(each.init(jnp.asarray(THETA)), jnp.asarray(THETA))
     assert found.shape == THETA.shape
     assert np.isfinite(found).all()
@@ -269,7 +269,7 @@ def test_without_samples_a_score_has_its_shape(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_is_additive_exactly_if_it_says_so(rule):
-    each, theta = scores.RULES[rule], jnp.asarray(THETA)
+    each, theta = scoring.RULES[rule], jnp.asarray(THETA)
     one, other = drawn(rule, THETA, 1), drawn(rule, THETA, 2)
     pieces = each.update(each.update(each.init(theta), theta, one), theta, other)
     together = each.update(each.init(theta), theta, one + other)
@@ -279,14 +279,14 @@ def test_a_rule_is_additive_exactly_if_it_says_so(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_the_scale_undoes_the_number_of_tokens(rule):
     # Twice the samples with the same mean gradient are twice the sum; the score of the mean loss stays.
-    each, theta, slope = scores.RULES[rule], jnp.asarray(THETA), drawn(rule, THETA, 1)
+    each, theta, slope = scoring.RULES[rule], jnp.asarray(THETA), drawn(rule, THETA, 1)
     times = 8 if each.reads == "gradient" else 1
     one, more = (
         np.asarray(each.finish(each.update(each.init(theta), theta, slope * factor), theta))
         for factor in (1.0, float(times))
     )
-    np.testing.assert_allclose(more * np.float32(scores.scales(rule, "token", times)), one, rtol=1e-6)
-    assert scores.scales(rule, "batch_mean", times) == 1
+    np.testing.assert_allclose(more * np.float32(scoring.scales(rule, "token", times)), one, rtol=1e-6)
+    assert scoring.scales(rule, "batch_mean", times) == 1
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -305,10 +305,10 @@ def test_a_whole_pass_is_parallel_non_negative_and_zero_for_zero(params, whole, 
 
 
 def test_the_presets_are_those_of_the_method():
-    assert scores.PRESETS["sound"] == Definition("taylor", "token", "float32", True, 1, "decoder")
-    assert scores.PRESETS["paper"] == Definition("taylor", "batch_mean", "bfloat16", False, 64, "decoder")
-    assert Definition() == scores.PRESETS["sound"]
-    assert scores.PRESETS.keys() == {"sound", "paper"}
+    assert scoring.PRESETS["sound"] == Definition("taylor", "token", "float32", True, 1, "decoder")
+    assert scoring.PRESETS["paper"] == Definition("taylor", "batch_mean", "bfloat16", False, 64, "decoder")
+    assert Definition() == scoring.PRESETS["sound"]
+    assert scoring.PRESETS.keys() == {"sound", "paper"}
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_the_order_inside_a_group_does_not_matter(params, whole):
 def test_the_order_of_all_samples_does_not_matter_to_additive_rules(params, whole):
     found = score(scorer(), params, pick(corpus(), [7, 3, 4, 0, 6, 2, 5, 1]))
     for rule in RULES:
-        if scores.RULES[rule].additive:
+        if scoring.RULES[rule].additive:
             assert_close(found[rule], whole[rule], tolerance(rule))
         else:
             with pytest.raises(AssertionError):
@@ -492,7 +492,7 @@ def test_bfloat16_rounds_once_a_group_whatever_the_micro_batch(params, reference
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in SLOPED])
 def test_rules_without_a_gradient_do_not_care_for_the_accumulator(params, rule):
     # Nothing is rounded, and no room is kept for a gradient that nobody reads.
-    for accumulator in scores.ACCUMULATORS:
+    for accumulator in scoring.ACCUMULATORS:
         each = scorer((rule,), accumulator)
         assert {leaf.dtype for leaf in jax.tree.leaves(each.shapes)} == {np.dtype(np.float32)}
         assert each.shapes.open == {}
@@ -524,14 +524,14 @@ def language(*layers: Any) -> trees.Tree:
 
 def test_normalised_languages_weigh_alike_in_every_matrix():
     arabic, korean = language([[1, 3]], [[0, 0]]), language([[200, 200]], [[0, 5]])
-    total = scores.combine(scores.combine(None, arabic, normalised=True), korean, normalised=True)
+    total = scoring.combine(scoring.combine(None, arabic, normalised=True), korean, normalised=True)
     assert total["layers"]["mlp"]["up_proj"].tolist() == [[[0.75, 1.25]], [[0.0, 1.0]]]
     assert total["norm"].tolist() == [0.5, 1.5]
 
 
 def test_plain_languages_are_summed_as_they_are():
     arabic, korean = language([[1, 3]], [[0, 0]]), language([[200, 200]], [[0, 5]])
-    total = scores.combine(scores.combine(None, arabic, normalised=False), korean, normalised=False)
+    total = scoring.combine(scoring.combine(None, arabic, normalised=False), korean, normalised=False)
     assert total["layers"]["mlp"]["up_proj"].tolist() == [[[201, 203]], [[0, 5]]]
     assert total["norm"].tolist() == [2, 6]
 
@@ -541,7 +541,7 @@ def test_combining_leaves_the_languages_usable(normalised):
     languages = [language([[k + 1, 3]], [[0, k]]) for k in range(3)]
     total = None
     for each in languages:
-        total = scores.combine(total, each, normalised)
+        total = scoring.combine(total, each, normalised)
     for k, each in enumerate(languages):
         assert each["layers"]["mlp"]["up_proj"].tolist() == [[[k + 1, 3]], [[0, k]]]
 
@@ -550,7 +550,7 @@ def test_combined_scores_stay_on_their_shards(params, mesh):
     placed = roles.restrict(put(params, mesh), "decoder")
     magnitudes = jax.tree.map(jnp.abs, placed)
     for normalised in (False, True):
-        total = scores.combine(scores.combine(None, magnitudes, normalised), magnitudes, normalised)
+        total = scoring.combine(scoring.combine(None, magnitudes, normalised), magnitudes, normalised)
         for path, leaf in trees.walk(total):
             assert leaf.sharding == trees.flatten(placed)[path].sharding
     # Each matrix of the normalised sum of two languages adds up to two.
@@ -559,8 +559,8 @@ def test_combined_scores_stay_on_their_shards(params, mesh):
 
 
 def test_definitions_are_data():
-    assert dataclasses.asdict(scores.PRESETS["paper"])["accumulator"] == "bfloat16"
-    assert hash(Definition()) == hash(scores.PRESETS["sound"])
+    assert dataclasses.asdict(scoring.PRESETS["paper"])["accumulator"] == "bfloat16"
+    assert hash(Definition()) == hash(scoring.PRESETS["sound"])
 
 
 @pytest.mark.parametrize("precision", ["highest", "default"])
@@ -568,9 +568,9 @@ def test_every_matrix_product_of_a_step_has_the_precision_that_was_asked(precisi
     """Forward, backward, attention, loss: on a TPU float32 would otherwise be multiplied in bfloat16."""
     compute = models.Compute(precision=precision)
     config = models.PRESETS["tiny"]
-    scorer = scores.Scorer(config, compute, scores.Definition())
+    scorer = scoring.Scorer(config, compute, scoring.Definition())
     shape = jax.ShapeDtypeStruct((1, 16), jnp.int32)
-    jaxpr = jax.make_jaxpr(functools.partial(scores.step, config, compute, "decoder"))(
+    jaxpr = jax.make_jaxpr(functools.partial(scoring.step, config, compute, "decoder"))(
         models.shapes(config), scorer.shapes, Batch(shape, shape, shape), jax.ShapeDtypeStruct((), jnp.float32)
     )
     found = re.findall(r"dot_general\[.*?precision=(\S+)", str(jaxpr), re.DOTALL)
