@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
+_LANGUAGES = re.compile(r"\.(languages?|replayed)$")  # keys whose values are languages
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=|$)")
 
 
@@ -156,6 +157,9 @@ def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] |
             value = tuple(word.strip() for word in value[0].split(","))
             config_path.set_value(path, config, value)
         _check_elements(path, default, value, source)
+    for path, value in leaves(config):
+        if _LANGUAGES.search(path) and not isinstance(value, config_dict.FieldReference):
+            config_path.set_value(path, config, _codes(path, value))
     unset = [path for path, value in leaves(config) if isinstance(value, config_dict.FieldReference)]
     if unset:
         help_texts = module.get("HELP", {})
@@ -258,6 +262,16 @@ def leaves(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[s
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _codes(path: str, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Return the languages of a config by their codes, whatever they are called there: the border that they pass."""
+    from lingregions.corpus.languages import listed  # not before mistakes in words are answered: it imports JAX
+
+    try:
+        return listed([value], path)[0] if isinstance(value, str) else listed(value, path)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _check_elements(path: str, default: tuple[Any, ...], value: tuple[Any, ...], source: str) -> None:

@@ -4,10 +4,13 @@ import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +44,7 @@ def build(root: Path, source: Source, tokenizer: Tokenizer = BYTES, workers: int
         return builds.build(root, source, "ru", "all", pool)
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -83,7 +86,7 @@ def test_files_hold_what_memory_holds(source: Source, tmp_path: Path) -> None:
 def test_worker_processes_write_the_same_files(source: Source, tmp_path: Path) -> None:
     folders = [build(tmp_path / str(workers), source, workers=workers) for workers in (0, 2)]
     assert folders[0].name == folders[1].name
-    assert content(folders[0]) == content(folders[1])
+    assert content_of(folders[0]) == content_of(folders[1])
     assert sorted(path.name for path in (tmp_path / "2").iterdir()) == [folders[0].name]
 
 
@@ -111,7 +114,7 @@ def test_an_interrupted_build_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         rest = stopping(patch, 10**6)
         folder = build(tmp_path / "cache", source)
-    assert content(folder) == content(whole)
+    assert content_of(folder) == content_of(whole)
     assert sum(done) + sum(rest) == 400
     assert not partial.exists()
 
@@ -148,7 +151,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(source: Source, tmp_p
         FileNotFoundError, match="has no tokens in 'ru' for the tokenizer bytes .*; there: none. Build them"
     ):
         corpora.open(f"tokens:{cache}", "ru", BYTES, length=16)
-    assert content(build(cache, source)) == content(build(tmp_path / "whole", source))
+    assert content_of(build(cache, source)) == content_of(build(tmp_path / "whole", source))
 
 
 def test_a_second_process_waits_and_uses_what_the_first_one_built(
@@ -175,7 +178,7 @@ def test_other_texts_or_another_tokenizer_get_files_of_their_own(source: Source,
         build(tmp_path / "cache", dataclasses.replace(source, document="file")),
         build(tmp_path / "cache", source, strict=False),
     }
-    (source.root / "ru.txt").write_text("other", "utf-8")
+    (source.path / "ru.txt").write_text("other", "utf-8")
     folders.add(build(tmp_path / "cache", source))
     assert len(folders) == 5
 
@@ -199,13 +202,164 @@ def test_cut_or_foreign_folders_are_refused(source: Source, tmp_path: Path) -> N
         ValueError, match=rf"ids\.bin has {len(ids) - 1} bytes, not {len(ids) // 4} x 4: delete .*, build again"
     ):
         builds.load(folder, BYTES)
-    meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps({**meta, "format": 99}))
-    with pytest.raises(ValueError, match="has token files of format 99, this version reads 1: build them again"):
+    builds._save(folder / "meta.json", {**builds._unsealed(folder / "meta.json"), "format": 99})
+    with pytest.raises(
+        ValueError, match="has token files of format 99, this version reads 2: delete them, build again"
+    ):
         builds.load(folder, BYTES)
-    (folder / "meta.json").write_text("{")
+    (folder / "meta.json").write_text('{"format": 1}')  # those of format 1 had no checksum
+    with pytest.raises(ValueError, match="has token files of format 1, this version reads 2: delete them, build again"):
+        builds.load(folder, BYTES)
+    (folder / "meta.json").unlink()
     with pytest.raises(ValueError, match="holds no token files of `lingregions data build`"):
         builds.load(folder, BYTES)
+
+
+@pytest.mark.parametrize("name", [*builds.DTYPES, "meta"])
+def test_a_changed_file_is_refused_by_name(name: str, source: Source, tmp_path: Path) -> None:
+    folder = build(tmp_path / "cache", source)
+    path = folder / (f"{name}.bin" if name in builds.DTYPES else "meta.json")
+    content = path.read_bytes()
+    for place in range(0, len(content), len(content) // 40):
+        for bit in (0, 6):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(ValueError, match=re.escape(str(path))):
+                builds.load(folder, BYTES)
+    path.unlink()
+    with pytest.raises(ValueError, match="is missing: delete" if name in builds.DTYPES else r"\(no meta\.json\)"):
+        builds.load(folder, BYTES)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"[" * 100_000, b"\xff", b'{"format": ' + b"9" * 5000 + b"}", b'{"format": 2}']
+)
+def test_a_header_of_anything_is_one_sentence(content: bytes, source: Source, tmp_path: Path) -> None:
+    folder = build(tmp_path / "cache", source)
+    (folder / "meta.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"meta\.json (is damaged|cannot be read) \(.*\): delete .*, build again"):
+        builds.load(folder, BYTES)
+
+
+@pytest.mark.parametrize("wrong", [-1, 258, 2**31 - 1])
+def test_ids_outside_the_vocabulary_are_refused_even_with_a_right_checksum(
+    wrong: int, source: Source, tmp_path: Path
+) -> None:
+    folder = build(tmp_path / "cache", source)
+    ids = np.fromfile(folder / "ids.bin", "<i4")
+    ids[7] = wrong
+    ids.tofile(folder / "ids.bin")
+    meta = builds._unsealed(folder / "meta.json")
+    meta["checksums"]["ids"] = zlib.crc32(ids.tobytes())
+    builds._save(folder / "meta.json", meta)
+    with pytest.raises(ValueError, match=r"lie outside .*ids\.bin: the vocabulary of bytes, which has 258 entries"):
+        builds.load(folder, BYTES)
+
+
+def test_tokens_under_the_name_of_another_language_are_refused(source: Source, tmp_path: Path) -> None:
+    folder = build(tmp_path / "cache", source)
+    folder.rename(folder.with_name(folder.name.replace("ru-", "es-")))
+    with pytest.raises(ValueError, match=r"es-\w+ holds tokens in 'ru', not in 'es': its name was changed"):
+        corpora.open(f"tokens:{tmp_path / 'cache'}", "es", BYTES, length=16)
+
+
+@pytest.mark.parametrize("name", builds.DTYPES)
+def test_a_file_lost_or_changed_in_an_interrupted_build_is_an_error_not_zeros(
+    name: str, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stopping(patch, 5)
+        with pytest.raises(Stops):
+            build(tmp_path / "cache", source)
+    (path,) = (tmp_path / "cache").glob(f".ru-*/{name}.bin")
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(
+        ValueError, match=rf"{name}\.bin does not hold what was written before the interruption: delete"
+    ):
+        build(tmp_path / "cache", source)
+    path.unlink()
+    with pytest.raises(
+        ValueError, match=rf"{name}\.bin does not hold what was written before the interruption: delete"
+    ):
+        build(tmp_path / "cache", source)
+    path.write_bytes(content)
+    assert content_of(build(tmp_path / "cache", source)) == content_of(build(tmp_path / "whole", source))
+
+
+def test_half_written_folders_go_when_their_texts_have_changed_and_nobody_holds_them(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(source, sources.Folder)
+    root = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        stopping(patch, 3)
+        with pytest.raises(Stops):
+            build(root, source)
+    with monkeypatch.context() as patch:
+        stopping(patch, 3)
+        with pytest.raises(Stops):  # another tokenizer: nobody's to remove, its command may go on with it
+            build(root, source, dataclasses.replace(BYTES, adds_bos=True))
+    first, second = (path for path, _, about in builds.halves(root) if about)
+    (source.path / "ru.txt").write_text("other", "utf-8")
+    mine = next(
+        path for path in (first, second) if builds._unsealed(path / "journal.json")["about"][3] == BYTES.fingerprint
+    )
+    said: list[str] = []
+    with builds.Pool(BYTES, 0) as pool:
+        with builds._lock(builds._lock_of(mine)):  # as a living process would
+            builds.build(root, source, "ru", "all", pool, say=said.append)
+        assert (said, mine.is_dir()) == ([], True)
+        (source.path / "ru.txt").write_text("once more", "utf-8")
+        builds.build(root, source, "ru", "all", pool, say=said.append)
+    assert said == [f"{mine}, half-written from texts that have changed since, is removed"]
+    assert [path for path, *_ in builds.halves(root)] == [path for path in (first, second) if path != mine]
+
+
+WORKERS = """
+import sys, time
+from pathlib import Path
+from lingregions.corpus import build
+from lingregions.models.tokenizer import Tokenizer
+if __name__ == "__main__":
+    with build.Pool(Tokenizer.bytes(), 3) as pool:
+        list(pool.encode([["text"]] * 20))
+        print(*pool.executor._processes, flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_killed_build(tmp_path: Path) -> None:
+    (tmp_path / "build.py").write_text(WORKERS)
+    with subprocess.Popen([sys.executable, tmp_path / "build.py"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [int(word) for word in process.stdout.readline().split()]
+        assert len(workers) == 3
+        assert all(Path(f"/proc/{worker}").exists() for worker in workers)
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(_runs(worker) for worker in workers):
+        assert time.monotonic() < deadline, "workers of a killed build live on"
+        time.sleep(0.05)
+
+
+def _runs(number: int) -> bool:
+    """Whether a process lives (one that has ended but whom nobody has waited for does not)."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_worker_is_one_sentence(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with builds.Pool(BYTES, 1) as pool:
+        assert pool.executor is not None
+        list(pool.encode([["text"]]))
+        (worker,) = pool.executor._processes
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(OSError, match="a process that tokenizes was killed .* try again, with fewer workers"):
+            builds.build(tmp_path / "cache", source, "ru", "all", pool)
 
 
 def test_a_folder_that_cannot_be_written_fails_before_the_work(
@@ -292,8 +446,8 @@ def test_data_build_writes_a_tfds_data_set_too(tmp_path: Path) -> None:
 def test_data_check_names_what_is_missing_and_what_is_wrong(source: Source, tmp_path: Path) -> None:
     (tmp_path / "texts/sw.txt").write_bytes("слова\n".encode() + b"\xff\n")
     output = console()
-    findings = command.check(source.name, output, tokenizer=BYTES)
-    assert [finding.language for finding in findings] == ["ru", "sw"]
+    inspections = command.check(source.name, output, tokenizer=BYTES)
+    assert [each.language for each in inspections] == ["ru", "sw"]
     text = printed(output)
     assert "sw: 100.0% of the letters are not in the script of Swahili (Latin): most are Cyrillic 100.0%" in text
     assert "sw.txt:2: invalid UTF-8" in text

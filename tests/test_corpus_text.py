@@ -85,7 +85,7 @@ BAD = {
     "a.txt: invalid UTF-8": ("a.txt", b"good\nb\xffd\ngood",
                              "a.txt:2: invalid UTF-8 (byte 0xff at byte 2 of the line)"),
     "a.txt: UTF-16": ("a.txt", "good\n".encode("utf-16"), "a.txt:1: invalid UTF-8 (byte 0xff at byte 1 of the line)"
-                      ": this looks like UTF-16"),
+                      "; this looks like UTF-16, convert it: iconv -f UTF-16 -t UTF-8"),
     "a.txt: surrogate": ("a.txt", b"good\n\xed\xa0\x80\ngood", "a.txt:2: invalid UTF-8 (byte 0xed"),
     "a.txt: NUL": ("a.txt", b"good\nb\0d\ngood", "a.txt:2: a NUL character: is this a binary file, or UTF-16?"),
     "a.jsonl: broken": ("a.jsonl", b'{"text": "good"}\n{"text": \n{"text": "good"}',
@@ -146,7 +146,7 @@ def test_a_cut_or_damaged_archive_says_how_far_it_goes(ending: str, tmp_path: Pa
 
 def test_only_text_files_are_read(tmp_path: Path) -> None:
     for name in ("a.pdf", "a.txt.zip", "a.parquet.gz", "txt"):
-        with pytest.raises(ValueError, match=r"not a text file that can be read; readable are `\.txt`"):
+        with pytest.raises(ValueError, match=r"not a text file that can be read; readable are \.txt and"):
             read(tmp_path / name)
     with pytest.raises(ValueError, match="a document of a text file is one of line, paragraph, file, not 'page'"):
         read(tmp_path / "a.txt", document="page")
@@ -191,12 +191,15 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     ):
         corpora.open(str(tmp_path), "sw", tokenizer, length=4)
     with pytest.raises(
-        FileNotFoundError, match="no text source 'nowhere': not a folder or manifest here, nor udhr, tfds"
+        FileNotFoundError, match="no text source 'nowhere': not a folder, text or manifest here, nor udhr, tfds"
     ):
         corpora.open("nowhere", "sw", tokenizer, length=4)
-    with pytest.raises(ValueError, match=r"ar\.txt is a file; name the folder that holds it"):
-        corpora.open(str(tmp_path / "ar.txt"), "ar", tokenizer, length=4)
-    with pytest.raises(ValueError, match="unknown language 'swahilli'; did you mean swahili"):
+    with pytest.raises(ValueError, match=r"ar\.txt is Arabic by its name, not 'es'"):
+        corpora.open(str(tmp_path / "ar.txt"), "es", tokenizer, length=4)
+    write(tmp_path / "ar.pdf", b"x")
+    with pytest.raises(ValueError, match=r"ar\.pdf is neither a text that can be read \(\.txt and .* nor a manifest"):
+        corpora.open(str(tmp_path / "ar.pdf"), "ar", tokenizer, length=4)
+    with pytest.raises(ValueError, match="unknown language 'swahilli', none of the thirty; did you mean swahili"):
         corpora.open("udhr", "swahilli", tokenizer, length=4)
     with pytest.raises(ValueError, match="a folder has the split all .* not 'train'"):
         corpora.open(str(tmp_path), "ar", tokenizer, length=4, split="train")
@@ -232,7 +235,10 @@ def test_a_manifest_names_source_split_and_licence_by_language(tmp_path: Path) -
     [
         ("{", r"m\.json: not a JSON file \("),
         ('{"ar": {}}', r"m\.json: a manifest is \{\"languages\""),
-        ('{"languages": {"xx": {"source": "udhr"}}}', r"m\.json: unknown language 'xx'; known: ar "),
+        (
+            '{"languages": {"xx": {"source": "udhr"}}}',
+            r"m\.json: unknown language 'xx', none of the thirty; known: ar ",
+        ),
         (
             '{"languages": {"ar": {"sorce": "udhr"}}}',
             r"m\.json: the entry of 'ar' needs `source` and may have \['column',",
@@ -326,16 +332,16 @@ def test_letters_are_counted_by_script() -> None:
     assert checks.letters("... 123") == {}
 
 
-def look(folder: Path, code: str, tokenizer: Tokenizer | None = None) -> checks.Finding:
+def look(folder: Path, code: str, tokenizer: Tokenizer | None = None) -> checks.Inspection:
     return checks.check(sources.find(str(folder)), code, "all", tokenizer)
 
 
 def test_a_sound_text_gives_no_warning(tmp_path: Path) -> None:
     write(tmp_path / "de.txt", udhr("de").encode())
-    finding = look(tmp_path, "de")
-    assert finding.warnings == []
-    assert finding.bytes == len(udhr("de").replace("\n", "").encode())
-    assert (finding.guess, finding.tokens, finding.density) == ("de", None, None)
+    inspection = look(tmp_path, "de")
+    assert inspection.warnings == []
+    assert inspection.bytes == len(udhr("de").replace("\n", "").encode())
+    assert (inspection.guess, inspection.tokens, inspection.density) == ("de", None, None)
 
 
 def test_wrong_text_is_warned_about_with_percentages(tmp_path: Path) -> None:
@@ -350,16 +356,17 @@ def test_wrong_text_is_warned_about_with_percentages(tmp_path: Path) -> None:
     ]
     text = "abc def ghi\n" * 3 + "jkl \ufffd\n" + " \n" + "\n" * 5
     write(tmp_path / "en.txt", text.encode() + b"\xff\n")
-    finding = look(tmp_path, "en", Tokenizer.bytes())
-    assert finding.warnings == [
+    inspection = look(tmp_path, "en", Tokenizer.bytes())
+    assert inspection.warnings == [
         "9.09% of the texts cannot be used (see errors)",
         "2.63% of the characters are U+FFFD: an earlier program read this in a wrong encoding",
         "50.0% of the documents repeat an earlier one",
         "54.5% of the texts are empty",
         "1.00 tokens a byte: the tokenizer hardly knows the writing of English",
     ]
-    assert [error.split("/")[-1] for error in finding.errors] == [
-        "en.txt:11: invalid UTF-8 (byte 0xff at byte 1 of the line)"
+    assert [error.split("/")[-1] for error in inspection.errors] == [
+        "en.txt:11: invalid UTF-8 (byte 0xff at byte 1 of the line); is the file in another encoding, such as "
+        "Windows-1256? Convert it: iconv -f ENCODING -t UTF-8"
     ]
     write(tmp_path / "vi.txt", b"\n\n")
     assert look(tmp_path, "vi").warnings == ["no documents"]

@@ -3,14 +3,14 @@
 Scripts are told by Unicode blocks, letter by letter. The language itself is told by its most frequent character
 trigrams: those of the UDHR, which the package has in all thirty (after W. B. Cavnar and J. M. Trenkle, "N-Gram-Based
 Text Categorization", SDAIR 1994). Close relatives share many (Danish and Norwegian, Malay and Indonesian), so the
-verdict is a warning, never an error. One pass over the text, about 10 MB a second; with a tokenizer, its speed.
+result is a warning, never an error. One pass over the text, about 10 MB a second; with a tokenizer, its speed.
 """
 
 import functools
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,12 +43,12 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
 # any text), replacement characters, repeated documents, empty ones, tokens a byte (1 is spelling text out byte by
 # byte).
 FOREIGN, REPLACED, REPEATED, EMPTY, SPELLED = 0.5, 1e-4, 0.1, 0.1, 0.5
-SAMPLE = 1 << 20  # characters from which the language is guessed
+SAMPLE = 1 << 18  # characters from which the language is guessed
 PROFILE = 400  # trigrams a language is known by
 
 
 @dataclass
-class Finding:
+class Inspection:
     """What one language's documents look like; shares are fractions of letters, characters, documents or texts.
 
     `warnings` need a look; `errors` are texts that strict reading would stop at, with file:line, at most twenty of
@@ -62,6 +62,7 @@ class Finding:
     characters: int = 0
     bytes: int = 0
     tokens: int | None = None
+    marks: int = 0
     foreign: float = 0.0
     replaced: float = 0.0
     repeated: float = 0.0
@@ -75,72 +76,108 @@ class Finding:
         return self.tokens / self.bytes if self.tokens is not None and self.bytes else None
 
 
-def check(source: Source, language: str, split: str, tokenizer: Tokenizer | None = None) -> Finding:
+def check(source: Source, language: str, split: str, tokenizer: Tokenizer | None = None) -> Inspection:
     """Return what the documents of one language and split look like; bad texts are counted, not raised.
 
     Raises ValueError or FileNotFoundError when the language or the split is not there at all.
     """
     reading = Reading(strict=False)
-    finding = Finding(language, tokens=None if tokenizer is None else 0)
+    inspection = Inspection(language, tokens=None if tokenizer is None else 0)
     scripts: Counter[str] = Counter()
     seen: set[bytes] = set()
     repeated = replaced = 0
-    heard: list[str] = []
-    listened = 0
-    for text in source.documents(language, source.resolve(language, split)[0], reading):
+    excerpt = Excerpt(language)
+    for text in excerpt.note(source.documents(language, source.resolve(language, split)[0], reading)):
         raw = text.encode()
         digest = hashlib.blake2b(raw, digest_size=8).digest()
         repeated += digest in seen
         seen.add(digest)
-        finding.characters += len(text)
-        finding.bytes += len(raw)
+        inspection.characters += len(text)
+        inspection.bytes += len(raw)
         replaced += text.count("\ufffd")
+        inspection.marks += text.count("\ufeff")
         scripts.update(letters(text))
-        if listened < SAMPLE:
-            heard.append(text)
-            listened += len(text)
-        if tokenizer is not None and finding.tokens is not None:
+        if tokenizer is not None and inspection.tokens is not None:
             try:
-                finding.tokens += len(tokenizer.encode(text).ids)
+                inspection.tokens += len(tokenizer.encode(text).ids)
             except ValueError as error:
                 reading.refuse(tokenizer.name, str(error))
-    finding.documents, finding.empty, finding.skipped = reading.documents, reading.empty, reading.skipped
-    finding.errors = reading.messages
-    own = sum(scripts[script] for script in LANGUAGES[language].scripts)
-    finding.foreign = 1 - own / scripts.total() if scripts.total() else 0.0
-    finding.replaced = replaced / finding.characters if finding.characters else 0.0
-    finding.repeated = repeated / finding.documents if finding.documents else 0.0
-    finding.guess = guess(" ".join(heard))
-    finding.warnings = list(_warn(finding, scripts))
-    return finding
+    inspection.documents, inspection.empty, inspection.skipped = reading.documents, reading.empty, reading.skipped
+    inspection.errors = reading.messages
+    inspection.foreign = _foreign(scripts, language)
+    inspection.replaced = replaced / inspection.characters if inspection.characters else 0.0
+    inspection.repeated = repeated / inspection.documents if inspection.documents else 0.0
+    inspection.guess = guess(excerpt.text)
+    inspection.warnings = [*_warn(inspection, scripts), *source.left_out(language)]
+    return inspection
 
 
-def _warn(finding: Finding, scripts: Counter[str]) -> Iterator[str]:
+def _warn(inspection: Inspection, scripts: Counter[str]) -> Iterator[str]:
     """Yield what a user should look at, each with its percentage."""
-    entry = LANGUAGES[finding.language]
-    texts = finding.documents + finding.empty + finding.skipped
-    if not finding.documents:
+    entry = LANGUAGES[inspection.language]
+    texts = inspection.documents + inspection.empty + inspection.skipped
+    if not inspection.documents:
         yield "no documents"
         return
-    if finding.skipped:
-        yield f"{finding.skipped / texts:.2%} of the texts cannot be used (see errors)"
-    if finding.foreign > FOREIGN:
+    if inspection.skipped:
+        yield f"{inspection.skipped / texts:.2%} of the texts cannot be used (see errors)"
+    yield from _another(inspection.language, scripts, inspection.guess)
+    if inspection.marks:
+        yield f"{inspection.marks:,} byte order marks (U+FEFF) inside the texts: were files with one joined?"
+    if inspection.replaced > REPLACED:
+        share = f"{inspection.replaced:.2%} of the characters"
+        yield f"{share} are U+FFFD: an earlier program read this in a wrong encoding"
+    if inspection.repeated > REPEATED:
+        yield f"{inspection.repeated:.1%} of the documents repeat an earlier one"
+    if inspection.empty > EMPTY * texts:
+        yield f"{inspection.empty / texts:.1%} of the texts are empty"
+    if inspection.density is not None and inspection.density > SPELLED:
+        yield f"{inspection.density:.2f} tokens a byte: the tokenizer hardly knows the writing of {entry.name}"
+
+
+def _foreign(scripts: Counter[str], language: str) -> float:
+    """Return the fraction of the letters that is not in the scripts of a language."""
+    own = sum(scripts[script] for script in LANGUAGES[language].scripts)
+    return 1 - own / scripts.total() if scripts.total() else 0.0
+
+
+def _another(language: str, scripts: Counter[str], guessed: str | None) -> Iterator[str]:
+    """Yield a warning when the text is in another script, or looks more like another language."""
+    entry, foreign = LANGUAGES[language], _foreign(scripts, language)
+    if foreign > FOREIGN:
         common = ", ".join(f"{script} {count / scripts.total():.1%}" for script, count in scripts.most_common(2))
         yield (
-            f"{finding.foreign:.1%} of the letters are not in the script of {entry.name} ({', '.join(entry.scripts)}): "
-            f"most are {common}: is this the right file?"
+            f"{foreign:.1%} of the letters are not in the script of {entry.name} ({', '.join(entry.scripts)}): most "
+            f"are {common}: is this the right file?"
         )
-    elif finding.guess not in (None, finding.language):
-        other = LANGUAGES[str(finding.guess)].name
-        yield f"the text looks more like {other} than {entry.name}: is this the right file?"
-    if finding.replaced > REPLACED:
-        yield f"{finding.replaced:.2%} of the characters are U+FFFD: an earlier program read this in a wrong encoding"
-    if finding.repeated > REPEATED:
-        yield f"{finding.repeated:.1%} of the documents repeat an earlier one"
-    if finding.empty > EMPTY * texts:
-        yield f"{finding.empty / texts:.1%} of the texts are empty"
-    if finding.density is not None and finding.density > SPELLED:
-        yield f"{finding.density:.2f} tokens a byte: the tokenizer hardly knows the writing of {entry.name}"
+    elif guessed not in (None, language):
+        yield f"the text looks more like {LANGUAGES[str(guessed)].name} than {entry.name}: is this the right file?"
+
+
+class Excerpt:
+    """The first `SAMPLE` characters of texts that pass by: enough to see whether they are in their language."""
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+        self.pieces: list[str] = []
+        self.room = SAMPLE
+
+    def note(self, texts: Iterable[str]) -> Iterator[str]:
+        """Yield the texts, keeping what there is room for."""
+        for text in texts:
+            if self.room > 0:
+                self.pieces.append(text[: self.room])
+                self.room -= len(text)
+            yield text
+
+    @property
+    def text(self) -> str:
+        """Return what was kept."""
+        return " ".join(self.pieces)
+
+    def warnings(self) -> list[str]:
+        """Return what a user should look at, with percentages: another script, another language."""
+        return list(_another(self.language, Counter(letters(self.text)), guess(self.text)))
 
 
 def letters(text: str) -> dict[str, int]:

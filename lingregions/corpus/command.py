@@ -20,10 +20,9 @@ from lingregions.corpus import build as builder
 from lingregions.corpus import check as checker
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import source as sources
-from lingregions.corpus.check import Finding
+from lingregions.corpus.check import Inspection
 from lingregions.corpus.corpus import Corpus
-from lingregions.corpus.languages import LANGUAGES
-from lingregions.corpus.languages import language as lookup
+from lingregions.corpus.languages import LANGUAGES, listed
 from lingregions.corpus.source import Source
 from lingregions.models import source as models
 from lingregions.models.tokenizer import Tokenizer
@@ -62,8 +61,13 @@ def build(
     `download` prepares TFDS data sets first.
     """
     source = sources.find(name, column=column, document=document)
+    codes = _codes(source, languages)
     folder.mkdir(parents=True, exist_ok=True)
     built: list[Built] = []
+
+    def say(sentence: str) -> None:
+        console.print(f"[yellow]{_plain(sentence)}[/yellow]", soft_wrap=True)
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -72,7 +76,7 @@ def build(
         TimeRemainingColumn(),
     )
     with builder.Pool(tokenizer, workers, strict) as pool, Progress(*columns, console=console) as progress:
-        for code in _codes(source, languages):
+        for code in codes:
             task = progress.add_task(LANGUAGES[code].name, total=None, done="")
 
             def notice(position: int, tokens: int, task: TaskID = task) -> None:
@@ -83,9 +87,11 @@ def build(
                     source.prepare(code)
                 whole = source.resolve(code, split or source.split)[0]
                 progress.update(task, total=source.size(code, whole) or None)
-                place = builder.build(folder, source, code, whole, pool, notice)
+                place = builder.build(folder, source, code, whole, pool, notice, say)
                 meta = builder.read(place)
                 built.append(Built(code, place, meta["documents"], meta["tokens"], meta["skipped"]))
+                for warning in (*source.left_out(code), *meta["warnings"]):
+                    say(f"{code}: {warning}")
                 progress.update(task, total=1, completed=1, done=f"{meta['tokens']:,} tokens")
             except (ValueError, OSError, ModuleNotFoundError) as error:
                 built.append(Built(code, None, problem=str(error)))
@@ -97,7 +103,12 @@ def build(
     console.print(table)
     for row in built:
         if row.problem:  # on a line of its own, unbroken: file:line is there to be clicked or copied
-            console.print(f"[red]{row.language}: {escape(row.problem)}[/red]", soft_wrap=True)
+            console.print(f"[red]{row.language}: {_plain(row.problem)}[/red]", soft_wrap=True)
+    for half, held, _ in builder.halves(folder):
+        state = (
+            "another process is building it" if held else "half-written: the command that began it goes on from there"
+        )
+        say(f"{half}: {state}")
     console.print(f"Use them as source='tokens:{folder}', or as cache='{folder}' beside source='{name}'.")
     return built
 
@@ -143,41 +154,49 @@ def check(
     split: str | None = None,
     column: str = "text",
     document: str = "line",
-) -> list[Finding]:
+) -> list[Inspection]:
     """Look at all (or the named) languages of a source, print figures, warnings and errors, return them.
 
-    Without `languages`, those of the thirty that the source lacks are named in a warning.
+    Without `languages`, those of the thirty that the source lacks are named in a warning, what lies there in no
+    language too, and a language of which nothing can be read is an error.
     """
     source = sources.find(name, column=column, document=document)
-    findings = [checker.check(source, code, split or source.split, tokenizer) for code in _codes(source, languages)]
+    codes = _codes(source, languages)
+    inspections = [checker.check(source, code, split or source.split, tokenizer) for code in codes]
+    if not languages:
+        unread = {code: source.left_out(code) for code in sorted(set(LANGUAGES) - set(codes))}
+        inspections += [Inspection(code, errors=sentences) for code, sentences in unread.items() if sentences]
     table = Table(
         "language", "documents", "empty", "bytes", "other script", "repeated", "U+FFFD", "tokens a byte", "looks like"
     )
-    for finding in findings:
+    for inspection in inspections:
         table.add_row(
-            finding.language,
-            f"{finding.documents:,}",
-            f"{finding.empty:,}",
-            f"{finding.bytes:,}",
-            f"{finding.foreign:.1%}",
-            f"{finding.repeated:.1%}",
-            f"{finding.replaced:.3%}",
-            "" if finding.density is None else f"{finding.density:.3f}",
-            finding.guess or "?",
+            inspection.language,
+            f"{inspection.documents:,}",
+            f"{inspection.empty:,}",
+            f"{inspection.bytes:,}",
+            f"{inspection.foreign:.1%}",
+            f"{inspection.repeated:.1%}",
+            f"{inspection.replaced:.3%}",
+            "" if inspection.density is None else f"{inspection.density:.3f}",
+            inspection.guess or "?",
         )
     console.print(table)
-    for finding in findings:
-        for warning in finding.warnings:
-            console.print(f"[yellow]{finding.language}: {escape(warning)}[/yellow]", soft_wrap=True)
-        for error in finding.errors:
-            console.print(f"[red]{escape(error)}[/red]", soft_wrap=True)
-        if finding.skipped > len(finding.errors):
-            console.print(f"[red]{finding.language}: and {finding.skipped - len(finding.errors):,} more[/red]")
-    missing = sorted(set(LANGUAGES) - {finding.language for finding in findings})
+    for inspection in inspections:
+        for warning in inspection.warnings:
+            console.print(f"[yellow]{inspection.language}: {_plain(warning)}[/yellow]", soft_wrap=True)
+        for error in inspection.errors:
+            console.print(f"[red]{_plain(error)}[/red]", soft_wrap=True)
+        if inspection.skipped > len(inspection.errors):
+            console.print(f"[red]{inspection.language}: and {inspection.skipped - len(inspection.errors):,} more[/red]")
+    if not languages:
+        for sentence in source.left_out(None):
+            console.print(f"[yellow]{_plain(sentence)}[/yellow]", soft_wrap=True)
+    missing = sorted(set(LANGUAGES) - {inspection.language for inspection in inspections})
     if missing and not languages:
         names = ", ".join(f"{LANGUAGES[code].name} ({code})" for code in missing)
         console.print(f"[yellow]not there of the thirty languages: {names}[/yellow]", soft_wrap=True)
-    return findings
+    return inspections
 
 
 def show(corpus: Corpus, tokenizer: Tokenizer, console: Console, *, samples: int = 2) -> None:
@@ -200,12 +219,35 @@ def show(corpus: Corpus, tokenizer: Tokenizer, console: Console, *, samples: int
             ids = np.asarray(sample.tokens)[np.asarray(sample.segments) == segment]
             listed = " ".join(map(str, ids[:12].tolist())) + (" ..." if len(ids) > 12 else "")
             console.print(f"sample {position}, segment {segment}, {len(ids)} tokens: {listed}", markup=False)
-            console.print(tokenizer.decode(ids), markup=False, highlight=False)
+            console.print(_inert(tokenizer.decode(ids)), markup=False, highlight=False)
 
 
 def _codes(source: Source, languages: Sequence[str]) -> list[str]:
-    """Return the codes that are meant: the named languages, or all that the source has."""
-    return [lookup(name).code for name in languages] or source.languages()
+    """Return the codes that are meant: the named languages, or all that the source has.
+
+    Raises FileNotFoundError when it has none, saying what lies there instead.
+    """
+    codes = [*listed(languages, "--languages")] or source.languages()
+    if not codes:
+        unread = [*source.left_out(None), *(sentence for code in LANGUAGES for sentence in source.left_out(code))]
+        reason = "; ".join(unread) or "give one with --languages, or name files by language, such as ar.txt"
+        raise FileNotFoundError(f"no text in any of the thirty languages in {source.name}: {reason}")
+    return codes
+
+
+# What a terminal obeys instead of showing: control characters but tab and line feed, and marks that turn the writing.
+_ORDERS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+_ORDERS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def _inert(text: str) -> str:
+    """Return a text with all that a terminal would obey written out as escapes."""
+    return text.translate(_ORDERS)
+
+
+def _plain(text: str) -> str:
+    """Return a message as Rich prints it: neither its markup nor the terminal's orders have an effect."""
+    return escape(_inert(text))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
-        verb.add_argument("source", help="udhr, a folder, a manifest.json, tfds:NAME or tokens:FOLDER")
+        verb.add_argument("source", help="udhr, a folder or file of text, a manifest.json, tfds:NAME or tokens:FOLDER")
         verb.add_argument("--languages", default="", help="comma-separated codes (default: all that the source has)")
         verb.add_argument("--split", help="split of the source, such as train or all[:90%%]")
         verb.add_argument("--column", default="text", help="field of .jsonl, .parquet and TFDS (default: text)")
@@ -247,18 +289,19 @@ def main(words: Sequence[str], console: Console | None = None) -> int:
     tokenizer = models.resolve(flags.model).tokenizer if getattr(flags, "model", None) else None
     if flags.verb == "build":
         assert tokenizer is not None
-        folder = flags.out or models.folder() / "tokens"
+        folder = flags.out.expanduser() if flags.out else models.folder() / "tokens"
         options = {"strict": not flags.skip, "workers": flags.workers, "download": flags.download}
         built = build(flags.source, tokenizer, folder, out, languages=languages, **common, **options)
         return int(any(each.problem for each in built))
     if flags.verb == "check":
         found = check(flags.source, out, tokenizer=tokenizer, languages=languages, **common)
-        return int(any(each.errors for each in found))
+        return int(any(each.errors or not each.documents for each in found))
     if flags.verb == "dataset":
-        dataset(flags.source, flags.out, out, languages=languages, **common)
+        dataset(flags.source, flags.out.expanduser(), out, languages=languages, **common)
         return 0
     assert tokenizer is not None
-    for code in languages or sources.find(flags.source).languages():
+    there = () if flags.source.startswith("tokens:") and languages else _codes(sources.find(flags.source), languages)
+    for code in listed(languages, "--languages") or there:
         corpus = corpora.open(flags.source, code, tokenizer, length=flags.length, **common)
         show(corpus, tokenizer, out, samples=flags.samples)
     return 0

@@ -23,8 +23,9 @@ import numpy as np
 from lingregions.corpus import build, special
 from lingregions.corpus import source as sources
 from lingregions.corpus.batch import Batch
-from lingregions.corpus.languages import language as lookup
-from lingregions.corpus.source import Source
+from lingregions.corpus.check import Excerpt
+from lingregions.corpus.languages import canonical
+from lingregions.corpus.source import Source, Udhr
 from lingregions.corpus.special import Policy
 from lingregions.corpus.text import Reading
 from lingregions.corpus.tokens import Tokens, tokenize
@@ -66,6 +67,7 @@ class Corpus:
     policy: Policy
     source: str
     split: str
+    warnings: tuple[str, ...] = ()  # what a user should look at: texts left out, another language than they should be
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot give samples."""
@@ -77,8 +79,9 @@ class Corpus:
                 f"samples of {self.length} tokens hold no target; length is 2 or more (3 with bos='sample')"
             )
         if not len(self.chosen):
+            reasons = "".join(f"; {message}" for message in self.tokens.messages[:1])
             raise ValueError(
-                f"no documents in {where}: {self.tokens.empty} empty and {self.tokens.skipped} skipped texts"
+                f"no documents in {where}: {self.tokens.empty} empty and {self.tokens.skipped} skipped texts{reasons}"
             )
         first = self.tokens.ids[self.tokens.offsets[self.chosen]]
         if self.policy.bos_id is not None and (first == self.policy.bos_id).any():
@@ -146,7 +149,7 @@ class Corpus:
         return padded
 
     def __getitem__(self, position: int) -> Batch:
-        """Return one sample as int32 [T] arrays: what makes a Corpus a data source of grain."""
+        """Return one sample as int32 [T] arrays: a Corpus is a random-access source, for loaders of any kind."""
         return Batch(*(array[0] for array in self.batch([position])))
 
     def order(self, seed: int, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -278,7 +281,7 @@ def choose(tokens: Tokens, split: str, part: str, held: float | None, seed: int 
 
 
 def open(
-    source: str | Source,
+    source: str | Path | Sequence[str] | Source,
     language: str,
     tokenizer: Tokenizer,
     *,
@@ -299,31 +302,50 @@ def open(
 ) -> Corpus:
     """Return the corpus of a language: samples of `length` tokens.
 
-    `source` is a name of `source.py`; `split` its split with an optional slice by document (None: the source's own
-    default), `part`, `held` and `seed` as in `choose`; `packing` "packed" or "paper"; `bos` and `eos` as in
-    `special.policy`; `column`, `document` and `strict` as in `text.read`. `vocabulary` is the number of rows of the
-    model's embedding; a tokenizer with ids beyond it is refused. With `cache`, a folder, the tokens are read from files
-    there, built first by `workers` processes if need be; without, they are held in memory, 8 bytes a token. Raises
-    ValueError (TextError for bad texts, with file:line) or FileNotFoundError, each saying what to do.
+    `source` is a name of `source.py`, a path, or the texts themselves, one a document; `language` any name of one;
+    `split` its split with an optional slice by document (None: the source's own default), `part`, `held` and `seed` as
+    in `choose`; `packing` "packed" or "paper"; `bos` and `eos` as in `special.policy`; `column`, `document` and
+    `strict` as in `text.read`. `vocabulary` is the number of rows of the model's embedding; a tokenizer with ids beyond
+    it is refused. With `cache`, a folder, the tokens are read from files there, built first by `workers` processes if
+    need be; without, they are held in memory, 8 bytes a token. Raises ValueError (TextError for bad texts, with
+    file:line) or FileNotFoundError, each saying what to do.
     """
-    code = lookup(language).code
+    code = canonical(language)
     if vocabulary is not None:
         tokenizer.check(vocabulary)
     if isinstance(source, str) and source.startswith("tokens:"):
         name, split = source, split or "all"
-        root = Path(source.removeprefix("tokens:"))
+        root = Path(source.removeprefix("tokens:")).expanduser()
+        sliced, warnings = split, list[str]()
         tokens = build.load(build.pick(root, code, sources.parse(split)[0], tokenizer), tokenizer)
-        sliced = split
     else:
-        place = sources.find(source, column=column, document=document) if isinstance(source, str) else source
+        place = source
+        if isinstance(place, str | Path | Sequence):
+            place = sources.find(place, column=column, document=document)
         name, split = place.name, split or place.split
         whole, sliced = place.resolve(code, split)
+        warnings = place.left_out(code)
         if cache is None:
-            reading = Reading(strict)
-            tokens = tokenize(place.documents(code, whole, reading), tokenizer, reading)
+            tokens = _held(place, code, whole, tokenizer, strict)
         else:
             with build.Pool(tokenizer, workers, strict) as pool:
-                tokens = build.load(build.build(Path(cache), place, code, whole, pool), tokenizer)
+                folder = build.build(Path(cache), place, code, whole, pool, say=warnings.append)
+            tokens = build.load(folder, tokenizer)
     chosen = choose(tokens, sliced, part, held, seed)
+    if len(tokens) and not len(chosen):
+        filters = f"split {sliced!r}" + ("" if part == "all" else f" and held={held}, which keeps the {part} side,")
+        raise ValueError(
+            f"no documents of {name} ({code}) are left: it holds {len(tokens)}, and {filters} leaves none of them; "
+            "bring more documents (document='line' or 'paragraph' makes more of a text), or change the filter"
+        )
     label = split if part == "all" else f"{split}, {part}"
-    return Corpus(code, tokens, chosen, length, packing, special.policy(tokenizer, bos, eos), name, label)
+    policy = special.policy(tokenizer, bos, eos)
+    return Corpus(code, tokens, chosen, length, packing, policy, name, label, (*warnings, *tokens.warnings))
+
+
+def _held(source: Source, language: str, split: str, tokenizer: Tokenizer, strict: bool) -> Tokens:
+    """Return the tokens of a source in memory, with warnings where its texts look wrong."""
+    reading, excerpt = Reading(strict), Excerpt(language)
+    tokens = tokenize(excerpt.note(source.documents(language, split, reading)), tokenizer, reading)
+    warnings = () if isinstance(source, Udhr) else tuple(excerpt.warnings())
+    return dataclasses.replace(tokens, warnings=warnings)

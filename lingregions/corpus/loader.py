@@ -1,8 +1,8 @@
 """Batches for the devices, prepared while they compute: each host builds only the rows that its own devices hold.
 
 One thread stays `ahead` batches in front. Nothing more is needed: a batch is a gather from token arrays
-(`Corpus.batch`), millions of tokens a second; worker processes (grain's, say) would only add copies. A `Corpus`
-is a grain data source all the same (`len` and `[]`), for pipelines that add steps of their own.
+(`Corpus.batch`), millions of tokens a second; worker processes would only add copies. A `Corpus` is a random-access
+source (`len` and `[]`), for pipelines that add steps of their own.
 
 The state of a loader is one integer: after i batches it stands at sample start + i x size. No host count, no iterator
 state.

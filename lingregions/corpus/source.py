@@ -1,27 +1,30 @@
 """Where text comes from, behind one name in a config.
 
     udhr                      the Universal Declaration of Human Rights in the package; splits all, first, second (its
-    halves) PATH/TO/FOLDER            `<code>.txt`, `<code>.jsonl`, `<code>.parquet`, more than one
-    (`<code>-1.jsonl.gz`), or a
-                              folder `<code>/`; split all
-    PATH/TO/MANIFEST.json     per language: source, split, column, licence note tfds:NAME                 a TFDS data
-    set (`tfds.py`): tfds:wiki40b, tfds:wikipedia/20230601, tfds:lingregions_text, ... tokens:PATH/TO/FOLDER     token
-    files that `lingregions data build` wrote (`build.py`)
+                              halves)
+    PATH/TO/FOLDER            files named by language (ar.txt, zh_CN-1.jsonl.gz, eng_Latn.parquet) or folders so named
+                              (ar/, 20231101.ar/) with all their files, which are one text; split all
+    PATH/TO/FILE.txt          one text, whichever language it is asked for as; split all
+    PATH/TO/MANIFEST.json     per language: source, split, column, licence note
+    tfds:NAME                 a TFDS data set (`tfds.py`): tfds:wiki40b, tfds:wikipedia/20230601, ...
+    tokens:PATH/TO/FOLDER     token files that `lingregions data build` wrote (`build.py`)
 
-Any split may carry a slice by document, `all[:90%]` or `train[1000:2000]`.
+Any split may carry a slice by document, `all[:90%]` or `train[1000:2000]`. From Python, a list of strings is a source
+too (`Texts`).
 """
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
 from lingregions.corpus import text
-from lingregions.corpus.languages import ALIASES, LANGUAGES
+from lingregions.corpus.languages import LANGUAGES, canonical, of_name
 from lingregions.corpus.text import Reading
 
 UDHR_LICENCE = "Universal Declaration of Human Rights, translations of the United Nations; free of copyright"
@@ -55,6 +58,9 @@ class Source(Protocol):
 
     def licence(self, language: str) -> str:
         """Return the licence note, empty when none is known."""
+
+    def left_out(self, language: str | None) -> list[str]:
+        """Return what lies there and is not read, a sentence each: of one language, or of none when None."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,10 @@ class Udhr:
         """Return the licence note."""
         return UDHR_LICENCE
 
+    def left_out(self, language: str | None) -> list[str]:
+        """Return nothing: all of it is read."""
+        return []
+
     def _file(self, language: str) -> bytes:
         return resources.files("lingregions.corpus").joinpath(f"data/udhr/{language}.txt").read_bytes()
 
@@ -112,32 +122,80 @@ def halves(whole: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Text files of the user, found by language code; `document` and `column` as in `text.read`."""
+class Texts:
+    """Documents in memory, of whichever language they are asked for as."""
 
-    name: str
-    root: Path
-    column: str = "text"
-    document: str = "line"
+    texts: tuple[str, ...]
     split: str = "all"
 
+    @property
+    def name(self) -> str:
+        """Return how many there are: they have no other name."""
+        return f"{len(self.texts)} texts in memory"
+
     def languages(self) -> list[str]:
-        """Return the registered codes that have a file."""
-        return sorted(code for code in LANGUAGES if self.files(code, missing=True))
+        """Return nothing: no language is named."""
+        return []
 
     def resolve(self, language: str, split: str) -> tuple[str, str]:
         """Return the split's name, and the split itself for its slice."""
         return parse(split)[0], split
 
     def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
-        """Yield the documents of the language's files, file after file in natural order of their names."""
-        self._check(split)
+        """Yield the texts."""
+        _only_all(split, "a list of texts")
+        for number, document in enumerate(self.texts):
+            yield from reading.accept(document, f"text {number} in memory")
+
+    def identity(self, language: str, split: str) -> str:
+        """Return a sha256 of the texts, each with its length."""
+        sha = hashlib.sha256()
+        for document in self.texts:
+            raw = document.encode("utf-8", "surrogatepass")
+            sha.update(len(raw).to_bytes(8, "little") + raw)
+        return sha.hexdigest()
+
+    def size(self, language: str, split: str) -> int:
+        """Return 0: nothing is read."""
+        return 0
+
+    def licence(self, language: str) -> str:
+        """Return nothing: none is known."""
+        return ""
+
+    def left_out(self, language: str | None) -> list[str]:
+        """Return nothing: all of it is read."""
+        return []
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of text, of whichever language it is asked for as; `document` and `column` as in `text.read`."""
+
+    name: str
+    path: Path
+    column: str = "text"
+    document: str = "line"
+    split: str = "all"
+
+    def languages(self) -> list[str]:
+        """Return the language that the file's name names, if it does."""
+        named = of_name(text.stem(self.path))
+        return [named[0]] if named else []
+
+    def resolve(self, language: str, split: str) -> tuple[str, str]:
+        """Return the split's name, and the split itself for its slice."""
+        return parse(split)[0], split
+
+    def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
+        """Yield the documents of the file in order."""
+        _only_all(split, f"a {type(self).__name__.lower()}")
         for path in self.files(language):
             yield from text.read(path, reading, column=self.column, document=self.document)
 
     def identity(self, language: str, split: str) -> str:
         """Return a sha256 of the reader's settings and the files' bytes, in order; the files' place does not matter."""
-        self._check(split)
+        _only_all(split, f"a {type(self).__name__.lower()}")
         sha = hashlib.sha256(f"{self.column} {self.document}".encode())
         for path in self.files(language):
             form, compression = text.kind(path)
@@ -150,53 +208,127 @@ class Folder:
         return sum(path.stat().st_size for path in self.files(language))
 
     def licence(self, language: str) -> str:
-        """Return nothing: a folder says nothing about it; a manifest can."""
+        """Return nothing: a file says nothing about it; a manifest can."""
         return ""
 
-    def files(self, language: str, missing: bool = False) -> list[Path]:
-        """Return the files of a language in natural order.
+    def left_out(self, language: str | None) -> list[str]:
+        """Return nothing: one file was named, and it is read."""
+        return []
 
-        Raises FileNotFoundError that says what was looked for, unless `missing` is accepted; ValueError when one text
-        lies there twice under several endings.
+    def files(self, language: str) -> list[Path]:
+        """Return the file; raises ValueError where its own name is that of another language."""
+        if self.languages() not in ([], [language]):
+            raise ValueError(f"{self.path} is {LANGUAGES[self.languages()[0]].name} by its name, not {language!r}")
+        text.require(self.path)
+        return [self.path]
+
+
+@dataclass(frozen=True)
+class Folder(File):
+    """Files and folders of the user that are named by language."""
+
+    def languages(self) -> list[str]:
+        """Return the codes of the languages that have a file that can be read, sorted."""
+        return sorted(code for code in self._entries() if code and self._readable(code))
+
+    def files(self, language: str) -> list[Path]:
+        """Return the files of a language in natural order: one text.
+
+        Raises FileNotFoundError that says what was looked for and what lies there unread; ValueError when one text lies
+        there twice, under several endings or several names of its language.
         """
-        codes = [language, *(alias for alias, code in ALIASES.items() if code == language)]
-        names = re.compile(rf"({'|'.join(map(re.escape, codes))})([-_.]?\d+)?(\.\w+)(\.\w+)?", re.IGNORECASE)
-        found = [
-            path for path in self.root.iterdir() if path.is_file() and names.fullmatch(path.name) and _readable(path)
-        ]
-        for code in codes:
-            folder = self.root / code
-            if folder.is_dir():
-                found += [path for path in folder.rglob("*") if path.is_file() and _readable(path)]
-        found.sort(key=lambda path: text.natural(path.relative_to(self.root).as_posix()))
-        stems: dict[str, Path] = {}
+        found = self._readable(language)
+        if not found:
+            unread = self.left_out(language) or self.left_out(None)
+            raise FileNotFoundError(
+                f"no text in {LANGUAGES[language].name} in {self.path}: looked for {language}.txt, {language}.jsonl "
+                f"(also .gz, .xz, .zst), {language}.parquet, {language}-1.jsonl, ... and a folder {language}/; "
+                + "".join(f"{sentence}; " for sentence in unread)
+                + f"languages there: {' '.join(self.languages()) or 'none'}"
+            )
+        spellings = {spelling: path for path, spelling in reversed(self._entries()[language]) if _files(path)}
+        if len(spellings) > 1:
+            listed = " and ".join(str(path) for path in reversed(spellings.values()))
+            raise ValueError(f"{listed} are both {LANGUAGES[language].name}; keep one of them, or give both one name")
+        stems: dict[Path, Path] = {}
         for path in found:
-            stem = path.relative_to(self.root).as_posix().split(".")[0]
+            stem = path.with_name(text.stem(path))
             if stem in stems:
                 raise ValueError(
                     f"{stems[stem]} and {path} would be read as one text after the other; keep one of them"
                 )
             stems[stem] = path
-        if not found and not missing:
-            raise FileNotFoundError(
-                f"no text in {LANGUAGES[language].name} in {self.root}: looked for {language}.txt, "
-                f"{language}.jsonl (also .gz, .xz, .zst), {language}.parquet, {language}-1.jsonl, ... and a folder "
-                f"{language}/; languages there: {' '.join(self.languages()) or 'none'}"
-            )
+            text.require(path)
         return found
 
-    def _check(self, split: str) -> None:
-        if split != "all":
-            raise ValueError(f"a folder has the split all (with a slice, such as all[:90%]), not {split!r}")
+    def left_out(self, language: str | None) -> list[str]:
+        """Return which files of a language have endings that are not read, and which shards of a set are missing."""
+        sentences = []
+        entries = [path for path, _ in self._entries().get(language, [])]
+        unread = [each for path in entries for each in _files(path, readable=False) if not _about(each)]
+        if unread:
+            names = [path.relative_to(self.path).as_posix() for path in unread]
+            what = f"not read are {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            reason = "their names are of no language" if language is None else f"read are {text.READABLE}"
+            sentences.append(f"{what} in {self.path} ({reason})")
+        if language is not None:
+            sentences += _missing_shards(self._readable(language))
+        return sentences
+
+    def _readable(self, language: str) -> list[Path]:
+        found = [path for entry, _ in self._entries().get(language, []) for path in _files(entry)]
+        return sorted(found, key=lambda path: text.natural(path.relative_to(self.path).as_posix()))
+
+    def _entries(self) -> dict[str | None, list[tuple[Path, str]]]:
+        """Return {code: [(file or folder, the language as its name writes it)]} of what lies there, None: no language.
+
+        A file with an unknown ending is its language's too: `en.csv` is English that is not read.
+        """
+        found: dict[str | None, list[tuple[Path, str]]] = {}
+        for path in sorted(self.path.iterdir(), key=lambda path: text.natural(path.name)):
+            if path.name.startswith("."):
+                continue
+            stem = path.name if path.is_dir() else text.stem(path)
+            named = of_name(stem) or (of_name(stem.split(".")[0]) if path.is_file() and stem == path.name else None)
+            code, spelling = named or (None, "")
+            found.setdefault(code, []).append((path, spelling))
+        return found
 
 
-def _readable(path: Path) -> bool:
-    """Return whether a file name is one that `text.read` reads; hidden files are not."""
-    try:
-        text.kind(path)
-    except ValueError:
-        return False
-    return not path.name.startswith(".")
+def _files(path: Path, readable: bool = True) -> list[Path]:
+    """Return the files that can be read (or cannot) at or below a path, but hidden ones."""
+    below = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    visible = [each for each in below if not any(part.startswith(".") for part in each.relative_to(path).parts)]
+    return [each for each in visible if (text.stem(each) != each.name) == readable]
+
+
+def _about(path: Path) -> bool:
+    """Return whether a file is about texts rather than one: README, LICENSE and the like."""
+    return bool(re.match(r"(readme|licen[cs]e|provenance|notice|copying)\b|.*\.md$", path.name, re.IGNORECASE))
+
+
+def _missing_shards(files: Sequence[Path]) -> list[str]:
+    """Return for each set of shards that names its size (-00000-of-00007) and lacks some how many are there."""
+    there: dict[tuple[Path, str, int], int] = {}
+    for path in files:
+        match = re.fullmatch(r"(.*?)\d+-of-(\d+)", text.stem(path))
+        if match:
+            key = (path.parent, match[1], int(match[2]))
+            there[key] = there.get(key, 0) + 1
+    return [
+        f"{number} of the {size} shards {folder / name}* are there"
+        for (folder, name, size), number in there.items()
+        if number != size
+    ]
+
+
+def _only_all(split: str, what: str) -> None:
+    """Refuse any split but `all`."""
+    if split != "all":
+        raise ValueError(
+            f"{what} has the split all (with a slice, such as all[:90%]), not {split!r}: in a config, set "
+            "data.score_split and data.evaluate_split"
+        )
 
 
 @dataclass(frozen=True)
@@ -238,54 +370,94 @@ class Manifest:
         source = self._source(language)
         return self.entries[language].get("licence") or source.licence(language)
 
+    def left_out(self, language: str | None) -> list[str]:
+        """Return what the language's source leaves out."""
+        return [] if language is None else self._source(language).left_out(language)
+
     def _source(self, language: str) -> Source:
         if language not in self.entries:
             raise ValueError(f"{self.name} does not list {language!r}; it lists {' '.join(self.languages())}")
         return self.sources[language]
 
 
-ENTRY = {"source", "split", "column", "document", "licence"}
+_ENTRY = {"source", "split", "column", "document", "licence"}
 
 
-def manifest(path: Path) -> Manifest:
+def _manifest(path: Path, above: tuple[Path, ...]) -> Manifest:
     """Read a manifest file; raises ValueError that names the file and the entry for anything wrong in it."""
+    if path.resolve() in above:
+        raise ValueError(f"{path}: a manifest that names itself as a source, or one that names it")
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
-    entries = content.get("languages") if isinstance(content, dict) else None
-    if not isinstance(entries, dict) or not entries:
+    listed = content.get("languages") if isinstance(content, dict) else None
+    if not isinstance(listed, dict) or not listed:
         raise ValueError(f'{path}: a manifest is {{"languages": {{"ar": {{"source": ...}}, ...}}}}')
+    entries: dict[str, dict[str, Any]] = {}
     sources: dict[str, Source] = {}
-    for code, entry in entries.items():
-        if code not in LANGUAGES:
-            raise ValueError(f"{path}: unknown language {code!r}; known: {' '.join(sorted(LANGUAGES))}")
-        if not isinstance(entry, dict) or "source" not in entry or set(entry) - ENTRY:
-            raise ValueError(f"{path}: the entry of {code!r} needs `source` and may have {sorted(ENTRY - {'source'})}")
+    for name, entry in listed.items():
+        try:
+            code = canonical(name)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if code in entries:
+            raise ValueError(f"{path} names {LANGUAGES[code].name} twice; keep one of them")
+        if not isinstance(entry, dict) or "source" not in entry or set(entry) - _ENTRY:
+            raise ValueError(f"{path}: the entry of {name!r} needs `source` and may have {sorted(_ENTRY - {'source'})}")
+        wrong = [key for key, value in entry.items() if not isinstance(value, str)]
+        if wrong:
+            raise ValueError(f"{path}: {wrong[0]} of {name!r} is a string, not {entry[wrong[0]]!r}")
         options = {key: entry[key] for key in ("column", "document") if key in entry}
-        sources[code] = find(entry["source"], base=path.parent, **options)
+        entries[code] = entry
+        sources[code] = find(entry["source"], base=path.parent, above=(*above, path.resolve()), **options)
     return Manifest(str(path), entries, sources)
 
 
-def find(name: str, *, base: Path | None = None, column: str = "text", document: str = "line") -> Source:
-    """Return the source of a name (see the head of this file); raises ValueError or FileNotFoundError."""
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raises ValueError for a key that stands there twice, of which JSON would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return found
+
+
+def find(
+    name: str | Path | Sequence[str],
+    *,
+    base: Path | None = None,
+    column: str = "text",
+    document: str = "line",
+    above: tuple[Path, ...] = (),
+) -> Source:
+    """Return the source of a name (see the head of this file), or of texts; raises ValueError or FileNotFoundError.
+
+    Relative paths are relative to `base`; `above` are the manifests that led here.
+    """
+    if not isinstance(name, str | Path):
+        texts = tuple(name)
+        if not all(isinstance(each, str) for each in texts):
+            raise ValueError("texts in memory are a list of strings, one a document")
+        return Texts(texts)
+    name = str(name)
     if name == "udhr":
         return Udhr()
     if name.startswith("tfds:"):
         from lingregions.corpus import tfds  # a second and more of imports, only where it is used
 
         return tfds.find(name, column)
-    path = (base or Path()) / name
+    path = (base or Path()) / os.path.expanduser(name)
     if path.is_dir():
         return Folder(name, path, column, document)
+    if path.is_file() and text.stem(path) != path.name:
+        return File(name, path, column, document)
     if path.suffix == ".json" and path.is_file():
-        return manifest(path)
+        return _manifest(path, above)
     if path.is_file():
-        raise ValueError(
-            f"{name} is a file; name the folder that holds it (as <language code>.txt), or a manifest.json"
-        )
+        raise ValueError(f"{name} is neither a text that can be read ({text.READABLE}) nor a manifest.json")
     raise FileNotFoundError(
-        f"no text source {name!r}: not a folder or manifest here, nor udhr, tfds:<data set>, tokens:<folder>"
+        f"no text source {name!r}: not a folder, text or manifest here, nor udhr, tfds:<data set>, tokens:<folder>"
     )
 
 

@@ -8,6 +8,7 @@ second.
 """
 
 import gzip
+import importlib
 import io
 import json
 import lzma
@@ -19,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-FORMATS = (".txt", ".jsonl", ".parquet")
-COMPRESSIONS = ("", ".gz", ".xz", ".zst")
+READABLE = ".txt and .jsonl (also .gz, .xz, .zst) and .parquet"
+_ENDINGS = re.compile(r"(?:(?P<form>\.txt|\.jsonl)(?P<compression>\.gz|\.xz|\.zst)?|\.parquet)$", re.IGNORECASE)
+_PACKAGES = {".parquet": "pyarrow", ".zst": "zstandard"}
 DOCUMENTS = ("line", "paragraph", "file")
 SHOWN = 20  # messages about skipped texts that are kept; all are counted
 CHUNK = 1 << 20
+ROWS = 1024  # of Parquet that are in memory at a time
 
 
 class TextError(ValueError):
@@ -82,13 +85,30 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 
 def kind(path: Path) -> tuple[str, str]:
-    """Return (format, compression) of a file name, such as (".txt", ".xz"); raises ValueError for any other."""
-    compression = path.suffix if path.suffix in COMPRESSIONS[1:] else ""
-    form = Path(path.name.removesuffix(compression)).suffix
-    if form not in FORMATS or (form == ".parquet" and compression):
-        readable = "`.txt` and `.jsonl` (also .gz, .xz, .zst) and `.parquet`"
-        raise ValueError(f"{path}: not a text file that can be read; readable are {readable}")
-    return form, compression
+    """Return (format, compression) of a file name, such as (".txt", ".xz"); raises ValueError for any other.
+
+    Dots before these endings are part of the name, and capitals make no other ending.
+    """
+    match = _ENDINGS.search(path.name)
+    if not match:
+        raise ValueError(f"{path}: not a text file that can be read; readable are {READABLE}")
+    return (match["form"] or ".parquet").lower(), (match["compression"] or "").lower()
+
+
+def stem(path: Path) -> str:
+    """Return a file's name without the endings that `kind` knows: the same for a text packed and unpacked."""
+    return _ENDINGS.sub("", path.name)
+
+
+def require(path: Path) -> None:
+    """Raise TextError, before anything is read, when a file needs a package that is not installed."""
+    form, compression = kind(path)
+    for ending, package in _PACKAGES.items():
+        if ending in (form, compression):
+            try:
+                importlib.import_module(package)
+            except ModuleNotFoundError:
+                raise TextError(f"{path}: reading {ending} needs {package}: pip install {package}") from None
 
 
 def read(path: Path, reading: Reading, *, column: str = "text", document: str = "line") -> Iterator[str]:
@@ -100,6 +120,7 @@ def read(path: Path, reading: Reading, *, column: str = "text", document: str = 
     if document not in DOCUMENTS:
         raise ValueError(f"a document of a text file is one of {', '.join(DOCUMENTS)}, not {document!r}")
     form, _ = kind(path)
+    require(path)
     if form == ".parquet":
         yield from _parquet(path, reading, column)
     elif form == ".jsonl":
@@ -137,8 +158,8 @@ def _jsonl(path: Path, reading: Reading, column: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(text)
-        except json.JSONDecodeError as error:
-            reading.refuse(where, f"not a JSON object ({error.msg} at column {error.colno})")
+        except (ValueError, RecursionError) as error:  # not only JSONDecodeError: a number of 5,000 digits, 10,000 `[`
+            reading.refuse(where, f"not a JSON object ({_json_error(error)})")
             continue
         if not isinstance(record, dict):
             reading.refuse(where, f"a JSON {type(record).__name__} where an object with the field {column!r} is needed")
@@ -149,25 +170,52 @@ def _jsonl(path: Path, reading: Reading, column: str) -> Iterator[str]:
             yield from _string(record[column], column, where, reading)
 
 
+def _json_error(error: ValueError | RecursionError) -> str:
+    """Return in a few words why a line is no JSON."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+
+
 def _parquet(path: Path, reading: Reading, column: str) -> Iterator[str]:
-    """Yield column `column` of every row."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    """Yield column `column` of every row; a damaged page ends the file as a cut archive does."""
+    from pyarrow import ArrowException, parquet
+
+    broken = (
+        ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+    )  # all that damaged pages were seen to raise
     try:
         table = parquet.ParquetFile(path)
-    except ArrowException as error:
-        raise TextError(f"{path}: not a Parquet file, or cut off ({error})") from None
+        names = table.schema_arrow.names
+    except broken as error:
+        raise TextError(f"{path}: not a Parquet file, or cut off ({_line(error)})") from None
     with table:
-        if column not in table.schema_arrow.names:
-            raise TextError(f"{path}: no column {column!r}; columns there: {', '.join(table.schema_arrow.names)}")
+        if column not in names:
+            raise TextError(f"{path}: no column {column!r}; columns there: {', '.join(names)}")
         number = 0
-        for rows in table.iter_batches(columns=[column]):
-            for value in rows.column(0).to_pylist():
+        batches = table.iter_batches(ROWS, columns=[column])
+        while True:
+            try:
+                rows = next(batches, None)
+                values = [] if rows is None else rows.column(0).to_pylist()
+            except broken as error:
+                reading.refuse(f"{path}:row {number + 1}", f"the file is damaged from here on ({_line(error)})")
+                break
+            if rows is None:
+                break
+            for value in values:
                 number += 1
                 yield from _string(value, column, f"{path}:row {number}", reading)
     reading.finished += path.stat().st_size
+
+
+def _line(error: BaseException) -> str:
+    """Return the first line of an error of another package."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _string(value: Any, column: str, where: str, reading: Reading) -> Iterator[str]:
@@ -185,8 +233,11 @@ def _decode(line: bytes, where: str, reading: Reading) -> str | None:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = line[error.start]
-        advice = ": this looks like UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
-        reading.refuse(where, f"invalid UTF-8 (byte 0x{byte:02x} at byte {error.start + 1} of the line){advice}")
+        utf16 = line.startswith((b"\xff\xfe", b"\xfe\xff"))
+        advice = "is the file in another encoding, such as Windows-1256? Convert it: iconv -f ENCODING -t UTF-8"
+        if utf16:
+            advice = "this looks like UTF-16, convert it: iconv -f UTF-16 -t UTF-8"
+        reading.refuse(where, f"invalid UTF-8 (byte 0x{byte:02x} at byte {error.start + 1} of the line); {advice}")
         return None
 
 
@@ -196,7 +247,7 @@ def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
     with ExitStack() as stack:
         raw = stack.enter_context(path.open("rb"))
         reading.handle = raw
-        stream = stack.enter_context(_decompressed(raw, kind(path)[1], path))
+        stream = stack.enter_context(_decompressed(raw, kind(path)[1]))
         try:
             for number, line in enumerate(stream, 1):
                 if number == 1:
@@ -208,25 +259,23 @@ def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
         reading.finished += path.stat().st_size
 
 
-def _decompressed(raw: IO[bytes], compression: str, path: Path) -> IO[bytes]:
+def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
     """Return the stream of plain bytes."""
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), CHUNK)
     if compression == ".xz":
         return io.BufferedReader(lzma.LZMAFile(raw), CHUNK)
     if compression == ".zst":
-        return io.BufferedReader(_Zstandard(raw, path), CHUNK)
+        return io.BufferedReader(_Zstandard(raw), CHUNK)
     return raw
 
 
 class _Zstandard(io.RawIOBase):
     """A readable stream of Zstandard frames that raises EOFError when the last is cut (the package's own does not)."""
 
-    def __init__(self, raw: IO[bytes], path: Path) -> None:
-        try:
-            import zstandard
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(f"{path}: reading .zst needs zstandard: pip install zstandard") from None
+    def __init__(self, raw: IO[bytes]) -> None:
+        import zstandard
+
         self.package = zstandard
         self.raw = raw
         self.frame: Any = None

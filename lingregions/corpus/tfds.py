@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,10 @@ class Tfds:
         """Return the licence that the data set states."""
         return " ".join(str(self.builder(language).info.redistribution_info.license).split())
 
+    def left_out(self, language: str | None) -> list[str]:
+        """Return nothing: a data set knows its own files."""
+        return []
+
     def prepare(self, language: str) -> Path:
         """Download and prepare the language's data set, return its folder.
 
@@ -207,4 +212,4 @@ def find(name: str, column: str = "text") -> Tfds:
     template, _, folder = name.removeprefix("tfds:").partition("@")
     if not template:
         raise ValueError(f"{name!r} names no data set: tfds:wiki40b, tfds:wikipedia/20230601, tfds:NAME/CONFIG@FOLDER")
-    return Tfds(name.partition("@")[0], template, folder or None, column)
+    return Tfds(name.partition("@")[0], template, os.path.expanduser(folder) or None, column)

@@ -33,6 +33,8 @@ class Tokens:
     tokenizer: str
     empty: int = 0
     skipped: int = 0
+    messages: tuple[str, ...] = ()  # why texts were skipped, the first of them
+    warnings: tuple[str, ...] = ()  # what a user should look at
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -128,4 +130,5 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer, reading: Reading) -> To
         tokenizer.fingerprint,
         reading.empty,
         reading.skipped,
+        tuple(reading.messages),
     )

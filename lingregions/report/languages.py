@@ -6,7 +6,7 @@ level at which linguistic regions are compared; a code that `corpus.languages` d
 
 from collections.abc import Sequence
 
-from lingregions.corpus.languages import ALIASES, LANGUAGES, Language
+from lingregions.corpus.languages import LANGUAGES, Language, understood
 
 _FAMILIES = list(
     dict.fromkeys(
@@ -19,7 +19,7 @@ _BRANCHES = list(dict.fromkeys(entry.branch for entry in LANGUAGES.values()))
 
 def find(code: str) -> Language | None:
     """The language of a code, or None."""
-    return LANGUAGES.get(ALIASES.get(code, code))
+    return LANGUAGES.get(understood(code) or "")
 
 
 def name(code: str) -> str:
