@@ -197,6 +197,92 @@ def test_files_that_are_cut_anywhere_are_refused(tmp_path, params):
             gguf.load(path)
 
 
+def key(name, kind, value):
+    """Return a file of one key."""
+    return b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(name)) + name.encode() + struct.pack("<I", kind) + value
+
+
+def tensor(axes, kind=0, offset=0):
+    """Return a file of one tensor "t", with 64 bytes for it."""
+    head = b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<I", len(axes))
+    head += struct.pack(f"<{len(axes)}QIQ", *axes, kind, offset)
+    return head + bytes(-len(head) % 32 + 64)
+
+
+def test_the_head_that_the_broken_ones_are_made_from_is_sound(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(tensor((4, 2)))
+    assert gguf.load(tmp_path / "m.gguf").shapes == {"t": (2, 4)}
+    (tmp_path / "n.gguf").write_bytes(key("general.alignment", 4, struct.pack("<I", 64)))
+    assert gguf.load(tmp_path / "n.gguf").metadata == {"general.alignment": 64}
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path, params):
+    path = write(tmp_path / "m.gguf", params)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8 + 4
+    content[place : place + 8] = struct.pack("<Q", 32)  # within the embedding
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"the bytes of model.norm.weight are those of another tensor too"):
+        gguf.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"llama.block_count": 2**31}, "the config has 2147483648 layers, and the weights have 2"),
+        ({"llama.block_count": "2"}, "llama.block_count = '2'"),
+        ({"llama.block_count": 2.5}, "llama.block_count = 2.5"),
+        ({"llama.attention.head_count": 0, "llama.attention.head_count_kv": 0}, "m.gguf: .*sizes that no model has"),
+        ({"llama.attention.head_count_kv": 0}, "kv_heads is 0"),
+        ({"llama.rope.freq_base": float("inf")}, "llama.rope.freq_base = inf"),
+        ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "rms_epsilon = nan"),
+        ({"llama.embedding_length": 2**31}, r"instead of \[96, 2147483648\]"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_at_once(tmp_path, params, changes, message):
+    opened = gguf.load(write(tmp_path / "m.gguf", params, METADATA | changes))
+    with pytest.raises(ValueError, match=message):
+        convert.check(opened, opened.config)
+
+
+@pytest.fixture
+def split(tmp_path, params):
+    """The two parts of a model, the last four tensors in the second."""
+    whole = gguf.load(write(tmp_path / "whole.gguf", params))
+    named = {"model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+    late = {name: params[leaf] for name, leaf in (("model.norm.weight", "norm"), ("lm_head.weight", "lm_head"))}
+    early = {name: leaf for name, leaf in params.items() if name not in ("norm", "lm_head")}
+    paths = [tmp_path / "split" / f"m-0000{part}-of-00002.gguf" for part in (1, 2)]
+    paths[0].parent.mkdir()
+    counts = {"split.count": 2, "split.tensors.count": len(whole.tensors)}
+    write(paths[0], early, METADATA | counts | {"split.no": 0})
+    extra = [(named[name], np.asarray(values)) for name, values in late.items()]
+    write(paths[1], {}, counts | {"split.no": 1}, extra=extra)
+    return paths
+
+
+def test_a_model_in_parts_is_one_model(split, params, lone_mesh):
+    for path in split:
+        loaded = load(path, lone_mesh)
+        for name, leaf in trees.walk(params):
+            np.testing.assert_array_equal(np.asarray(trees.flatten(loaded)[name]), np.asarray(leaf), err_msg=name)
+    assert gguf.load(split[1]).files == tuple(split)
+
+
+def test_parts_that_are_not_those_of_one_model_are_named(split):
+    split[1].write_bytes(split[0].read_bytes())
+    with pytest.raises(ValueError, match=r"m-00002-of-00002.gguf: part 0 by its head, 1 by its name"):
+        gguf.load(split[0])
+    split[1].unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"2 parts of a model, and 1 of them are missing: m-00002-of-00002.gguf"
+    ):
+        gguf.load(split[0])
+    split[0].rename(split[0].with_name("m.gguf"))
+    with pytest.raises(ValueError, match=r"m.gguf: one of 2 parts of a model; give them back their names"):
+        gguf.load(split[0].with_name("m.gguf"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -205,6 +291,19 @@ def test_files_that_are_cut_anywhere_are_refused(tmp_path, params):
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**60) + bytes(40), "a text of"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 4, 2**60), "an array of"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + 2 * (struct.pack("<Q", 1) + b"a" + bytes(5)), "a occurs twice"),
+        (key("a", 9, struct.pack("<IQ", 9, 1) * 5_000), "an array of arrays"),
+        (key("a", 13, bytes(8)), "13"),
+        (key("general.alignment", 4, struct.pack("<I", 0)), "general.alignment is 0, not a power of two"),
+        (key("general.alignment", 4, struct.pack("<I", 48)), "general.alignment is 48, not a power of two"),
+        (key("general.alignment", 8, struct.pack("<Q", 2) + b"32"), "general.alignment is '32'"),
+        (key("general.alignment", 7, b"\1"), "general.alignment is True"),
+        (tensor(()), "t has 0 axes"),
+        (tensor((1,) * 5), "t has 5 axes"),
+        (tensor((0, 2)), r"t has the shape \[2, 0\] and starts at 0"),
+        (tensor((2,), offset=3), r"t has the shape \[2\] and starts at 3"),
+        (tensor((2**62, 2**62)), "t ends at"),
+        (tensor((33,), kind=8), "33"),
+        (tensor((32,), kind=99), "99"),
     ],
 )
 def test_heads_that_make_no_sense_are_refused(tmp_path, content, message):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -163,10 +164,21 @@ def test_an_index_that_leaves_the_folder_is_refused(tmp_path, file):
         ours.load(folder)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "x", "a": "y"}}'])
-def test_a_broken_index_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object, found list"),
+        ("{}", r"not a safetensors index \(no weight_map\)"),
+        ('{"weight_map": 3}', r"not a safetensors index \(no weight_map\)"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', r"not valid JSON \(a occurs twice"),
+        ('{"weight_map": ' + "[" * 100_000, "not valid JSON .*recursion"),
+        ('{"weight_map": ' + "1" * 5_000 + "}", "not valid JSON .*digits"),
+    ],
+)
+def test_a_broken_index_is_named(tmp_path, content, message):
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ValueError, match=r"index.json: not a safetensors index"):
+    with pytest.raises(ValueError, match=rf"index.json: {message}"):
         ours.load(tmp_path)
 
 
@@ -202,21 +214,66 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path):
             ours.load(tmp_path)
 
 
+TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+def headed(path, head, tail=8):
+    """Write a file with this header (JSON or bytes) and a number of zero bytes behind it."""
+    head = head if isinstance(head, bytes) else json.dumps(head).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(tail))
+    return path
+
+
+def test_the_header_that_the_broken_ones_are_made_from_is_sound(tmp_path):
+    (entry,) = ours.header(headed(tmp_path / "m.safetensors", {"a": TENSOR, "__metadata__": {"x": "y"}})).values()
+    assert (entry.shape, entry.dtype) == ((2,), "F32")
+    assert (tmp_path / "m.safetensors").stat().st_size == entry.start + 8
+
+
 @pytest.mark.parametrize(
-    "head",
+    ("head", "tail"),
     [
-        b"not json",
-        b"[1, 2]",
-        b'{"a": {"dtype": "F32", "shape": [2]}}',
-        b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}',
-        b'{"a": {"dtype": "I8", "shape": [8], "data_offsets": [0, 8]}, "a": 1}',  # twice
+        (b"not json", 8),
+        (b"[1, 2]", 8),
+        ({"a": {"dtype": "F32", "shape": [2]}}, 8),
+        ({"a": TENSOR | {"shape": [3]}}, 8),
+        ({"a": TENSOR | {"shape": [-2]}}, 8),
+        ({"a": TENSOR | {"shape": [2**40, 2**40]}}, 8),
+        ({"a": TENSOR | {"data_offsets": [0.0, 8.0]}}, 8),
+        ({"a": TENSOR | {"data_offsets": [-8, 0]}}, 8),
+        ({"a": TENSOR | {"data_offsets": [4, 12]}}, 12),  # a gap in front
+        ({"a": TENSOR, "b": TENSOR}, 8),  # an overlap
+        ({"a": TENSOR, "b": TENSOR | {"data_offsets": [12, 20]}}, 20),  # a gap between
+        ({"a": TENSOR}, 9),  # a byte behind
+        ({"a": TENSOR}, 7),
+        ({"a": TENSOR | {"dtype": "F31"}}, 8),
+        (b'{"a":' * 100_000, 8),
+        (b'{"a": {"dtype": "I8", "shape": [8], "data_offsets": [0, 8]}, "a": 1}', 8),  # twice
     ],
 )
-def test_a_broken_header_is_refused(tmp_path, head):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(8))
+def test_what_the_format_forbids_is_refused(tmp_path, head, tail):
+    headed(tmp_path / "model.safetensors", head, tail)
     with pytest.raises(ValueError, match=r"model.safetensors: the safetensors header is broken"):
         ours.load(tmp_path)
+
+
+def test_a_tensor_that_occurs_twice_is_refused(tmp_path):
+    text = json.dumps(TENSOR).encode()
+    headed(tmp_path / "model.safetensors", b'{"a": ' + text + b', "a": ' + text + b"}")
+    with pytest.raises(ValueError, match=r"model.safetensors: .*a occurs twice"):
+        ours.load(tmp_path)
+
+
+def test_a_header_of_two_gigabytes_is_not_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write((2**31).to_bytes(8, "little"))
+        file.truncate(2**31 + 100)  # sparse: it takes no room on the disk
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"model.safetensors: .*header too large"):
+        ours.load(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 def test_a_git_lfs_pointer_is_recognised(tmp_path):

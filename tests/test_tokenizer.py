@@ -1,9 +1,11 @@
 """Tokenizer: ids, byte counts that sum exactly, and text that never becomes a control token."""
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -255,7 +257,7 @@ def test_special_ids_of_a_folder(tmp_path):
     assert special({}, special_tokens_map={"eos_token": "<s>"}) == (None, 1)
     assert special({}, generation_config={"bos_token_id": 1, "eos_token_id": [2, 0]}) == (1, 2)
     assert special({"bos_token": None}, config={"bos_token_id": 1}) == (None, None)
-    with pytest.raises(ValueError, match=r"tokenizer_config.json: the bos token '<x>' is not in tokenizer.json"):
+    with pytest.raises(ValueError, match=r"m: the bos token '<x>' is not in tokenizer.json"):
         special({"bos_token": "<x>"})
     with pytest.raises(ValueError, match="the bos id 44 is not in its vocabulary"):
         special({}, config={"bos_token_id": 44})
@@ -273,12 +275,71 @@ def test_bos_policy_follows_the_config_or_else_the_post_processor(tmp_path):
 def test_a_folder_without_tokenizer_json_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="copy the tokenizer files"):
         Tokenizer.from_folder(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
-    with pytest.raises(FileNotFoundError, match=r"tokenizer.model but no tokenizer.json.*save_pretrained"):
-        Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tokenizer.json: not a tokenizer file"):
+    with pytest.raises(ValueError, match=r"tokenizer.json: not a tokenizer that transformers can read"):
         Tokenizer.from_folder(tmp_path)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder with a sentencepiece model alone, trained on a little text, as LLaMA's first release had it."""
+    text = resources.files("lingregions.corpus").joinpath("data/udhr/en.txt").read_text(encoding="utf-8")
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True})
+    )
+    return tmp_path, sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+
+
+def test_a_sentencepiece_model_alone_gives_its_own_ids(trained):
+    folder, theirs = trained
+    tokenizer = Tokenizer.from_folder(folder)
+    text = (folder / "text").read_text(encoding="utf-8")
+    for part in [*text.splitlines(), "a€b", "zz  zz"]:
+        assert tokenizer.encode(part).ids.tolist() == theirs.encode(part), part
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.adds_bos) == (1, 2, True)
+
+
+def test_a_sentencepiece_model_without_the_package_says_how_to_get_it(trained, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else found(name))
+    with pytest.raises(ValueError, match=r"sentencepiece, which is not installed: pip install 'lingregions"):
+        Tokenizer.from_folder(trained[0])
+
+
+def test_a_broken_sentencepiece_model_is_named(trained):
+    (trained[0] / "tokenizer.model").write_bytes(b"\n\x0e")
+    with pytest.raises(ValueError, match=r"tokenizer.model: not a tokenizer that transformers can read"):
+        Tokenizer.from_folder(trained[0])
+
+
+def test_a_token_that_is_empty_is_none(tmp_path):
+    folder = bpe(tmp_path / "m", [*SPECIALS, "a"], [], config={"bos_token": "", "eos_token": "</s>"})
+    (folder / "config.json").write_text(json.dumps({"bos_token_id": 0}))
+    tokenizer = Tokenizer.from_folder(folder)
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.vocab_size) == (None, 2, 4)
+
+
+def test_code_of_a_repository_is_not_run(tmp_path):
+    auto = {"AutoTokenizer": ["code.Theirs", "code.Theirs"], "AutoConfig": "code.Config"}
+    folder = bpe(tmp_path / "m", [*SPECIALS, "a"], [], config={"auto_map": auto, "tokenizer_class": "Theirs"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "theirs", "auto_map": auto}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match=r"not a tokenizer that transformers can read \(.*custom code"):
+        Tokenizer.from_folder(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_broken_config_beside_it_is_named(tmp_path):
@@ -298,6 +359,14 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_with_its_ids():
         Tokenizer.bytes().check(256)
     with pytest.raises(ValueError, match=r"and 3 more"):
         Tokenizer.bytes().check(250)
+
+
+def test_a_control_token_without_a_row_is_no_fault_where_nothing_reaches_it(tmp_path):
+    folder = bpe(tmp_path / "m", [*SPECIALS, "a", "b"], [], added=[*SPECIALS, "[PAD]"], config={"bos_token": "<s>"})
+    assert Tokenizer.from_folder(folder).check(5) == ["[PAD]"]
+    assert Tokenizer.from_folder(folder).check(6) == []
+    with pytest.raises(ValueError, match=r"does not belong to this model: .*4 \('b'\); use"):
+        Tokenizer.from_folder(folder).check(4)
 
 
 def test_saved_folder_gives_the_same_ids_here_and_in_transformers(tmp_path, odd_tokenizers):

