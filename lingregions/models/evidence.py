@@ -38,7 +38,7 @@ _NAMES = (
     (r"\.bias$", "the layers have biases, which this architecture lacks"),
     (r"^(layers|embed_tokens|norm)\.", "the names lack 'model.': save the whole causal model, not its base"),
     (r"^(tok_embeddings|layers\.\d+\.attention\.w)", "the original LLaMA format: convert it to Hugging Face's first"),
-    (r"[qk]_norm|pre_feedforward|post_feedforward", "another architecture: its norms are not those of LLaMA"),
+    (r"[qk]_norm|pre_feedforward|post_feedforward", "another architecture: its norms are not those of the config"),
 )
 
 

@@ -110,9 +110,12 @@ class Tokenizer:
         folder = Path(folder)
         backend, bos, eos, adds_bos = huggingface.read_tokenizer(folder)
         # A tokenizer.json may list bos and eos as ordinary added tokens; text must not reach them.
-        specials = {backend.id_to_token(token) for token in (bos, eos) if token is not None} - {None}
         backend.add_special_tokens(
-            [tokenizers.AddedToken(token, normalized=False, special=True) for token in sorted(specials)]
+            [
+                tokenizers.AddedToken(text, normalized=False, special=True)
+                for token in (bos, eos)
+                if token is not None and (text := backend.id_to_token(token)) is not None
+            ]
         )
         return cls(backend, name or folder.name, bos, eos, adds_bos)
 
