@@ -96,14 +96,14 @@ def evaluated(config: ConfigDict, variant: str) -> ConfigDict:
     config.evaluate.languages = ELEVEN
     config.evaluate.samples = 2  # a language; 0: all (the English half of the UDHR holds no more)
     # What the bootstrap resamples: stretches of so many tokens; 0: documents. The UDHR is one document a language.
-    config.evaluate.passage = 64
+    config.evaluate.segment = 64
     config.machine.evaluate_batch = 1  # samples a step, on each part of the batch axes
     if variant == "tiny":
         config.evaluate.languages = ("ar", "zh", "en", "sw")
-        config.evaluate.passage = 8
+        config.evaluate.segment = 8
     elif variant.startswith("llama2"):
         config.evaluate.languages = THIRTY
         config.data.evaluate_split = "train"  # other documents of it: data.held
         config.evaluate.samples = 1_000
-        config.evaluate.passage = 0
+        config.evaluate.segment = 0
     return config

@@ -1,8 +1,9 @@
 """What the model loses: negative log-likelihood, perplexity and bits per byte of a language.
 
-Sums over all targets of a corpus, divided once at the end (docs/method.md 3); sums by passage beside them, which a
-paired bootstrap draws from (`statistics`). Sums are float64 on the host. One compiled function serves every arm and
-language: the parameters are an argument. Cost: one forward pass a token, and 5 bytes a token back to the host.
+Sums over all targets of a corpus, divided once at the end (docs/method.md 3); sums by segment beside them, which a
+paired bootstrap draws from (`statistics`). Sums are float64 on the host. One compiled function serves every
+intervention and language: the parameters are an argument. Cost: one forward pass a token, and 5 bytes a token back to
+the host.
 """
 
 import decimal
@@ -20,15 +21,15 @@ from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 
-# (params, batch, limits) -> nats of every target, float32 [B, T], and which positions have one, bool [B, T]
+# (params, batch, bounds) -> nats of every target, float32 [B, T], and which positions have one, bool [B, T]
 Evaluator = Callable[[trees.Tree, Batch, trees.Tree | None], tuple[jax.Array, jax.Array]]
 
 
-class Passages(NamedTuple):
-    """Sums over the targets of each passage - a document, or a stretch of one - in the order of their numbers.
+class Segments(NamedTuple):
+    """Sums over the targets of each segment - a document, or a stretch of one - in the order of their numbers.
 
     Attributes:
-      number: int64 [n], which passage.
+      number: int64 [n], which segment.
       nll: float64 [n], nats.
       tokens: int64 [n], targets.
       bytes: int64 [n], UTF-8 bytes that they stand for.
@@ -47,13 +48,13 @@ class Result(NamedTuple):
       nll: negative log-likelihood of all targets, nats; NaN if the model gave NaN.
       tokens: targets.
       bytes: UTF-8 bytes that the targets stand for.
-      passages: the same sums by passage.
+      segments: the same sums by segment.
     """
 
     nll: float
     tokens: int
     bytes: int
-    passages: Passages
+    segments: Segments
 
     @property
     def nats(self) -> float:
@@ -82,16 +83,16 @@ def perplexity(nats: float) -> str:
 
 
 def build(config: Any, compute: models.Compute, mesh: Mesh | None = None) -> Evaluator:
-    """Return the compiled evaluation of a batch; one compilation a batch shape serves all arms.
+    """Return the compiled evaluation of a batch; one compilation a batch shape serves all interventions.
 
     With a mesh the losses come back on every device, so that every host can read them.
     """
     whole = None if mesh is None else meshes.replicated(mesh)
     compiled = jax.jit(functools.partial(loss.losses, config, compute), out_shardings=whole)
 
-    def run(params: trees.Tree, batch: Batch, limits: trees.Tree | None = None) -> tuple[jax.Array, jax.Array]:
+    def run(params: trees.Tree, batch: Batch, bounds: trees.Tree | None = None) -> tuple[jax.Array, jax.Array]:
         with meshes.use(mesh):
-            out: tuple[jax.Array, jax.Array] = compiled(params, batch, limits=limits)
+            out: tuple[jax.Array, jax.Array] = compiled(params, batch, limits=bounds)
             return out
 
     return run
@@ -125,20 +126,20 @@ def stream(
     params: trees.Tree,
     batches: Iterable[Batch],
     put: Callable[[Batch], Batch],
-    limits: trees.Tree | None = None,
+    bounds: trees.Tree | None = None,
 ) -> Iterator[Losses]:
     """Yield the losses of each batch, while the devices are at work on the next.
 
     Args:
       evaluator: from `build`.
-      params: the parameters of this arm.
+      params: the parameters of the model, or what an intervention makes of them.
       batches: host batches of one shape; rows of padding have no target.
       put: places a batch on the mesh.
-      limits: bounds on what comes from some weights (see `models.bounded`); asking for them is another program.
+      bounds: bounds on what comes from some weights (see `models.bounded`); asking for them is another program.
     """
     waiting: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
     for batch in batches:
-        ahead = (batch, evaluator(params, put(batch), limits))
+        ahead = (batch, evaluator(params, put(batch), bounds))
         if waiting is not None:
             yield _losses(*waiting)
         waiting = ahead
@@ -157,7 +158,7 @@ def total(numbers: Sequence[np.ndarray], losses: Sequence[Losses]) -> Result:
     """Return the sums of the targets of some batches.
 
     Args:
-      numbers: for each batch the passage of each of its targets, int64 [n].
+      numbers: for each batch the segment of each of its targets, int64 [n].
       losses: the targets.
 
     Raises:
@@ -172,8 +173,8 @@ def total(numbers: Sequence[np.ndarray], losses: Sequence[Losses]) -> Result:
     counts = np.bincount(place, minlength=len(found))
     sizes = np.zeros(len(found), np.int64)
     np.add.at(sizes, place, size)
-    passages = Passages(found, np.bincount(place, nll, len(found)), counts.astype(np.int64), sizes)
-    return Result(float(nll.sum()), len(nll), int(size.sum()), passages)
+    segments = Segments(found, np.bincount(place, nll, len(found)), counts.astype(np.int64), sizes)
+    return Result(float(nll.sum()), len(nll), int(size.sum()), segments)
 
 
 def evaluate(
@@ -188,12 +189,12 @@ def evaluate(
 
     Args:
       evaluator: from `build`.
-      params: the parameters of this arm.
+      params: the parameters of the model, or what an intervention makes of them.
       batches: host batches of one shape; rows of padding count nothing.
       put: places a batch on the mesh.
-      numbers: int64 [B, T] for each batch, the passage that each token belongs to (`Corpus.documents` for one); None
-        takes every row as a passage.
-      advance: told the targets of each batch when it is done (progress).
+      numbers: int64 [B, T] for each batch, the segment that each token belongs to (`Corpus.documents` for one); None
+        takes every row as a segment.
+      advance: called with the targets of each batch when it is done (progress).
 
     Raises:
       ValueError: there is no target in the batches.

@@ -1,12 +1,12 @@
-"""How sure a difference is: paired bootstrap over passages, several seeds, correction over languages.
+"""How sure a difference is: paired bootstrap over segments, several seeds, correction over languages.
 
-Two arms are measured on the same passages, so their difference is resampled passage by passage (both arms take the
-same draw), and tested by changing its sign passage by passage; where an arm was drawn with several seeds the seeds
-are resampled too, so the interval holds what another seed and another text would have changed. One draw of seeds holds
-for all languages, since a seed made one model, and for both arms where they have as many: seed s of one is set against
-seed s of the other, which trained on the same samples in the same order. Everything is a
-difference of NLL in nats per token, a logarithm of a ratio of perplexities: it never overflows. Pure NumPy,
-milliseconds a comparison.
+An intervention and its control are measured on the same segments, so their difference is resampled segment by segment
+(both take the same draw), and tested by changing its sign segment by segment; where an intervention was drawn with
+several seeds the seeds are resampled too, so the interval holds what another seed and another text would have changed.
+One draw of seeds holds for all languages, since a seed made one model, and for both where they have as many: seed s of
+one is set against seed s of the other, which trained on the same samples in the same order. Everything is a difference
+of NLL in nats per token, a logarithm of a ratio of perplexities: it never overflows. Pure NumPy, milliseconds a
+comparison.
 """
 
 import math
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from lingregions.evaluate import Passages
+from lingregions.evaluate import Segments
 
 LEVEL = 0.95  # of every interval in this package
 DRAWS = 2000
@@ -28,10 +28,10 @@ class Draws(NamedTuple):
 
     Attributes:
       value: nats per token; NaN where a model gave NaN.
-      values: float64 [draws], the same figure of each resample of the passages.
-      null: float64 [draws], the same figure where the two arms change names in each passage at random: what it would
-        be if they did not differ.
-      units: passages.
+      values: float64 [draws], the same figure of each resample of the segments.
+      null: float64 [draws], the same figure where intervention and control change names in each segment at random:
+        what it would be if they did not differ.
+      units: segments.
     """
 
     value: float
@@ -45,10 +45,10 @@ class Estimate(NamedTuple):
 
     Attributes:
       value: nats per token.
-      low, high: bounds of the interval at `LEVEL`; NaN where there are fewer than two passages.
-      p: two-sided p-value of "no difference", from random changes of sign; never below 2 / 2^passages (two
-        passages can't be significant) or 1 / (draws + 1).
-      units: passages.
+      low, high: bounds of the interval at `LEVEL`; NaN where there are fewer than two segments.
+      p: two-sided p-value of "no difference", from random changes of sign; never below 2 / 2^segments (two
+        segments can't be significant) or 1 / (draws + 1).
+      units: segments.
     """
 
     value: float
@@ -59,21 +59,21 @@ class Estimate(NamedTuple):
 
 
 def resample(
-    arm: np.ndarray,
-    reference: np.ndarray,
+    intervention: np.ndarray,
+    control: np.ndarray,
     tokens: np.ndarray,
     draws: int,
     seed: int,
     seeds: tuple[np.ndarray, np.ndarray],
 ) -> Draws:
-    """Return the difference of two arms in one language, (sum arm - sum reference) / sum tokens.
+    """Return the difference of two interventions in one language, (sum intervention - sum control) / sum tokens.
 
     Args:
-      arm: float64 [S, n], nats of each passage under each of S seeds of the arm.
-      reference: float64 [R, n].
-      tokens: [n], targets of each passage.
+      intervention: float64 [S, n], nats of each segment under each of S seeds of the intervention.
+      control: float64 [R, n].
+      tokens: [n], targets of each segment.
       draws: number of resamples.
-      seed: of the resampling; with the same seed and n every comparison meets the same draws of passages.
+      seed: of the resampling; with the same seed and n every comparison meets the same draws of segments.
       seeds: int [draws, S] and [draws, R], which seeds each resample takes (`choose`).
     """
     n = len(tokens)
@@ -85,10 +85,10 @@ def resample(
         return np.take_along_axis((weights @ nll.T) / sizes[:, None], chosen, 1).mean(1)
 
     size = tokens.sum()
-    value = float((arm.sum(1).mean() - reference.sum(1).mean()) / size)
-    with np.errstate(invalid="ignore"):  # an arm that gave inf or NaN has no interval
-        values = mean(arm, seeds[0]) - mean(reference, seeds[1])
-        null = rng.choice([-1.0, 1.0], (draws, n)) @ (arm.mean(0) - reference.mean(0)) / size
+    value = float((intervention.sum(1).mean() - control.sum(1).mean()) / size)
+    with np.errstate(invalid="ignore"):  # an intervention that gave inf or NaN has no interval
+        values = mean(intervention, seeds[0]) - mean(control, seeds[1])
+        null = rng.choice([-1.0, 1.0], (draws, n)) @ (intervention.mean(0) - control.mean(0)) / size
     return Draws(value, values, null, n)
 
 
@@ -100,31 +100,31 @@ def choose(ours: int, theirs: int, draws: int, seed: int) -> tuple[np.ndarray, n
 
 
 def compare(
-    arm: Sequence[Mapping[str, Passages]],
-    reference: Sequence[Mapping[str, Passages]],
+    intervention: Sequence[Mapping[str, Segments]],
+    control: Sequence[Mapping[str, Segments]],
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Draws]:
-    """Return the difference of two arms in every language that both have.
+    """Return the difference of two interventions in every language that both have.
 
     Args:
-      arm: for each seed of the arm {language: sums by passage}.
-      reference: the same of what it is compared with.
+      intervention: for each seed of the intervention {language: sums by segment}.
+      control: the same of what it is compared with.
       draws: number of resamples.
       seed: of the resampling; each language adds its name.
 
     Raises:
-      ValueError: the two were not measured on the same passages.
+      ValueError: the two were not measured on the same segments.
     """
-    languages = [code for code in reference[0] if all(code in each for each in (*arm, *reference))]
-    found, seeds = {}, choose(len(arm), len(reference), draws, seed)
+    languages = [code for code in control[0] if all(code in each for each in (*intervention, *control))]
+    found, seeds = {}, choose(len(intervention), len(control), draws, seed)
     for code in languages:
-        first = reference[0][code]
-        for each in (*arm, *reference):
+        first = control[0][code]
+        for each in (*intervention, *control):
             same = np.array_equal(each[code].number, first.number) and np.array_equal(each[code].tokens, first.tokens)
             if not same:
-                raise ValueError(f"{code}: the arms were not measured on the same passages, so they cannot be paired")
-        ours, theirs = (np.stack([each[code].nll for each in side]) for side in (arm, reference))
+                raise ValueError(f"{code}: they were not measured on the same segments, so they cannot be paired")
+        ours, theirs = (np.stack([each[code].nll for each in side]) for side in (intervention, control))
         found[code] = resample(ours, theirs, first.tokens, draws, zlib.crc32(code.encode(), seed), seeds)
     return found
 
@@ -151,10 +151,10 @@ def mean(differences: Mapping[str, Draws], languages: Sequence[str] | None = Non
 def estimate(difference: Draws, level: float = LEVEL) -> Estimate:
     """Return a difference with its interval: percentiles, widened as Student's t is wider than the normal.
 
-    The percentile interval of few passages is too short; its tails are taken at Phi(-sqrt(n / (n - 1)) t) instead of
+    The percentile interval of few segments is too short; its tails are taken at Phi(-sqrt(n / (n - 1)) t) instead of
     (1 - level) / 2, where t is the quantile of Student's t with n - 1 degrees of freedom (Hesterberg 2015, "What
-    teachers should know about the bootstrap", section 4.5). Of normal differences in 4, 8 and 30 passages it covers
-    88, 94 and 95 % where 95 % are said: with fewer than eight passages the doubt is larger than it says.
+    teachers should know about the bootstrap", section 4.5). Of normal differences in 4, 8 and 30 segments it covers
+    88, 94 and 95 % where 95 % are said: with fewer than eight segments the doubt is larger than it says.
     """
     n, values = difference.units, difference.values
     if n < 2 or not math.isfinite(difference.value) or not np.isfinite(values).all():

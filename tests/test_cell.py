@@ -1,4 +1,4 @@
-"""Cells: finished once, they stay what they were, and come with the sums of their passages; and their comparison."""
+"""Cells: finished once, they stay what they were, and come with the sums of their segments; and their comparison."""
 
 import csv
 import functools
@@ -67,38 +67,38 @@ def test_the_untouched_model_comes_first_and_every_arm_has_every_language(whole)
     assert [(row["arm"], row["language"]) for row in rows] == [(arm, code) for arm in names for code in ("ar", "en")]
 
 
-def test_the_passages_of_a_cell_add_up_to_its_row(whole):
+def test_the_segments_of_a_cell_add_up_to_its_row(whole):
     folder, rows, _ = whole
     for row in rows:
         path = folder / "cells" / "scalars" / row["arm"].replace(" ", "-") / f"{row['language']}.csv"
         found = list(csv.DictReader(path.read_text().splitlines()))
-        assert len(found) == int(row["passages"])
+        assert len(found) == int(row["segments"])
         assert sum(int(each["tokens"]) for each in found) == int(row["tokens"])
         assert sum(int(each["bytes"]) for each in found) == int(row["bytes"])
         np.testing.assert_allclose(sum(float(each["nll"]) for each in found), float(row["nll_nats"]), rtol=1e-12)
 
 
-def test_passages_of_eight_tokens(whole):
-    """64 tokens of one document: 7 targets in the first passage, 8 in the others."""
+def test_segments_of_eight_tokens(whole):
+    """64 tokens of one document: 7 targets in the first segment, 8 in the others."""
     folder, _, _ = whole
     chosen = run_settings()
     with Run.open(folder, chosen) as run:
         laboratory = lab.prepare(chosen, run)
         _, positions = lab.draw(laboratory, "en", "evaluate")
-        found = cells.passages(laboratory, "scalars", "base", "en")
+        found = cells.segments(laboratory, "scalars", "base", "en")
     assert found.number.tolist() == [8 * position + part for position in sorted(positions) for part in range(8)]
     assert found.tokens.tolist() == [7, *[8] * 7] * len(positions)
 
 
-def test_passages_are_documents_where_the_config_says_so(tmp_path):
+def test_segments_are_documents_where_the_config_says_so(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "en.txt").write_text("one\ntwenty-two\n" * 6)
     words = [f"--config.data.source={tmp_path / 'texts'}", "--config.data.evaluate_split=all"]
-    chosen = run_settings(*words, "--config.evaluate.passage=0", languages="en", samples=1)
+    chosen = run_settings(*words, "--config.evaluate.segment=0", languages="en", samples=1)
     with Run.open(tmp_path / "run", chosen) as run:
         laboratory = lab.prepare(chosen, run)
         cells.measure(laboratory, "texts", [])
-        found = cells.passages(laboratory, "texts", "base", "en")
+        found = cells.segments(laboratory, "texts", "base", "en")
     # A document of n bytes is n tokens, the first without a target; the sample of 64 tokens ends in the middle of one.
     lengths = [3, 10] * 6
     whole = [each - 1 for each, end in zip(lengths, np.cumsum(lengths), strict=True) if end <= 64]
@@ -110,7 +110,7 @@ def test_a_batch_of_several_languages_is_each_of_them_alone(whole, tmp_path, siz
     _, rows, _ = whole
     found, _ = measure(tmp_path / "run", f"--config.machine.evaluate_batch={size}")
     for row, other in zip(found, rows, strict=True):
-        assert (row["arm"], row["language"], row["passages"]) == (other["arm"], other["language"], other["passages"])
+        assert (row["arm"], row["language"], row["segments"]) == (other["arm"], other["language"], other["segments"])
         np.testing.assert_allclose(float(row["nll_nats"]), float(other["nll_nats"]), rtol=1e-6)
 
 

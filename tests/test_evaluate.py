@@ -58,8 +58,8 @@ def stated(*rows: list[list[float | None]]) -> tuple[evaluate.Evaluator, list[Ba
 
 
 def test_figures_by_hand():
-    nothing = evaluate.Passages(*(np.zeros(0) for _ in range(4)))
-    result = Result(nll=12 * math.log(2), tokens=4, bytes=6, passages=nothing)
+    nothing = evaluate.Segments(*(np.zeros(0) for _ in range(4)))
+    result = Result(nll=12 * math.log(2), tokens=4, bytes=6, segments=nothing)
     assert result.nats == pytest.approx(3 * math.log(2))
     assert result.bits == pytest.approx(2)
     assert perplexity(result.nats) == "8.00000000"
@@ -109,19 +109,19 @@ def test_sums_over_batches_by_hand():
     told: list[int] = []
     result = evaluate.evaluate(evaluator, {}, given, advance=told.append)
     assert (result.nll, result.tokens, result.bytes) == (7.75, 5, (1 + 2) + 1 + (1 + 3))
-    # Without numbers every row is a passage; one without targets is none.
-    assert [column.tolist() for column in result.passages] == [[0, 2, 3], [1.5, 2.25, 4.0], [2, 1, 2], [3, 1, 4]]
-    assert result.passages.nll.dtype == np.float64
+    # Without numbers every row is a segment; one without targets is none.
+    assert [column.tolist() for column in result.segments] == [[0, 2, 3], [1.5, 2.25, 4.0], [2, 1, 2], [3, 1, 4]]
+    assert result.segments.nll.dtype == np.float64
     assert told == [2, 3]
     assert (type(result.nll), type(result.tokens), type(result.bytes)) == (float, int, int)
 
 
-def test_passages_that_lie_in_several_samples_by_hand():
+def test_segments_that_lie_in_several_samples_by_hand():
     evaluator, given = stated([[1.0, 2.0, None], [4.0, None, 8.0]], [[16.0, 32.0, None]])
     # The number of a target's own position counts: [., 1, 1, .], [., 1, ., 5] and [., 5, 9, .].
     numbers = [np.array([[7, 1, 1, 7], [7, 1, 7, 5]]), np.array([[7, 5, 9, 7]])]
     result = evaluate.evaluate(evaluator, {}, given, numbers=numbers)
-    assert [column.tolist() for column in result.passages] == [
+    assert [column.tolist() for column in result.segments] == [
         [1, 5, 9],
         [7.0, 24.0, 32.0],
         [3, 2, 1],
@@ -149,7 +149,7 @@ def test_a_model_that_gives_nan_says_so():
     assert math.isnan(result.nll)
     assert perplexity(result.nats) == "nan"
     assert result.tokens == 3
-    assert result.passages.nll[1] == 1.0
+    assert result.segments.nll[1] == 1.0
 
 
 @pytest.mark.parametrize("rows", [[], [[[None, None], [None, None]]]], ids=["no batch", "no target"])
@@ -197,8 +197,8 @@ def test_the_result_is_the_sum_of_the_losses(params, result):
     assert result.tokens == 9 * 8 + (2 + 5) + 4 + 0
     assert result.bytes == int(np.asarray(found.bytes).sum())
     expected = np.delete(np.asarray(found.nll, np.float64), 4)
-    np.testing.assert_allclose(result.passages.nll, expected, rtol=1e-6)
-    assert result.passages.number.tolist() == [0, 1, 2, 3, *range(5, S)]
+    np.testing.assert_allclose(result.segments.nll, expected, rtol=1e-6)
+    assert result.segments.number.tolist() == [0, 1, 2, 3, *range(5, S)]
     assert result.nll == pytest.approx(expected.sum(), rel=1e-6)
     # A random model of this size is about as good as a guess among 40.
     assert 0.5 * math.log(40) < result.nats < 2 * math.log(40)
@@ -208,7 +208,7 @@ def test_the_result_is_the_sum_of_the_losses(params, result):
 def test_the_batch_size_and_its_padding_do_not_matter(evaluator, params, result, size):
     found = evaluate.evaluate(evaluator, params, batches(size))
     assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
-    np.testing.assert_allclose(found.passages.nll, result.passages.nll, rtol=1e-6)
+    np.testing.assert_allclose(found.segments.nll, result.segments.nll, rtol=1e-6)
     assert found.nll == pytest.approx(result.nll, rel=1e-6)
 
 
@@ -217,18 +217,18 @@ def test_the_order_does_not_matter(evaluator, params, result):
     found = evaluate.evaluate(evaluator, params, batches(4, order))
     assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
     assert found.nll == pytest.approx(result.nll, rel=1e-9)
-    np.testing.assert_allclose(np.sort(found.passages.nll), np.sort(result.passages.nll), rtol=1e-6)
+    np.testing.assert_allclose(np.sort(found.segments.nll), np.sort(result.segments.nll), rtol=1e-6)
 
 
 def test_tokens_in_padding_do_not_matter(evaluator, params, result):
     filled = [each._replace(tokens=np.where(each.segments == 0, 7, each.tokens)) for each in batches(4)]
-    np.testing.assert_array_equal(evaluate.evaluate(evaluator, params, filled).passages.nll, result.passages.nll)
+    np.testing.assert_array_equal(evaluate.evaluate(evaluator, params, filled).segments.nll, result.segments.nll)
 
 
 def test_longer_padding_does_not_matter(evaluator, params, result):
     longer = [Batch(*(np.pad(each, ((0, 0), (0, 3))) for each in batch)) for batch in batches(4)]
     np.testing.assert_allclose(
-        evaluate.evaluate(evaluator, params, longer).passages.nll, result.passages.nll, rtol=1e-6
+        evaluate.evaluate(evaluator, params, longer).segments.nll, result.segments.nll, rtol=1e-6
     )
 
 
@@ -239,7 +239,7 @@ def test_devices_do_not_matter(params, result, devices, request):
     sharded = evaluate.build(CONFIG, models.Compute(), mesh)
     found = evaluate.evaluate(sharded, placed, batches(4), lambda batch: meshes.place(batch, mesh))
     assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
-    np.testing.assert_allclose(found.passages.nll, result.passages.nll, rtol=1e-6)
+    np.testing.assert_allclose(found.segments.nll, result.segments.nll, rtol=1e-6)
     assert all(each.is_fully_replicated for each in sharded(placed, meshes.place(next(batches(4)), mesh)))
 
 

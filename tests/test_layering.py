@@ -25,6 +25,7 @@ ORDER = (
     "evaluate",
     "generate",
     "statistics",
+    "effects",
     "freeze",
     "train",
     "plan",

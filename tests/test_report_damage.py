@@ -21,7 +21,7 @@ TWO, FOUR = math.log(2), math.log(4)
 
 def line(arm: str, language: str, low: float, value: float, high: float, reference: str = "base", **other) -> Contrast:
     """A line of damage.csv from factors of perplexity."""
-    known = {"seeds": 1, "passages": 20, "p": 0.001, "p_adjusted": 0.004} | other
+    known = {"seeds": 1, "segments": 20, "p": 0.001, "p_adjusted": 0.004} | other
     bounds = {"damage_nats": math.log(value), "low": math.log(low), "high": math.log(high)}
     return Contrast("core_removal", arm, reference, language, **(known | bounds))
 
@@ -79,7 +79,7 @@ def test_what_is_not_finite_is_no_interval(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("experiment,arm\n", r"damage.csv:1: columns reference, language, seeds, passages, damage_nats, low"),
+        ("experiment,arm\n", r"damage.csv:1: columns reference, language, seeds, segments, damage_nats, low"),
         ("HEAD\ne,top,base,en,1,9,0.5,0.1\n", r"damage.csv:2: the line breaks off; expected 11 cells"),
         ("HEAD\ne,top,base,en,one,9,0.5,0.1,0.9,0,0\n", r"damage.csv:2: .*'one'"),
         ("HEAD\ne,top,base,en,1,9,0.5,0.9,0.1,0,0\n", r"damage.csv:2: the interval from 0.9 to 0.1 is upside down"),
@@ -99,7 +99,7 @@ def test_results_of_before_and_of_now_are_read(tmp_path):
         text = f"{','.join(columns)}\ne,base,en,100.0,100,300,2.71828,0.48{end}\n"
         (tmp_path / "results.csv").write_text(text)
         (found,) = report.gather(tmp_path).rows
-        assert (found.nll, found.passages) == (1.0, 12 if end else None), head
+        assert (found.nll, found.segments) == (1.0, 12 if end else None), head
 
 
 # --- the damage section ---------------------------------------------------------------------------------------------
@@ -360,14 +360,14 @@ def test_the_verdict_weighs_intervals():
     )
     assert "in 2 of 2 languages, with intervals that hold no equality in 1 (least in English, 500 (400 to" in weighed
     assert "single draw" not in weighed
-    assert "evaluated on 100 tokens; the intervals are of a bootstrap over 20 passages a language." in weighed
+    assert "evaluated on 100 tokens; the intervals are of a bootstrap over 20 segments a language." in weighed
     assert caution.startswith("Collapse by itself does not show that a region is linguistic")
 
 
 def test_a_difference_whose_interval_holds_none_is_no_region():
     known = hand()
     lines = [each for each in known.contrasts if each.reference == "base"]
-    lines.append(line("top_0.01", "all", 0.9, 250, 3000, reference="random 1%", passages=4))
+    lines.append(line("top_0.01", "all", 0.9, 250, 3000, reference="random 1%", segments=4))
     weighed = plain(verdict.weigh(collected(report.Facts("e", known.rows, contrasts=tuple(lines))))[0])
     assert "250 (0.900 to 3,000) times as high, and the interval does not lie above 1, so this run shows no" in weighed
 
@@ -376,7 +376,7 @@ def test_arms_that_were_not_compared_are_not_given_an_interval():
     known = hand()
     lines = tuple(each for each in known.contrasts if each.reference == "base")
     weighed = plain(verdict.weigh(collected(report.Facts("e", known.rows, contrasts=lines)))[0])
-    assert "were not compared passage by passage, and their intervals do not overlap." in weighed
+    assert "were not compared segment by segment, and their intervals do not overlap." in weighed
 
 
 @pytest.mark.parametrize(
@@ -401,17 +401,17 @@ def test_the_verdict_weighs_the_largest_weights(magnitude, expected):
 def test_an_own_verdict_leaves_what_holds_of_any_run():
     weighed, caution = map(plain, verdict.weigh(collected(hand()), own=True))
     assert weighed == (
-        "Each language was evaluated on 100 tokens; the intervals are of a bootstrap over 20 passages a language."
+        "Each language was evaluated on 100 tokens; the intervals are of a bootstrap over 20 segments a language."
     )
     assert "Collapse by itself" in caution
 
 
-def test_a_single_draw_and_few_passages_are_told():
+def test_a_single_draw_and_few_segments_are_told():
     rows = [row("base", "en", 10), row("top_0.01", "en", 1e5), row("random_0.01", "en", 20)]
-    lines = [line(arm, code, 1, 2, 4, passages=4) for arm in ("top_0.01", "random_0.01") for code in ("all", "en")]
+    lines = [line(arm, code, 1, 2, 4, segments=4) for arm in ("top_0.01", "random_0.01") for code in ("all", "en")]
     weighed = plain(verdict.weigh(damage.collect(rows, contrasts=lines)[0])[0])
     assert "A random 1 % is a single draw, whose interval covers the texts but not the draw" in weighed
-    assert "over 4 passages a language. With so few passages an interval is rough itself." in weighed
+    assert "over 4 segments a language. With so few segments an interval is rough itself." in weighed
 
 
 def test_no_factor_stands_bare_on_a_page_with_intervals():

@@ -1,4 +1,4 @@
-"""Intervals: figures by hand, coverage by simulation, and what two arms must share to be compared."""
+"""Intervals: figures by hand, coverage by simulation, and what two interventions must share to be compared."""
 
 import itertools
 import math
@@ -9,38 +9,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lingregions import statistics
-from lingregions.evaluate import Passages
+from lingregions.evaluate import Segments
 from lingregions.statistics import Draws
 
 
-def documents(nll: list[float], tokens: list[int]) -> Passages:
+def documents(nll: list[float], tokens: list[int]) -> Segments:
     n = len(nll)
-    return Passages(np.arange(n), np.asarray(nll, float), np.asarray(tokens), np.full(n, 3))
+    return Segments(np.arange(n), np.asarray(nll, float), np.asarray(tokens), np.full(n, 3))
 
 
 def test_the_difference_is_of_sums_divided_once():
-    base, arm = documents([1, 2, 3], [1, 1, 2]), documents([2, 4, 9], [1, 1, 2])
-    found = statistics.compare([{"en": arm}], [{"en": base}])["en"]
+    base, intervention = documents([1, 2, 3], [1, 1, 2]), documents([2, 4, 9], [1, 1, 2])
+    found = statistics.compare([{"en": intervention}], [{"en": base}])["en"]
     assert found.value == (15 - 6) / 4
     assert found.units == 3
 
 
 def test_a_resample_by_hand():
     """Two documents: each resample holds one twice, the other twice, or both."""
-    base, arm = documents([0, 0], [1, 3]), documents([1, 9], [1, 3])
-    found = statistics.compare([{"en": arm}], [{"en": base}], draws=4000)["en"]
+    base, intervention = documents([0, 0], [1, 3]), documents([1, 9], [1, 3])
+    found = statistics.compare([{"en": intervention}], [{"en": base}], draws=4000)["en"]
     values, counts = np.unique(found.values.round(9), return_counts=True)
     assert values.tolist() == [1, 2.5, 3]  # 2 / 2, 10 / 4, 18 / 6
     np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.03)
 
 
 def test_pairing_leaves_only_what_differs():
-    """Passages of very different difficulty, the arm worse by exactly 0.1 a token in each: no width."""
+    """Segments of very different difficulty, the intervention worse by exactly 0.1 a token in each: no width."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(5, 50, 12)
     nll = rng.gamma(2, 10, 12) * tokens
-    base, arm = documents(nll.tolist(), tokens.tolist()), documents((nll + 0.1 * tokens).tolist(), tokens.tolist())
-    found = statistics.estimate(statistics.compare([{"en": arm}], [{"en": base}])["en"])
+    base, intervention = (
+        documents(nll.tolist(), tokens.tolist()),
+        documents((nll + 0.1 * tokens).tolist(), tokens.tolist()),
+    )
+    found = statistics.estimate(statistics.compare([{"en": intervention}], [{"en": base}])["en"])
     np.testing.assert_allclose([found.value, found.low, found.high], 0.1, rtol=1e-9)
     assert found.p < 0.003  # 2 of 2^12 changes of sign are as extreme
 
@@ -48,8 +51,8 @@ def test_pairing_leaves_only_what_differs():
 @pytest.mark.parametrize(("n", "least"), [(2, 0.5), (3, 0.25), (5, 0.0625)])
 def test_few_documents_cannot_be_significant(n, least):
     """All documents worse: of the 2^n changes of sign two are as extreme."""
-    base, arm = documents([0.0] * n, [10] * n), documents([5.0 + each for each in range(n)], [10] * n)
-    found = statistics.estimate(statistics.compare([{"en": arm}], [{"en": base}], draws=8000)["en"])
+    base, intervention = documents([0.0] * n, [10] * n), documents([5.0 + each for each in range(n)], [10] * n)
+    found = statistics.estimate(statistics.compare([{"en": intervention}], [{"en": base}], draws=8000)["en"])
     assert found.p == pytest.approx(least, abs=0.02)
 
 
@@ -86,16 +89,16 @@ def test_seeds_widen_the_interval():
 
 
 def test_a_seed_is_set_against_the_same_seed():
-    """Three seeds far apart, and an arm that is 1 nat a document above its reference under each of them."""
+    """Three seeds far apart, and an intervention that is 1 nat a document above its control under each of them."""
     tokens = [10] * 20
     levels = {
         name: [{"en": documents([level + more] * 20, tokens)} for level in (10.0, 50.0, 90.0)]
-        for name, more in (("arm", 1.0), ("reference", 0.0))
+        for name, more in (("intervention", 1.0), ("control", 0.0))
     }
-    found = statistics.estimate(statistics.compare(levels["arm"], levels["reference"])["en"])
+    found = statistics.estimate(statistics.compare(levels["intervention"], levels["control"])["en"])
     assert found[:3] == pytest.approx((0.1, 0.1, 0.1))
     # Two seeds against three cannot be paired.
-    assert statistics.estimate(statistics.compare(levels["arm"][:2], levels["reference"])["en"]).low < 0
+    assert statistics.estimate(statistics.compare(levels["intervention"][:2], levels["control"])["en"]).low < 0
 
 
 def test_a_seed_is_one_model_in_all_languages():
@@ -111,7 +114,7 @@ def test_a_seed_is_one_model_in_all_languages():
 
 def test_other_documents_are_refused():
     one, other = documents([1, 2], [3, 4]), documents([1, 2], [3, 5])
-    with pytest.raises(ValueError, match="en: the arms were not measured on the same passages"):
+    with pytest.raises(ValueError, match="en: they were not measured on the same segments"):
         statistics.compare([{"en": one}], [{"en": other}])
 
 
@@ -123,8 +126,8 @@ def test_one_document_has_no_interval():
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_model_that_gave_no_number_has_no_interval(wrong):
-    arm, base = documents([wrong, 1, 1], [1, 1, 1]), documents([1, 1, 1], [1, 1, 1])
-    found = statistics.estimate(statistics.compare([{"en": arm}], [{"en": base}])["en"])
+    intervention, base = documents([wrong, 1, 1], [1, 1, 1]), documents([1, 1, 1], [1, 1, 1])
+    found = statistics.estimate(statistics.compare([{"en": intervention}], [{"en": base}])["en"])
     assert not math.isfinite(found.value)
     assert all(map(math.isnan, (found.low, found.high, found.p)))
 
@@ -155,7 +158,9 @@ def test_holm_never_lowers_and_keeps_the_order(values):
 
 
 def test_the_same_seed_gives_the_same_draws():
-    base, arm = documents([1, 2, 3], [1, 1, 2]), documents([2, 4, 9], [1, 1, 2])
-    one, two, other = (statistics.compare([{"en": arm}], [{"en": base}], seed=seed)["en"].values for seed in (0, 0, 1))
+    base, intervention = documents([1, 2, 3], [1, 1, 2]), documents([2, 4, 9], [1, 1, 2])
+    one, two, other = (
+        statistics.compare([{"en": intervention}], [{"en": base}], seed=seed)["en"].values for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(one, two)
     assert (one != other).any()

@@ -1,6 +1,6 @@
 """Cell: one arm in one language - what is done, what the model then loses, and the proof that it was measured.
 
-A finished cell is a row of results.csv and a file of sums by passage, whose checksum is in the row: a run that was
+A finished cell is a row of results.csv and a file of sums by segment, whose checksum is in the row: a run that was
 killed goes on at the cell where it stopped, and a damaged cell is measured again. Costs one forward pass a token; the
 parameters are changed in place and put back.
 """
@@ -37,7 +37,7 @@ COLUMNS: dict[str, type] = {
     "bytes": int,
     "perplexity": str,
     "bits_per_byte": float,
-    "passages": int,
+    "segments": int,
     "checksum": str,
 }
 KEYS = ("experiment", "arm", "language")
@@ -79,7 +79,7 @@ class Arm:
 def measure(laboratory: Laboratory, experiment: str, arms: Sequence[Arm]) -> None:
     """Evaluate every language under every arm, the untouched model first.
 
-    A finished cell is one row of results.csv and the sums of its passages in cells/, whose checksum is in the row: a
+    A finished cell is one row of results.csv and the sums of its segments in cells/, whose checksum is in the row: a
     run that was killed goes on at the cell where it stopped, and a damaged cell is measured again. One compiled program
     serves all cells; a batch may hold samples of several languages.
 
@@ -156,7 +156,7 @@ def _measure(
     """Measure the missing cells of one arm, and write each as soon as it is known."""
     run, texts = laboratory.run, {code: draw(laboratory, code, "evaluate") for code in languages}
     for code, found in _cells(laboratory, params, texts, arm.limits, bar):
-        checksum = _store(laboratory, experiment, arm.name, code, found.passages)
+        checksum = _store(laboratory, experiment, arm.name, code, found.segments)
         run.log(event="evaluated", experiment=experiment, arm=arm.name, language=code, nll_nats=found.nll)
         run.add("results", row(experiment, arm.name, code, found, checksum))
         run.check()
@@ -192,19 +192,19 @@ def _cells(
         first = 0
         for code, positions in queue.popleft():
             own = losses.take(first, first + len(positions))
-            numbers = _numbers(texts[code][0], positions, laboratory.settings.evaluate.passage)[own.row, own.position]
+            numbers = _numbers(texts[code][0], positions, laboratory.settings.evaluate.segment)[own.row, own.position]
             gathered[code].append((numbers, own))
             first, left[code] = first + len(positions), left[code] - len(positions)
             if not left[code]:
                 yield code, evaluate.total(*zip(*gathered.pop(code), strict=True))
 
 
-def _numbers(corpus: Corpus, positions: np.ndarray, passage: int) -> np.ndarray:
-    """Return int64 [B, T]: which passage the token stands in: its document, or every `passage` tokens of a sample."""
-    if not passage:
+def _numbers(corpus: Corpus, positions: np.ndarray, segment: int) -> np.ndarray:
+    """Return int64 [B, T]: which segment the token stands in: its document, or every `segment` tokens of a sample."""
+    if not segment:
         return corpus.documents(positions)
-    count = -(-corpus.length // passage)
-    return positions.astype(np.int64)[:, None] * count + np.arange(corpus.length)[None] // passage
+    count = -(-corpus.length // segment)
+    return positions.astype(np.int64)[:, None] * count + np.arange(corpus.length)[None] // segment
 
 
 def _fill(rows: np.ndarray, size: int) -> np.ndarray:
@@ -213,14 +213,14 @@ def _fill(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def _cell(experiment: str, arm: str, language: str) -> str:
-    """Return the file of a cell: the sums of its passages."""
+    """Return the file of a cell: the sums of its segments."""
     return f"cells/{slug(experiment)}/{slug(arm)}/{language}.csv"
 
 
-def _store(laboratory: Laboratory, experiment: str, arm: str, language: str, passages: evaluate.Passages) -> str:
-    """Write the sums of a cell by passage; returns their checksum."""
-    lines = [",".join(passages._fields)]
-    lines += [",".join(map(repr, each)) for each in zip(*(column.tolist() for column in passages), strict=True)]
+def _store(laboratory: Laboratory, experiment: str, arm: str, language: str, segments: evaluate.Segments) -> str:
+    """Write the sums of a cell by segment; returns their checksum."""
+    lines = [",".join(segments._fields)]
+    lines += [",".join(map(repr, each)) for each in zip(*(column.tolist() for column in segments), strict=True)]
     content = "\n".join(lines) + "\n"
     laboratory.run.write(_cell(experiment, arm, language), content)
     return _checksum(content.encode())
@@ -231,7 +231,7 @@ def _checksum(content: bytes) -> str:
 
 
 def _intact(laboratory: Laboratory, row: Mapping[str, Any]) -> bool:
-    """Tell whether the passages of a finished cell are there and are what was measured; says so if not."""
+    """Tell whether the segments of a finished cell are there and are what was measured; says so if not."""
     name = _cell(row["experiment"], row["arm"], row["language"])
     path = laboratory.run.path(name)
     sound = laboratory.run.agree(path.exists() and _checksum(path.read_bytes()) == row["checksum"])
@@ -240,12 +240,12 @@ def _intact(laboratory: Laboratory, row: Mapping[str, Any]) -> bool:
     return bool(sound)
 
 
-def passages(laboratory: Laboratory, experiment: str, arm: str, language: str) -> evaluate.Passages:
-    """Return the sums by passage of a finished cell."""
+def segments(laboratory: Laboratory, experiment: str, arm: str, language: str) -> evaluate.Segments:
+    """Return the sums by segment of a finished cell."""
     path = laboratory.run.path(_cell(experiment, arm, language))
     rows = list(csv.reader(path.read_text().splitlines()))[1:] if jax.process_index() == 0 else []
     number, nll, tokens, sizes = zip(*laboratory.run.agree(rows), strict=True)
-    return evaluate.Passages(
+    return evaluate.Segments(
         np.asarray(number, np.int64),
         np.asarray(nll, np.float64),
         np.asarray(tokens, np.int64),
@@ -264,6 +264,6 @@ def row(experiment: str, arm: str, language: str, found: evaluate.Result, checks
         "bytes": found.bytes,
         "perplexity": evaluate.perplexity(found.nats),
         "bits_per_byte": found.bits if math.isfinite(found.nll) else math.nan,
-        "passages": len(found.passages.number),
+        "segments": len(found.segments.number),
         "checksum": checksum,
     }

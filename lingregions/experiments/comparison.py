@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lingregions import evaluate, statistics
-from lingregions.experiments.cell import BASE, passages
+from lingregions.experiments.cell import BASE, segments
 from lingregions.experiments.laboratory import Laboratory
 
 EVERY = "all"  # in place of a language: the mean over all of them
@@ -28,12 +28,12 @@ def differences(
       languages: the evaluated ones when empty.
     """
     chosen = languages or tuple(laboratory.settings.evaluate.languages)
-    sides: list[list[dict[str, evaluate.Passages]]] = []
+    sides: list[list[dict[str, evaluate.Segments]]] = []
     for name in (group, reference):
         members = [arm.name for arm in laboratory.arms[experiment] if arm.pooled == name]
         if not members:
             raise ValueError(f"{experiment} has no arm {name!r}")
-        sides.append([{code: passages(laboratory, experiment, arm, code) for code in chosen} for arm in members])
+        sides.append([{code: segments(laboratory, experiment, arm, code) for code in chosen} for arm in members])
     return statistics.compare(sides[0], sides[1], seed=laboratory.settings.seed)
 
 
@@ -74,7 +74,7 @@ def damages(laboratory: Laboratory, experiment: str, contrasts: Sequence[tuple[s
 
 
 DAMAGE = (
-    *("experiment", "arm", "reference", "language", "seeds", "passages"),
+    *("experiment", "arm", "reference", "language", "seeds", "segments"),
     *("damage_nats", "low", "high", "p", "p_adjusted"),
 )
 

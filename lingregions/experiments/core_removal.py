@@ -237,7 +237,7 @@ def compare(laboratory: Laboratory, removals: Sequence[Removal]) -> None:
             "title": "The top against its controls",
             "note": "Perplexity over all languages (geometric mean) as a multiple of the untouched model's, and of the "
             "top's as a multiple of the control's; the last column counts languages in which the top does more harm, "
-            f"p < {LEVEL} after Holm's correction. Intervals: paired bootstrap over passages and seeds.",
+            f"p < {LEVEL} after Holm's correction. Intervals: paired bootstrap over segments and seeds.",
             "columns": [
                 {"name": "region"},
                 {"name": "control"},

@@ -260,7 +260,7 @@ def _table(
         "title": "The same removal with each definition",
         "note": "Perplexity over all languages (geometric mean) as a multiple of the untouched model's, and as a "
         f"multiple of what {names[0]} gives at the same fraction; the last column counts languages in which it does "
-        f"more harm than that, p < {LEVEL} after Holm's correction. Intervals: paired bootstrap over passages.",
+        f"more harm than that, p < {LEVEL} after Holm's correction. Intervals: paired bootstrap over segments.",
         "columns": [
             {"name": "definition"},
             {"name": "fraction"},

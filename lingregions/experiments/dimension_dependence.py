@@ -216,7 +216,7 @@ def compare(
         "title": "Damage of dimensions, against as many random ones",
         "note": "Perplexity over all languages (geometric mean) as a multiple of the untouched model's, and of what "
         "the same change of as many random dimensions gives; the last column counts languages in which it does more "
-        f"harm, p < {LEVEL} after Holm's correction. Intervals: paired bootstrap over passages and draws.",
+        f"harm, p < {LEVEL} after Holm's correction. Intervals: paired bootstrap over segments and draws.",
         "columns": [
             {"name": "dimensions"},
             {"name": "at once", "kind": "count"},

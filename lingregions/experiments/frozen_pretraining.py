@@ -445,7 +445,7 @@ def publish(laboratory: Laboratory, names: Sequence[str], seeds: Sequence[int]) 
     note = (
         f"Trained on {settings.train.samples:,} samples of {settings.data.length} tokens ({target}), "
         f"{numerals.plural(len(seeds), 'seed')}; kept languages: {', '.join(kept(settings))}. Intervals: bootstrap "
-        "over passages and seeds."
+        "over segments and seeds."
     )
     rows = [[each.arm, list(each.gain), list(each.loss)] for each in found]
     columns = [

@@ -13,7 +13,7 @@ With d(B) the damage of B in nats per token, the logarithm of its perplexity as 
 - *over other regions*: d(A) minus the mean damage of A by the regions of the other scored languages outside its family:
   the control that is made in the same way.
 
-Each with a paired bootstrap over passages, languages apart (`statistics.combine`); the languages themselves are not
+Each with a paired bootstrap over segments, languages apart (`statistics.combine`); the languages themselves are not
 resampled: the figures are about these.
 """
 

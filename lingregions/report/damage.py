@@ -26,7 +26,7 @@ class Row:
     nll_nats: float
     tokens: int
     bytes: int
-    passages: int | None = None
+    segments: int | None = None
 
     @property
     def nll(self) -> float | None:
@@ -48,7 +48,7 @@ class Contrast:
     """One line of damage.csv: an arm, or all draws of one, against another in a language, or in the mean over all.
 
     `damage_nats`, nats per token, is the difference in NLL; `low` and `high` bound its interval; None where it is not
-    finite. `passages` is how many were resampled; `p_adjusted` is corrected over the languages.
+    finite. `segments` is how many were resampled; `p_adjusted` is corrected over the languages.
     """
 
     experiment: str
@@ -56,7 +56,7 @@ class Contrast:
     reference: str
     language: str
     seeds: int
-    passages: int
+    segments: int
     damage_nats: float | None
     low: float | None
     high: float | None

@@ -23,10 +23,10 @@ from lingregions.report.survey import Overlap, Survey
 
 COLUMNS = (
     *("experiment", "arm", "language", "nll_nats", "tokens", "bytes"),
-    *("perplexity", "bits_per_byte", "passages", "checksum"),  # may be missing: older runs have not the last two
+    *("perplexity", "bits_per_byte", "segments", "checksum"),  # may be missing: older runs have not the last two
 )
 DAMAGE = (
-    *("experiment", "arm", "reference", "language", "seeds", "passages"),
+    *("experiment", "arm", "reference", "language", "seeds", "segments"),
     *("damage_nats", "low", "high", "p", "p_adjusted"),
 )
 
@@ -99,7 +99,7 @@ def results(path: Path) -> tuple[Row, ...]:
                 float(record["nll_nats"] or "nan"),
                 int(record["tokens"]),
                 int(record["bytes"]),
-                int(record.get("passages") or 0) or None,
+                int(record.get("segments") or 0) or None,
             )
         except ValueError as error:
             raise ReportError(f"{where}: {error}") from error
@@ -121,7 +121,7 @@ def contrasts(path: Path) -> tuple[Contrast, ...]:
             values = [float(record[name] or "nan") for name in DAMAGE[6:]]
             nats, low, high, p, adjusted = (value if math.isfinite(value) else None for value in values)
             experiment, arm, reference, language = (record[name] for name in DAMAGE[:4])
-            counts = int(record["seeds"]), int(record["passages"])
+            counts = int(record["seeds"]), int(record["segments"])
             line = Contrast(experiment, arm, reference, language, *counts, nats, low, high, p, adjusted)
         except ValueError as error:
             raise ReportError(f"{where}: {error}") from error

@@ -50,7 +50,7 @@ def section(figures: Damage, suffix: str = "", told: Sequence[str] = ()) -> Sect
     )
     if figures.assessed:
         sure = (
-            f"The intervals hold {numerals.percent(LEVEL)}: a bootstrap over passages, paired between the arms, and "
+            f"The intervals hold {numerals.percent(LEVEL)}: a bootstrap over segments, paired between the arms, and "
             "over the draws where an arm was drawn several times. A p-value comes from random changes of sign; those "
             "of one arm are corrected over the languages (Holm)."
         )
@@ -172,7 +172,7 @@ def contrasts(figures: Damage, stem: str = "") -> Table | None:
             Column("less harm for certain"),
         ),
         tuple(rows),
-        "Perplexity under the first as a multiple of that under the second, on the same passages. For certain: "
+        "Perplexity under the first as a multiple of that under the second, on the same segments. For certain: "
         "languages whose interval holds no equality.",
     )
 

@@ -25,7 +25,7 @@ EVIDENCE = {
     "monolingual regions (own language against the others)": ("monolingual",),
     "freezing in further training": ("freez", "frozen"),
 }
-FEW = 10  # passages; an interval over fewer is rough
+FEW = 10  # segments; an interval over fewer is rough
 
 
 def times(damage: Damage, span: Span) -> str:
@@ -185,7 +185,7 @@ def _contrast(damage: Damage, top: Arm, control: Arm) -> str:
     if damage.assessed and span.low is None:
         apart = (own.low or 0.0) > (other.high if other.high is not None else math.inf)
         verb = "do not overlap" if apart else "overlap, so the difference may be one of chance"
-        return f"{start}; the two were not compared passage by passage, and their intervals {verb}."
+        return f"{start}; the two were not compared segment by segment, and their intervals {verb}."
     end = " This run's model depends on these parameters far more than on as many others."
     return f"{start}: a perplexity {times(damage, span)} times higher." + (end if span.value > math.log(10) else "")
 
@@ -287,7 +287,7 @@ def less(first: Span, second: Span) -> Span:
 
 
 def _precision(damage: Damage, measured: Sequence[str]) -> str:
-    """What the figures can be trusted to: intervals over passages, or none."""
+    """What the figures can be trusted to: intervals over segments, or none."""
     tokens = sorted(row.tokens for row in damage.cells.values() if row.arm == BASE and row.tokens > 0)
     amount = _range(tokens) + " tokens"
     if not damage.assessed:
@@ -295,13 +295,13 @@ def _precision(damage: Damage, measured: Sequence[str]) -> str:
             return ""
         bare = "" if any("interval" in name for name in measured) else " and the figures carry no interval"
         return f"Each language was evaluated on {amount}{bare}: read orders of magnitude, not per cent."
-    counts = sorted({line.passages for line in damage.contrasts.values() if line.language != EVERY})
+    counts = sorted({line.segments for line in damage.contrasts.values() if line.language != EVERY})
     if not counts:
         return ""
-    rough = " With so few passages an interval is rough itself." if counts[0] < FEW else ""
+    rough = " With so few segments an interval is rough itself." if counts[0] < FEW else ""
     over = f" on {amount}" if tokens else ""
     return (
-        f"Each language was evaluated{over}; the intervals are of a bootstrap over {_range(counts)} passages a "
+        f"Each language was evaluated{over}; the intervals are of a bootstrap over {_range(counts)} segments a "
         f"language.{rough}"
     )
 
