@@ -3,9 +3,10 @@
     lingregions run --config=configs/core_removal.py:smollm2 --workdir=runs/core_removal
     lingregions sweep --config=configs/sweeps/definitions_seeds.py:smollm2 --workdir=runs/definitions_seeds
 
-What a user can mend is told in one sentence, without a traceback, and ends with exit code 2 (1 for a run that failed);
-`run` and `sweep` stopped by a signal end with 128 + its number, and the same command goes on from there. With --dry-run
-they print what they would do, write nothing and touch no device.
+An error is told in one sentence. Exit codes: 2 where the user must change something; 1 where the disk, the network,
+memory or another process was in the way, and the same command goes on when it no longer is; 128 + its number after a
+signal. --debug prints the traceback, which the work directory keeps in metrics.jsonl in any case. With --dry-run `run`
+and `sweep` print what they would do, write nothing and touch no device.
 """
 
 import logging
@@ -48,7 +49,9 @@ def plan(config: "ConfigDict", workdir: Path | None) -> int:
     """Print the resolved config and the stages that it asks for, and which are finished; nothing is written."""
     from lingregions.experiments import STAGES, stage
     from lingregions.run import Run
+    from lingregions.train import require
 
+    require(config.machine.get("tracker", "none"))
     begun = workdir is not None and Run.examine(workdir, config)
     print(config)
     print(stage.tabulate(STAGES[config.experiment](config), workdir if begun else None))
@@ -96,7 +99,7 @@ def export(words: Sequence[str]) -> int:
 
     from lingregions.experiments.frozen_pretraining import NAME
     from lingregions.experiments.frozen_pretraining import export as write
-    from lingregions.run import Run
+    from lingregions.run import Run, files
 
     parser = argparse.ArgumentParser("lingregions export", description=export.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help=f"of a run of {NAME}")
@@ -107,6 +110,8 @@ def export(words: Sequence[str]) -> int:
     config = Run.stored(asked.workdir)
     if config.get("experiment") != NAME:
         raise ValueError(f"{asked.workdir} holds no run of {NAME}: nothing was trained there")
+    for left in files.sweep_beside(asked.out.expanduser()):
+        print(f"{left} was left half-written by a process that is no more, and is removed", file=sys.stderr)
     with Run.open(asked.workdir, config) as run:
         write(config, run, asked.arm, asked.out, asked.dtype)
     print(f"written: {asked.out}")
@@ -134,23 +139,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         print(f"lingregions: there is no verb {words[0]!r}\n\n{USAGE}{listing}", file=sys.stderr)
         return 2
-    from lingregions.run import Interrupted, RunError, cluster
+    from lingregions.run import Interrupted, cluster
 
+    debug = "--debug" in words
     try:
-        return VERBS[words[0]](words[1:])
+        return VERBS[words[0]]([word for word in words[1:] if word != "--debug"])
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return int(stop.code or 1)
-    except (ValueError, FileNotFoundError, FileExistsError, RunError, FloatingPointError) as error:
-        print(f"lingregions {words[0]}: {error}", file=sys.stderr)
-        code = 1 if isinstance(error, RunError | FloatingPointError) else 2
-        cluster.abandon(code, str(error))
-        return code
-    except BaseException as error:
-        if not cluster.alone():  # the others must hear of a defect too
+    except KeyboardInterrupt:
+        print(f"lingregions {words[0]}: stopped by SIGINT", file=sys.stderr)
+        cluster.abandon(130, "stopped by SIGINT")
+        return 130
+    except Exception as error:
+        if debug:
             traceback.print_exc()
-            cluster.abandon(1, f"{type(error).__name__}: {error}")
-        raise
+        code, said = explain(error)
+        print(f"lingregions {words[0]}: {said}", file=sys.stderr)
+        cluster.abandon(code, said)  # the others must hear of a defect too
+        return code
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Return the exit code of an error, and what is said of it."""
+    from lingregions.run import RunError
+    from lingregions.run.environment import masked
+    from lingregions.run.files import exit_code, reason
+
+    code, text = exit_code(error), masked(str(error))
+    if isinstance(error, RunError) or (code == 2 and text):
+        return code, text
+    if why := reason(error):
+        return code, f"{text.splitlines()[0]}: {why}; the same command goes on when that is mended"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        line = (text.splitlines() or ["no more can be had"])[0]
+        return (
+            code,
+            f"memory is exhausted ({line}); take smaller batches or more devices (`lingregions plan`)",
+        )
+    if isinstance(error, OSError):
+        return code, text or type(error).__name__
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" in {Path(last[0].filename).name}, line {last[0].lineno}" if last else ""
+    line = (text.splitlines() or [""])[0]
+    return code, (
+        f"{type(error).__name__}{where}: {line}; lingregions did not expect this: a damaged file or a defect "
+        "(--debug prints the traceback)"
+    )
 
 
 if __name__ == "__main__":

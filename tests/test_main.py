@@ -51,9 +51,9 @@ def test_run_then_again(tmp_path, capsys):
     assert len(done) == 3
     assert all(finished == parts != "0" for finished, parts in done)
     # Another config on the same work directory is refused, key by key; nothing is touched.
-    assert main([*words, "--config.seed=1", "--dry-run"]) == 1
+    assert main([*words, "--config.seed=1", "--dry-run"]) == 2
     assert "seed: 0 -> 1" in capsys.readouterr().err
-    assert main([*words, "--config.seed=1"]) == 1
+    assert main([*words, "--config.seed=1"]) == 2
     assert "seed" in capsys.readouterr().err
     assert (tmp_path / "run" / "results.csv").read_bytes() == before
 

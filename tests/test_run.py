@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ from lingregions.run.table import Table
 
 COLUMNS = {"arm": str, "language": str, "nll_nats": float, "tokens": int}
 KEYS = ("arm", "language")
+HEADER = "arm,language,nll_nats,tokens,row_crc32\n"
 ROW = {"arm": "base", "language": "ar", "nll_nats": 0.1, "tokens": 3}
 
 
@@ -66,7 +68,7 @@ class TestOpen:
         assert (folder / "config.json").read_text() == textwrap.dedent("""\
             {
               "double": 128,
-              "lingregions_format": 1,
+              "lingregions_format": 2,
               "machine": {
                 "batch": 2,
                 "progress": "none"
@@ -92,7 +94,12 @@ class TestOpen:
         assert found["variables"]["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false"
         assert found["versions"]["jax"] == jax.__version__
         assert (found["device_count"], found["process_count"], found["backend"]) == (8, 1, "cpu")
-        assert found["precision"] == {"matmul": "float32", "x64": False, "dtype_promotion": "strict"}
+        assert found["precision"] == {
+            "dtype": "float32",
+            "matmul": "float32",
+            "x64": False,
+            "dtype_promotion": "strict",
+        }
         assert found["python"] == ".".join(map(str, sys.version_info[:3]))
 
     def test_the_same_config_resumes(self, folder):
@@ -124,7 +131,7 @@ class TestOpen:
     def test_the_machine_may_change_on_resume_and_that_is_noted(self, folder):
         runs.Run.open(folder, config()).close()
         with runs.Run.open(folder, config(**{"machine.batch": 8})) as run:
-            assert run.notes == ["the machine section changed: machine.batch: 2 -> 8"]
+            assert run.notes == ["the config changed, in what decides no figure: machine.batch: 2 -> 8"]
         assert json.loads((folder / "config.json").read_text())["machine"]["batch"] == 8
 
     def test_an_environment_that_changed_keeps_the_earlier_one(self, folder):
@@ -175,13 +182,13 @@ class TestOpen:
         runs.Run.open(folder, config(), fresh=True).close()
         assert snapshot(Path(f"{folder}.old-1"))["config.json"] == before["config.json"]
 
-    @pytest.mark.parametrize("number", [0, 2])
+    @pytest.mark.parametrize("number", [1, 3])
     def test_another_format_is_refused_untouched(self, folder, number):
         runs.Run.open(folder, config()).close()
         path = folder / "config.json"
-        path.write_text(path.read_text().replace('"lingregions_format": 1', f'"lingregions_format": {number}'))
+        path.write_text(path.read_text().replace('"lingregions_format": 2', f'"lingregions_format": {number}'))
         before = snapshot(folder)
-        with pytest.raises(runs.RunError, match=f"has format {number}, this version reads and writes 1"):
+        with pytest.raises(runs.RunError, match=f"has format {number}, this version reads and writes 2"):
             runs.Run.open(folder, config())
         assert snapshot(folder) == before
 
@@ -389,7 +396,7 @@ class TestTable:
             assert run.rows("results") == []
             assert not run.has("results", arm="base", language="ar")
             run.add("results", ROW)
-        assert (folder / "results.csv").read_text() == "arm,language,nll_nats,tokens\nbase,ar,0.1,3\n"
+        assert (folder / "results.csv").read_text() == HEADER + "base,ar,0.1,3,f2ded1fc\n"
         with runs.Run.open(folder, config()) as run:
             run.table("results", COLUMNS, KEYS)
             assert run.rows("results") == [ROW]
@@ -399,7 +406,8 @@ class TestTable:
             run.add("results", ROW | {"language": "zh", "nll_nats": math.inf})
             with pytest.raises(runs.RunError, match="has a row for arm base, language ar with other values"):
                 run.add("results", ROW | {"nll_nats": 0.2})
-        assert (folder / "results.csv").read_text() == "arm,language,nll_nats,tokens\nbase,ar,0.1,3\nbase,zh,inf,3\n"
+        crc = f"{zlib.crc32(b'base,zh,inf,3' + chr(10).encode()):08x}"
+        assert (folder / "results.csv").read_text() == HEADER + f"base,ar,0.1,3,f2ded1fc\nbase,zh,inf,3,{crc}\n"
 
     def test_a_cut_last_row_is_removed_and_reported(self, folder):
         with runs.Run.open(folder, config()) as run:
@@ -416,14 +424,17 @@ class TestTable:
         (folder / "results.csv").write_text("arm,lang")
         run.table("results", COLUMNS, KEYS)
         run.add("results", ROW)
-        assert (folder / "results.csv").read_text() == "arm,language,nll_nats,tokens\nbase,ar,0.1,3\n"
+        assert (folder / "results.csv").read_text() == HEADER + "base,ar,0.1,3,f2ded1fc\n"
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("arm,language\nbase,ar\n", r"has columns \['arm', 'language'\], this version writes"),
-            ("arm,language,nll_nats,tokens\nbase,ar,0.1,3\nbase,zh,much,3\n", "results.csv:3: could not convert"),
-            ("arm,language,nll_nats,tokens\nbase,ar,0.1\n", "results.csv:2: zip"),
+            ("arm,language,nll_nats,tokens\nbase,ar,0.1,3\n", "this version writes .*'row_crc32'"),
+            (HEADER + "base,ar,0.1,3,f2ded1fc\nbase,zh,0.1,3,f2ded1fc\n", "results.csv:3 was changed"),
+            (HEADER + "base,ar,0.2,3,f2ded1fc\n", "results.csv:2 was changed since it was written"),
+            (HEADER + "base,ar,0.1\n", "results.csv:2 was changed"),
+            (HEADER + "base,ar,much,3,ed3e2c00\n", "results.csv:2: could not convert"),
         ],
     )
     def test_a_table_that_somebody_changed_is_refused(self, run, folder, text, message):
@@ -520,7 +531,14 @@ class TestStages:
         (folder / "done" / "stage.json").write_text('{"files')
         assert run.done("stage") is None
         assert len(run.notes) == 1
-        assert "is damaged; stage is done again" in run.notes[0]
+        assert "is damaged: it holds no JSON object; stage is done again" in run.notes[0]
+
+    def test_a_forged_marker_is_no_marker(self, run, folder):
+        run.finish("stage", samples=64)
+        path = folder / "done" / "stage.json"
+        path.write_text(path.read_text().replace("64", "65"))
+        assert run.done("stage") is None
+        assert "does not match its checksum; stage is done again" in run.notes[0]
 
 
 def tree(scale):
@@ -803,7 +821,7 @@ def test_two_processes_write_once_agree_and_stop_together(tmp_path):
     assert [process.returncode for process in pair] == [143, 143], "\n".join(errors)
     assert [line.get("event", "step") for line in metrics(tmp_path / "run")] == ["opened", "step", "interrupted"]
     assert not (tmp_path / "run" / "scores").exists()
-    assert (tmp_path / "run" / "results.csv").read_text() == "arm,share\nbase,0.5\n"
+    assert (tmp_path / "run" / "results.csv").read_text() == "arm,share,row_crc32\nbase,0.5,89493310\n"
 
 
 def test_sweep_and_repair_leave_whole_files_alone(tmp_path):

@@ -100,7 +100,7 @@ def instant(monkeypatch):
 def test_every_cell_is_a_work_directory_and_one_table_holds_all(whole):
     assert {path.name for path in (whole / "cells").iterdir()} == set(CELLS)
     header, *rows = list(csv.reader((whole / "results.csv").read_text().splitlines()))
-    assert header == ["seed", "select.fractions", *cells.COLUMNS]
+    assert header == ["seed", "select.fractions", *cells.COLUMNS, "row_crc32"]
     expected = []
     for name, values in zip(CELLS, (("0", "1%"), ("0", "3%"), ("1", "1%"), ("1", "3%")), strict=True):
         _, *own = csv.reader((whole / "cells" / name / "results.csv").read_text().splitlines())
@@ -309,7 +309,7 @@ def test_what_was_changed_in_a_finished_cell_is_found(tmp_path, instant):
 
 def test_another_grid_is_another_sweep(tmp_path, instant, capsys):
     assert sweep(tmp_path / "run") == 0
-    assert sweep(tmp_path / "run", "--config.grid.seed=0,1,2") == 1
+    assert sweep(tmp_path / "run", "--config.grid.seed=0,1,2") == 2
     assert "begun with another config:\n  grid.seed: [0, 1] -> [0, 1, 2]" in capsys.readouterr().err
     assert len(instant) == 4
 

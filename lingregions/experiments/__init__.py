@@ -25,6 +25,7 @@ from lingregions.experiments.single_parameter import single_parameter
 from lingregions.experiments.single_parameter import stages as single_parameter_stages
 from lingregions.experiments.stage import Stage
 from lingregions.run import Run
+from lingregions.train import require
 
 # The value of `config.experiment` -> (locked config, work directory) -> nothing: results are in the work directory.
 EXPERIMENTS: dict[str, Callable[[ConfigDict, Run], None]] = {
@@ -71,8 +72,12 @@ def perform(settings: ConfigDict, run: Run) -> bool:
     Raises:
       ValueError: there is no such experiment; and what the experiment raises.
     """
-    if run.done("run") is not None:
+    require(settings.machine.get("tracker", "none"))
+    if run.done("run") is not None and not run.moved:  # what lies at another place is identified before it is trusted
         return False
     EXPERIMENTS[known(settings.experiment)](settings, run)
-    run.finish("run", *(name for name in ("results.csv", "report.html") if run.path(name).exists()))
+    run.finish(
+        "run",
+        *(name for name in ("results.csv", "damage.csv", "effects.csv", "report.html") if run.path(name).exists()),
+    )
     return True

@@ -99,7 +99,7 @@ class Laboratory:
             data, machine = self.settings.data, self.settings.machine
             part = ("evaluation" if use == "evaluate" else "score") if data.held else "all"
             source = data.get(f"{use}_source") or data.source
-            self.texts[language, use] = corpora.open(
+            opened = corpora.open(
                 source,
                 language,
                 self.tokenizer,
@@ -118,6 +118,8 @@ class Laboratory:
                 cache=None if source == "udhr" else sources.folder(machine.cache) / "tokens",
                 workers=machine.workers,
             )
+            self.run.identify(f"data/{language}/{use}", opened.fingerprint, source)
+            self.texts[language, use] = opened
         return self.texts[language, use]
 
 
@@ -151,6 +153,8 @@ def prepare(settings: ConfigDict, run: Run) -> Laboratory:
         params = source.load(mesh, jax.random.key(settings.seed))
     config = source.config
     identity = trees.fingerprint(params, json.dumps(models.dump(config), sort_keys=True))
+    run.identify("model", identity, settings.model.source)
+    run.identify("tokenizer", source.tokenizer.fingerprint, settings.model.source)
     run.log(
         event="model",
         source=settings.model.source,

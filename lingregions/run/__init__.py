@@ -13,7 +13,7 @@ which each process writes for its own shards), and what decides the flow (`rows`
 `stopping`) is one answer everywhere; `agree` makes one of anything else.
 """
 
-from lingregions.run.files import InUse, RunError, replacing
+from lingregions.run.files import InUse, RunError, Unavailable, replacing
 from lingregions.run.workdir import FORMAT, MACHINE, Interrupted, Run, verify
 
-__all__ = ["FORMAT", "MACHINE", "InUse", "Interrupted", "Run", "RunError", "replacing", "verify"]
+__all__ = ["FORMAT", "MACHINE", "InUse", "Interrupted", "Run", "RunError", "Unavailable", "replacing", "verify"]

@@ -2,21 +2,28 @@
 
 A name is a folder of numbered versions. A save makes the next version, which gets its number only when it is complete,
 and then the older ones go: whenever the process dies, one complete version is there. Nothing is gathered on one device.
+The record beside the arrays has a checksum, and holds one of every leaf, which a load checks: a sum of its bits, each
+word weighted by where it stands, that any sharding adds up to the same. It costs one pass over the devices' memory.
 """
 
 import contextlib
 import ctypes
+import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lingregions.run import files
+
+SCHEMA = 2  # of the record
 
 
 def newest(folder: Path) -> int:
@@ -31,8 +38,7 @@ def save(folder: Path, version: int, tree: Any, header: dict[str, Any]) -> None:
       RunError: the disk refuses; the version before stays.
     """
     leaves = dict(_walk(tree))
-    record = {"header": header, "leaves": {path: _shape(leaf) for path, leaf in leaves.items()}}
-    target = folder / str(version)
+    record, target = _record(leaves, header), folder / str(version)
     with files.explained(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         folder.mkdir(parents=True, exist_ok=True)
         checkpointer.save(
@@ -64,7 +70,8 @@ def load(folder: Path, version: int, like: Any) -> Any:
     """
     if not version:
         raise files.RunError(f"nothing is saved in {folder}")
-    stored = _restore(folder, version, header=ocp.args.JsonRestore()).header["leaves"]
+    record = _read(folder, version)
+    stored = record["leaves"]
     wanted = dict(_walk(like))
     for path in sorted({*stored, *wanted}):
         if path not in stored:
@@ -79,6 +86,12 @@ def load(folder: Path, version: int, like: Any) -> Any:
         for path, leaf in wanted.items()
     }
     leaves = _restore(folder, version, tree=ocp.args.StandardRestore(targets)).tree
+    sums = _sums(leaves)
+    for path in wanted:
+        if sums[path] != record["sums"][path]:
+            raise files.RunError(
+                f"{folder / str(version)} is damaged: {path} does not match its checksum; remove it to make it again"
+            )
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted])
 
 
@@ -90,8 +103,62 @@ def header(folder: Path, version: int) -> dict[str, Any] | None:
     """
     if not version:
         return None
-    found: dict[str, Any] = _restore(folder, version, header=ocp.args.JsonRestore()).header["header"]
+    found: dict[str, Any] = _read(folder, version)["header"]
     return found
+
+
+def _record(leaves: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
+    shapes = {path: _shape(leaf) for path, leaf in leaves.items()}
+    return files.seal({"schema": SCHEMA, "header": header, "leaves": shapes, "sums": _sums(leaves)})
+
+
+def _read(folder: Path, version: int) -> dict[str, Any]:
+    found = _restore(folder, version, header=ocp.args.JsonRestore()).header
+    return files.unseal(folder / str(version), found, SCHEMA)
+
+
+def _sums(leaves: dict[str, Any]) -> dict[str, str]:
+    """Return the checksum of every leaf, in hex: the same on any mesh."""
+    parts = jax.device_get({path: _compiled(_everywhere(leaf))(leaf) for path, leaf in leaves.items()})
+    return {path: "".join(f"{int(part):08x}" for part in parts[path]) for path in leaves}
+
+
+def _everywhere(leaf: Any) -> NamedSharding | None:
+    """Return the sharding of a result that every process of a leaf's mesh can read."""
+    where = getattr(leaf, "sharding", None)
+    return NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else None
+
+
+@functools.cache
+def _compiled(where: NamedSharding | None) -> Callable[[Any], jax.Array]:
+    return jax.jit(_sum, out_shardings=where)
+
+
+def _sum(leaf: jax.Array) -> jax.Array:
+    """Return uint32 [2]: the words of an array, each times an odd weight of its place, added up modulo 2**32, twice.
+
+    A changed bit changes the sum: an odd weight loses none. Integers add up to the same in any order.
+    """
+    words = _bits(leaf)
+    index = functools.reduce(
+        lambda flat, axis: flat * np.uint32(words.shape[axis]) + jax.lax.broadcasted_iota(np.uint32, words.shape, axis),
+        range(words.ndim),
+        jnp.zeros(words.shape, np.uint32),
+    )
+    mixed = (index ^ (index >> 15)) * np.uint32(0x85EBCA6B)
+    weights = (2 * index + 1, (mixed ^ (mixed >> 13)) | np.uint32(1))
+    return jnp.stack([jnp.sum(words * weight, dtype=np.uint32) for weight in weights])
+
+
+def _bits(leaf: jax.Array) -> jax.Array:
+    """Return the bits of an array as uint32; entries of eight bytes become two."""
+    values = jnp.asarray(leaf)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint32)
+    if values.dtype.itemsize == 8:
+        return jax.lax.bitcast_convert_type(values, np.uint32)
+    kind = np.dtype(f"uint{8 * values.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(values, kind).astype(np.uint32)
 
 
 def discard(folder: Path) -> None:
@@ -129,7 +196,7 @@ class Keeper:
           RunError: the disk refuses, this save or the one before.
         """
         leaves = dict(_walk(tree))
-        record = {"header": header, "leaves": {path: _shape(leaf) for path, leaf in leaves.items()}}
+        record = _record(leaves, header)
         with self._told():
             self._manager.save(
                 step,
@@ -152,12 +219,12 @@ class Keeper:
         with files.explained(self.folder):
             try:
                 yield
-            except (OSError, files.RunError):
-                raise
             except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise files.RunError(
-                    f"cannot write {self.folder} ({reason}). What was complete before is intact"
+                if files.reason(error) or isinstance(error, files.RunError):
+                    raise
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                raise files.Unavailable(
+                    f"cannot write {self.folder} ({said}). What was complete before is intact"
                 ) from error
 
     def __enter__(self) -> "Keeper":
@@ -183,10 +250,8 @@ def _restore(folder: Path, version: int, **items: Any) -> Any:
             return checkpointer.restore(source, args=ocp.args.Composite(**items))
     except Exception as error:
         # Orbax and tensorstore raise what their layers raise; for the caller it is one thing.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise files.RunError(
-            f"{source} is damaged and cannot be read ({reason}); remove it to make it again"
-        ) from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise files.RunError(f"{source} is damaged and cannot be read ({said}); remove it to make it again") from error
 
 
 def _versions(folder: Path) -> list[int]:

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # the coordination service has no public face; orbax takes it from here too
 
-from lingregions.run.files import RunError
+from lingregions.run.files import RunError, Unavailable, exit_code
 
 WAIT = 600.0  # seconds, where the config says nothing
 WORK = 4 * 3600.0  # seconds for work of unknown length: a host that dies is noticed anyway, one that is late is told of
@@ -116,7 +116,7 @@ def muster(address: str, count: int, place: int, timeout: float) -> None:
     host, _, port = address.rpartition(":")
     problem = _gather(int(port), count, timeout) if place == 0 else _report(host, int(port), count, place, timeout)
     if problem:
-        raise RunError(problem)
+        raise Unavailable(problem)
 
 
 def _gather(port: int, count: int, timeout: float) -> str:
@@ -252,7 +252,7 @@ def exchange(what: str, value: str = "", timeout: float = WAIT) -> list[tuple[st
                 if not missing:
                     continue
                 if left <= PATIENCE:
-                    raise RunError(
+                    raise Unavailable(
                         f"{_processes(missing)} of {count} did not come to {what!r} within {timeout:.0f} s; here are "
                         f"{_names({number: each['host'] for number, each in came.items()})}. Look at what the missing "
                         "said last; machine.wait_seconds says how long to wait"
@@ -278,14 +278,16 @@ def ready(what: str, timeout: float = WAIT) -> Iterator[None]:
         yield
     except Exception as error:
         with contextlib.suppress(RunError):  # one that others miss or mistake is the lesser trouble
-            exchange(what, f"{error}" or type(error).__name__, timeout)
+            exchange(what, f"{exit_code(error)} {str(error) or type(error).__name__}", timeout)
         raise
     if alone():
         return
     said = exchange(what, "", timeout)
-    problems = [f"process {number} ({host}): {text}" for number, (host, text) in enumerate(said) if text]
-    if problems:
-        raise RunError(f"{what} failed on {len(problems)} of {len(said)} processes; {problems[0]}")
+    failed = [number for number, (_, text) in enumerate(said) if text]
+    if failed:
+        host, (code, _, text) = said[failed[0]][0], said[failed[0]][1].partition(" ")
+        kind = RunError if int(code) == RunError.code else Unavailable
+        raise kind(f"{what} failed on {len(failed)} of {len(said)} processes; process {failed[0]} ({host}): {text}")
 
 
 def abandon(code: int, message: str = "") -> None:

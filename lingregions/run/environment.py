@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,27 @@ VARIABLES = (
 )
 
 
-def describe() -> dict[str, Any]:
-    """Return the environment as plain JSON values. Initialises the JAX backend."""
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")  # in the name of a variable
+_PATTERNS = ((re.compile(r"(://)[^/@\s]+@"), r"\1***@"), (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"))
+
+
+def masked(text: str) -> str:
+    """Return a text without what opens a door: passwords in addresses, hub tokens, variables named for one."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET.search(name) and not value.startswith("/"):
+            text = text.replace(value, "***")
+    for pattern, mask in _PATTERNS:
+        text = pattern.sub(mask, text)
+    return text
+
+
+def describe(compute: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the environment as plain JSON values. Initialises the JAX backend.
+
+    Args:
+      compute: the section of the config that sets dtype and precision of what is computed; it comes before JAX's own.
+    """
+    chosen = compute or {}
     devices = jax.devices()
     return {
         "lingregions": lingregions.VERSION,
@@ -57,7 +78,8 @@ def describe() -> dict[str, Any]:
         "device_count": len(devices),
         "process_count": jax.process_count(),
         "precision": {
-            "matmul": _setting("jax_default_matmul_precision") or "default",
+            "dtype": chosen.get("dtype", "float32"),
+            "matmul": chosen.get("precision") or _setting("jax_default_matmul_precision") or "default",
             "x64": _setting("jax_enable_x64"),
             "dtype_promotion": _setting("jax_numpy_dtype_promotion"),
         },

@@ -1,14 +1,51 @@
-"""Tables whose rows are the finished cells of a sweep: a CSV file that grows row by row and is its own resume point."""
+"""Tables that grow row by row and are their own resume point: CSV files with the checksum of each row at its end."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lingregions.run import files
 
 Row = dict[str, Any]
+SUM = "row_crc32"  # the last column: the checksum of the words before it
+_ADVICE = "put the file back, or start afresh with --fresh"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table on disk as text by column, without their checksums; a table without any is taken.
+
+    Raises:
+      RunError: a row is not what was written.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        try:
+            lines = [(reader.line_num, words) for words in reader]
+        except (ValueError, csv.Error) as error:
+            raise files.RunError(f"{path} is damaged after line {reader.line_num} ({error}); {_ADVICE}") from None
+    header = lines[0][1] if lines else []
+    sealed, rows = header[-1:] == [SUM], []
+    for number, words in lines[1:]:
+        if sealed and (len(words) != len(header) or _sum(words[:-1]) != words[-1]):
+            raise files.RunError(
+                f"{path}:{number} was changed since it was written: the row does not match its checksum; {_ADVICE}"
+            )
+        row = dict(zip(header, words, strict=sealed))
+        row.pop(SUM, None)
+        rows.append(row)
+    return rows
+
+
+def dump(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    """Return the whole file of a table: its header, and its rows with their checksums."""
+    return _line([*columns, SUM]) + b"".join(_line([*row, _sum(row)]) for row in rows)
+
+
+def _sum(words: Sequence[str]) -> str:
+    return f"{zlib.crc32(_line(words)):08x}"
 
 
 class Table:
@@ -61,8 +98,9 @@ class Table:
             return
         if self.writer:
             if not self.path.exists() or self.path.stat().st_size == 0:
-                files.write(self.path, _line(list(self.columns)))
-            files.append(self.path, _line(_texts(typed)))
+                files.write(self.path, dump(list(self.columns), []))
+            words = _texts(typed)
+            files.append(self.path, _line([*words, _sum(words)]))
         self._rows[key] = typed
 
     def _typed(self, name: str, value: Any) -> Any:
@@ -78,20 +116,20 @@ class Table:
         return value
 
     def _read(self) -> None:
+        rows = read(self.path)
         with open(self.path, encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if header != list(self.columns):
-                raise files.RunError(
-                    f"{self.path} has columns {header}, this version writes {list(self.columns)}; "
-                    "start afresh with --fresh or use another --workdir"
-                )
-            for words in reader:
-                try:
-                    row = {name: _parse(word, self.columns[name]) for name, word in zip(header, words, strict=True)}
-                except ValueError as error:
-                    raise files.RunError(f"{self.path}:{reader.line_num}: {error}; start afresh with --fresh") from None
-                self._rows[tuple(row[name] for name in self.keys)] = row
+            header = next(csv.reader(file), [])
+        if header != [*self.columns, SUM]:
+            raise files.RunError(
+                f"{self.path} has columns {header}, this version writes {[*self.columns, SUM]}; "
+                "start afresh with --fresh or use another --workdir"
+            )
+        for number, words in enumerate(rows, 2):
+            try:
+                row = {name: _parse(word, self.columns[name]) for name, word in words.items()}
+            except ValueError as error:
+                raise files.RunError(f"{self.path}:{number}: {error}; start afresh with --fresh") from None
+            self._rows[tuple(row[name] for name in self.keys)] = row
 
 
 def _parse(word: str, kind: type) -> Any:

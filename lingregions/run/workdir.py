@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+import traceback as traces
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -20,16 +21,24 @@ from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from lingregions.run import checkpoint, cluster, environment, files
-from lingregions.run.files import InUse, RunError
+from lingregions.run.files import InUse, RunError, Unavailable
 from lingregions.run.progress import Bar, Display
 from lingregions.run.table import Row, Table
 
-FORMAT = 1  # of the work directory; a directory of another format is refused
+FORMAT = 2  # of the work directory; a directory of another format is refused
+SCHEMA = 1  # of identities.json and of the marks in done/
 MACHINE = ("machine",)  # top-level sections of a config that may not change a figure, and so may change on resume
+# Keys that say where something lies. Another place may hold the same: what is there is identified by its hash.
+PLACES = ("model.source", "data.source", "data.score_source", "data.evaluate_source", "data.train_source")
 SIGHT = 60.0  # seconds until a file that one host wrote is seen by the others, on a slow shared disk
 
 _STAMP = "lingregions_format"  # the key of config.json that says: ours, and which format
-_OURS = {".lock", f".probe{files.PARTIAL}", f"config.json{files.PARTIAL}"}  # what a process that died at once can leave
+_OURS = {
+    files.LOCK,
+    files.CLAIM,
+    f".probe{files.PARTIAL}",
+    f"config.json{files.PARTIAL}",
+}  # what a process that died at once can leave
 
 _logger = logging.getLogger("lingregions")
 
@@ -57,6 +66,7 @@ class Run:
         """For `open`, which has done the checks."""
         self.folder, self.config, self.resumed = folder, config, resumed
         self.notes: list[str] = []  # what was found, repaired or changed, in words
+        self.moved = False  # whether the config names another place for a model or a text that lay elsewhere before
         self.interrupted: int | None = None  # the signal that asked this process to stop
         self._lock = lock
         self._tables: dict[str, Table] = {}
@@ -87,22 +97,26 @@ class Run:
         folder, plain = _folder(workdir), _plain_config(config)
         wait = float((plain.get("machine") or {}).get("wait_seconds", cluster.WAIT))
         _compare_processes(plain, wait)
-        run, problem, busy = None, "", False
+        run, problem, kind = None, "", 0
         if jax.process_index() == 0:
             try:
                 run = cls._open(folder, plain, fresh)
             except RunError as error:
-                problem, busy = str(error), isinstance(error, InUse)
-        problem, busy, resumed = _agree([problem, busy, bool(run and run.resumed)])
+                problem, kind = str(error), isinstance(error, Unavailable) + isinstance(error, InUse)
+        said = _agree([problem, kind, bool(run and run.resumed), bool(run and run.moved)])
+        problem, kind, resumed, moved = said
         if problem:
-            raise InUse(problem) if busy else RunError(problem)
+            raise {0: RunError, 1: Unavailable, 2: InUse}[kind](problem)
         try:
             _see(folder, wait)
         except BaseException:
             if run is not None:
                 run.close()
             raise
-        return run if run is not None else cls(folder, plain, resumed, None)
+        if run is None:
+            run = cls(folder, plain, resumed, None)
+            run.moved = moved
+        return run
 
     @staticmethod
     def examine(workdir: str | os.PathLike[str], config: config_dict.ConfigDict | Mapping[str, Any]) -> bool:
@@ -116,6 +130,11 @@ class Run:
         if stored is not None:
             _refuse_difference(folder, stored, _plain_config(config))
         return stored is not None
+
+    @staticmethod
+    def relocated(workdir: str | os.PathLike[str], config: config_dict.ConfigDict | Mapping[str, Any]) -> bool:
+        """Tell whether a work directory was begun with a model or texts elsewhere. Only reads; raises as `stored`."""
+        return _moved(Run.stored(workdir).to_dict(), _plain_config(config))
 
     @staticmethod
     def stored(workdir: str | os.PathLike[str]) -> config_dict.ConfigDict:
@@ -147,11 +166,41 @@ class Run:
             if stored is not None:
                 _refuse_difference(folder, stored, config)
             run = cls(folder, config, stored is not None, lock)
+            run.moved = stored is not None and _moved(stored, config)
             run._begin(stored, aside)
         except BaseException:
             lock.release()
             raise
         return run
+
+    # Identities
+
+    def identify(self, name: str, digest: str, place: str = "") -> None:
+        """Record what this work directory is made from, or hold it against what was recorded when it was begun.
+
+        Process 0 does it, with no word to the others: it may stand where one of them fails alone.
+
+        Args:
+          name: "model", "tokenizer", "data/<language>/<use>" and the like.
+          digest: the hash of its content.
+          place: where it was read, for messages.
+
+        Raises:
+          RunError: it is not what it was.
+        """
+        if jax.process_index() != 0:
+            return
+        known, place = _identities(self.folder), environment.masked(place)
+        before = known.get(name)
+        if before is None:
+            known[name] = {"digest": digest, "place": place}
+            self._write_json("identities.json", files.seal({"schema": SCHEMA, "identities": known}))
+        elif before["digest"] != digest:
+            raise RunError(
+                f"the {name} at {place or before['place']} is not the one with which {self.folder} was begun: its hash "
+                f"was {before['digest'][:16]} (at {before['place']}) and is {digest[:16]}. Put the earlier one back, "
+                "give another --workdir, or --fresh to begin again"
+            )
 
     def _begin(self, stored: dict[str, Any] | None, aside: Path | None) -> None:
         assert self._lock is not None
@@ -170,12 +219,12 @@ class Run:
             self.note(f"the last line of metrics.jsonl was cut and is removed: {cut[:200]!r}")
         if stored is not None:
             for line in _difference(stored, self.config):
-                self.note(f"the machine section changed: {line}")
+                self.note(f"the config changed, in what decides no figure: {line}")
         self._record_environment()
 
     def _record_environment(self) -> None:
         """Write environment.json; one that differs stays beside it with a number, as earlier figures came from it."""
-        path, now = self.path("environment.json"), environment.describe()
+        path, now = self.path("environment.json"), environment.describe(self.config.get("compute"))
         if path.exists():
             before = _read_json(path) or {}
             if before == now:
@@ -209,6 +258,9 @@ class Run:
         try:
             if isinstance(error, Interrupted):
                 self.log(event="interrupted", signal=signal.Signals(error.number).name)
+            elif error is not None:  # the terminal shows one sentence; what led to it is kept here
+                with contextlib.suppress(RunError):  # never instead of what went wrong first
+                    self.log(event="failed", error=str(error), traceback=traces.format_exception(error))
         finally:
             self.close()
 
@@ -287,6 +339,7 @@ class Run:
 
     def note(self, text: str) -> None:
         """Tell the user something that the figures do not: on the terminal, in `notes`, and in metrics.jsonl."""
+        text = environment.masked(text)
         self.notes.append(text)
         if jax.process_index() == 0:
             _logger.warning("%s", text)
@@ -339,7 +392,8 @@ class Run:
         """
         if jax.process_index() == 0:
             vouched = {artefact: files.digest(self.path(artefact)) for artefact in artefacts}
-            self._write_json(f"done/{name}.json", {"files": vouched, **_finite({"facts": facts})})
+            mark = {"schema": SCHEMA, "files": vouched, **_finite({"facts": facts})}
+            self._write_json(f"done/{name}.json", files.seal(mark))
 
     def done(self, name: str) -> dict[str, Any] | None:
         """Return the facts of a finished stage; None if it is not finished, or an artefact is gone or changed (noted).
@@ -402,9 +456,10 @@ def verify(folder: Path, name: str) -> tuple[dict[str, Any] | None, str]:
     path = folder / "done" / f"{name}.json"
     if not path.exists():
         return None, ""
-    marker = _read_json(path)
-    if marker is None:
-        return None, f"{path} is damaged"
+    try:
+        marker = files.unseal(path, _read_json(path), SCHEMA)
+    except RunError as error:
+        return None, str(error)
     facts: dict[str, Any] = marker["facts"]
     for artefact, digest in marker["files"].items():
         where = folder / artefact
@@ -434,8 +489,16 @@ def _plain_config(config: config_dict.ConfigDict | Mapping[str, Any]) -> dict[st
             raise RunError(
                 f"config.{path} is {value!r}, which config.json cannot hold; give a number or text"
             ) from None
-    plain: dict[str, Any] = json.loads(json.dumps(values))
+    plain: dict[str, Any] = _masked(json.loads(json.dumps(values)))
     return plain
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _masked(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_masked(each) for each in value]
+    return environment.masked(value) if isinstance(value, str) else value
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -447,7 +510,7 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """List the keys in which two configs differ, one line each."""
+    """List the keys in which two configs differ, one line each; they may be flat."""
     old, new = dict(_paths(before)), dict(_paths(after))
     return [
         f"{path}: {_show(old, path)} -> {_show(new, path)}"
@@ -460,8 +523,25 @@ def _show(values: Mapping[str, Any], path: str) -> str:
     return json.dumps(values[path], ensure_ascii=False) if path in values else "(not there)"
 
 
+def _identities(folder: Path) -> dict[str, dict[str, str]]:
+    """Return {name: {digest, place}} of what a work directory is made from, as far as it has been seen."""
+    path = folder / "identities.json"
+    if not path.exists():
+        return {}
+    found: dict[str, dict[str, str]] = files.unseal(path, _read_json(path), SCHEMA)["identities"]
+    return found
+
+
+def _moved(stored: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    old, new = dict(_paths(stored)), dict(_paths(config))
+    return any(old.get(path) != new.get(path) for path in PLACES)
+
+
 def _refuse_difference(folder: Path, stored: dict[str, Any], config: dict[str, Any]) -> None:
-    old, new = ({key: value for key, value in each.items() if key not in MACHINE} for each in (stored, config))
+    old, new = (
+        {path: value for path, value in _paths(each) if path.partition(".")[0] not in MACHINE and path not in PLACES}
+        for each in (stored, config)
+    )
     lines = _difference(old, new)
     if lines:
         raise RunError(
@@ -556,10 +636,10 @@ def _json_value(key: str, value: Any) -> Any:
         return np.asarray(value).tolist()
     if isinstance(value, list | tuple):
         return [_json_value(key, item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, str | os.PathLike):
+        return environment.masked(str(value))
+    if value is None or isinstance(value, bool | int | float):
         return value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
     raise TypeError(f"{key} is of type {type(value).__name__}; give a number, text, list or dict")
 
 

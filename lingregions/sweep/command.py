@@ -23,6 +23,7 @@ from lingregions import settings
 from lingregions.experiments import STAGES, known, perform
 from lingregions.experiments.stage import Stage, add, tabulate
 from lingregions.run import Interrupted, InUse, Run, RunError, cluster, replacing, verify
+from lingregions.run.environment import masked
 from lingregions.run.files import Lock
 from lingregions.settings import SettingsError
 from lingregions.sweep import summary
@@ -169,7 +170,8 @@ def _attempt(folder: Path, cell: Cell) -> Outcome:
     """Carry out a cell unless it is finished; whatever it raises is noted in the folder of the sweep."""
     place, note = folder / "cells" / cell.name, folder / "failed" / f"{cell.name}.json"
     try:
-        if not (Run.examine(place, cell.config) and verify(place, "run")[0] is not None):
+        begun = Run.examine(place, cell.config)
+        if not begun or verify(place, "run")[0] is None or Run.relocated(place, cell.config):
             with Run.open(place, cell.config) as run:
                 perform(cell.config, run)
                 run.check()  # a signal that came too late for the cell must still stop the sweep
@@ -178,8 +180,8 @@ def _attempt(folder: Path, cell: Cell) -> Outcome:
     except Exception as error:
         if not cluster.alone():
             raise  # the other processes are in the middle of the cell: they must end too
-        said = f"{type(error).__name__}: {error}"
-        content = {"cell": cell.values, "error": said, "traceback": traceback.format_exc()}
+        said = masked(f"{type(error).__name__}: {error}")
+        content = {"cell": cell.values, "error": said, "traceback": masked(traceback.format_exc())}
         with replacing(note) as partial:
             partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return Outcome(FAILED, said)

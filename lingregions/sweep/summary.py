@@ -5,8 +5,6 @@ or shared by several machines, gives the same bytes. Damage is in nats per token
 perplexities.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +17,7 @@ from lingregions import report
 from lingregions.report import numerals
 from lingregions.report.damage import BASE, average, collect
 from lingregions.report.facts import results
-from lingregions.run import Run
+from lingregions.run import Run, table
 from lingregions.sweep.grid import Cell, Grid, text
 
 TABLES = ("results.csv", "damage.csv")  # of a cell, put together row by row
@@ -53,43 +51,36 @@ def write(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequenc
         for name in TABLES:
             if content := join(folder, grid.keys, finished, name):
                 run.write(name, content)
-        for name, table in tables(folder, grid, states, finished).items():
-            run.write(f"tables/{name}.json", json.dumps(table, ensure_ascii=False, indent=1) + "\n")
+        for name, shown in tables(folder, grid, states, finished).items():
+            run.write(f"tables/{name}.json", json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
         if jax.process_index() == 0:
             report.write(run.folder, grid.cells[0].config.machine.pictures)
 
 
-def join(folder: Path, keys: Sequence[str], cells: Sequence[Cell], name: str) -> str:
-    """Return the rows of a table of all cells as CSV, behind the fields of the grid; "" where no cell has the table."""
-    found: list[tuple[Cell, dict[str, str]]] = []
-    columns: dict[str, None] = {}
-    for cell in cells:
-        path = folder / "cells" / cell.name / name
-        if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
-                columns |= dict.fromkeys(reader.fieldnames or ())
-                found += [(cell, row) for row in reader]
-    if not columns:
-        return ""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*keys, *columns])
-    for cell, row in found:
-        writer.writerow([*(text(cell.values[key]) for key in keys), *(row.get(column, "") for column in columns)])
-    return stream.getvalue()
+def join(folder: Path, keys: Sequence[str], cells: Sequence[Cell], name: str) -> bytes:
+    """Return the rows of a table of all cells as CSV, behind the fields of the grid; nothing where no cell has it.
+
+    Raises:
+      RunError: a row of a cell is not what was measured.
+    """
+    paths = [(cell, folder / "cells" / cell.name / name) for cell in cells]
+    found = [(cell, row) for cell, path in paths if path.exists() for row in table.read(path)]
+    columns = list(dict.fromkeys(column for _, row in found for column in row))
+    rows = [
+        [*(text(cell.values[key]) for key in keys), *(row.get(column, "") for column in columns)] for cell, row in found
+    ]
+    return table.dump([*keys, *columns], rows) if rows else b""
 
 
 def losses(folder: Path) -> list[Loss]:
     """Return what each arm of a finished cell costs: from damage.csv with its intervals, else from results.csv."""
     path = folder / "damage.csv"
     if path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
-            return [
-                Loss(row["arm"], row["reference"], *(_number(row[name]) for name in ("damage_nats", "low", "high")))
-                for row in csv.DictReader(file)
-                if row["language"] == EVERY
-            ]
+        return [
+            Loss(row["arm"], row["reference"], *(_number(row[name]) for name in ("damage_nats", "low", "high")))
+            for row in table.read(path)
+            if row["language"] == EVERY
+        ]
     if not (folder / "results.csv").exists():
         return []
     return [

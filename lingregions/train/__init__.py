@@ -11,7 +11,7 @@ parameters, and a second copy of the weights where a constraint keeps the starti
 from lingregions.train.feed import Feed, Mix, Order
 from lingregions.train.loop import Diverged, curve, discard, fit, load
 from lingregions.train.recipe import PRESETS, Recipe, optimizer
-from lingregions.train.tracker import TRACKERS, Tracker, track
+from lingregions.train.tracker import TRACKERS, Tracker, require, track
 from lingregions.train.trainer import Metrics, State, Trainer
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "fit",
     "load",
     "optimizer",
+    "require",
     "track",
 ]

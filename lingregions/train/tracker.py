@@ -6,11 +6,15 @@ Neither package is needed, and neither can stop a training: what a tracker raise
 import importlib
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from lingregions.run.environment import masked
 
 _logger = logging.getLogger("lingregions")
 
@@ -41,7 +45,12 @@ class Tracker:
             action()
         except Exception as error:  # the tracker is down: whatever it raises, the training is worth more
             self._write = None
-            self._note(f"{self.kind} is left alone from here on ({type(error).__name__}: {error}); see metrics.jsonl")
+            self._note(f"{self.kind} is left alone from here on ({_say(error)}); see metrics.jsonl")
+
+
+def _say(error: Exception) -> str:
+    """Return an error in words, without the key that a server's answer may repeat."""
+    return re.sub(r"[A-Za-z0-9_-]{32,}", "***", f"{type(error).__name__}: {masked(str(error))}")
 
 
 def _tensorboard(folder: Path, name: str, config: Mapping[str, Any]) -> tuple[_Write, Callable[[], None]]:
@@ -73,6 +82,23 @@ TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any]], tuple[_Write, Calla
 }
 
 
+def require(kind: str) -> None:
+    """Check that a tracker can be had, before the first hour of work.
+
+    Raises:
+      ValueError: no such kind.
+      ModuleNotFoundError: the package is not installed; says how to get it.
+    """
+    if kind not in TRACKERS:
+        raise ValueError(f"tracker is {kind!r}; it must be one of {', '.join(TRACKERS)}")
+    found = sys.modules[kind] if kind in sys.modules else util.find_spec(kind)
+    if TRACKERS[kind] is not None and found is None:
+        raise ModuleNotFoundError(
+            f"the tracker {kind!r} needs a package that is not installed: pip install {kind}, or choose 'none'; "
+            "metrics.jsonl has every figure either way"
+        )
+
+
 def track(kind: str, folder: Path, name: str, config: Mapping[str, Any], note: Note = _logger.warning) -> Tracker:
     """Return the tracker of one training; of several processes the first one tracks.
 
@@ -87,18 +113,12 @@ def track(kind: str, folder: Path, name: str, config: Mapping[str, Any], note: N
       ValueError: no such kind.
       ModuleNotFoundError: the package is not installed; says how to get it.
     """
-    if kind not in TRACKERS:
-        raise ValueError(f"tracker is {kind!r}; it must be one of {', '.join(TRACKERS)}")
+    require(kind)
     make, done = TRACKERS[kind], Tracker(kind, None, lambda: None, note)
     if make is None or jax.process_index() != 0:
         return done
     try:
         return Tracker(kind, *make(folder, name, config), note)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the tracker {kind!r} needs a package that is not installed ({error.name}): pip install {kind}, "
-            "or choose 'none'; metrics.jsonl has every figure either way"
-        ) from error
     except Exception as error:  # its server cannot be reached, say
-        note(f"{kind} does not start ({type(error).__name__}: {error}); metrics.jsonl has every figure")
+        note(f"{kind} does not start ({_say(error)}); metrics.jsonl has every figure")
         return done
