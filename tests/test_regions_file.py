@@ -277,13 +277,21 @@ def test_only_a_boolean_tensor_is_unpickled(tmp_path: Path, capsys: pytest.Captu
             released.read(place)
 
     refuse("holds builtins.print", pickle.dumps(Bomb(), protocol=2).replace(b"__builtin__", b"builtins"))
-    refuse("holds", pickle.dumps(Bomb(), protocol=2))
-    refuse("holds a list, not a tensor", pickle.dumps([1]))
+    refuse("holds __builtin__.print", pickle.dumps(Bomb(), protocol=2))
+    refuse("holds builtins.print", pickle.dumps(Bomb(), protocol=4))
+    refuse("holds the pickle instruction EMPTY_LIST", pickle.dumps([1]))
+    refuse("holds a int, not a tensor", pickle.dumps(1))
     good = released._pickle((1, 3))
     refuse("1 bytes of storage do not hold a tensor of shape", good)
     refuse("neither 0 nor 1", good, b"\0\1\2")
+    # A place in the memo of 2^28, for which the library's unpickler takes 2 GB.
+    refuse("holds a int", pickle.PROTO + b"\2" + pickle.BININT1 + b"\1" + pickle.LONG_BINPUT + b"\0\0\0\x10" + b".")
     refuse("holds torch.FloatStorage", good.replace(b"BoolStorage", b"FloatStorage"), b"\0\0\0")
     refuse("is not a mask", good[:20], b"\0\0\0")
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", good + bytes(10_000_000))
+    with pytest.raises(ValueError, match=r"bad.pt is not a mask .*'archive/data.pkl' is compressed"):
+        released.read(place)
     place.write_bytes(b"not a zip file")
     with pytest.raises(ValueError, match="before version 1.6"):
         released.read(place)

@@ -1,20 +1,21 @@
 """The mask folders of the paper's released code: one boolean torch tensor a file, `<Hugging Face name>.pt`.
 
-Read and written without torch. A `.pt` file is a zip archive of a pickle and raw storages; the pickle is read by an
-unpickler that knows three names (a tensor, a boolean storage, an ordered dict) and refuses every other one, as torch's
-own `weights_only=True` does, so that a file from a stranger can run nothing. A folder becomes a region only when every
+Read and written without torch. A `.pt` file is a zip archive of a pickle and raw storages. Nothing is unpickled: the
+instructions of the pickle are read as data, only those that describe a boolean tensor are known, and no size that a
+file states is allocated before the file is found to hold as much, so that one from a stranger can run nothing and
+exhaust nothing. A folder becomes a region only when every
 matrix is there exactly once with its shape; the released loader only prints what does not match.
 """
 
-import collections
-import io
 import math
 import os
 import pickle
+import pickletools
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import ShapeDtypeStruct
@@ -25,38 +26,122 @@ from lingregions.regions.region import UNKNOWN, Provenance, Region
 from lingregions.run import replacing
 
 PREFIX = "module."  # DistributedDataParallel puts it before every name
-LOCAL_HEADER = 30  # bytes of a zip entry before its name
-ALIGNMENT = 64  # torch.save starts every storage at such an offset
+_LOCAL_HEADER = 30  # bytes of a zip entry before its name
+_ALIGNMENT = 64  # torch.save starts every storage at such an offset
+_PICKLE = 1 << 16  # bytes that the pickle of one tensor may have; torch writes about 160
+_AXES = 8
+# What zipfile, pickletools and arithmetic with damaged numbers raise.
+_DAMAGE = (ValueError, LookupError, TypeError, EOFError, RuntimeError, OverflowError, struct.error)
 
 
-class _Storage(collections.namedtuple("_Storage", "kind key numel")):
-    """A storage as the pickle names it."""
+class _Global(NamedTuple):
+    """A name that the pickle would import."""
+
+    name: str
 
 
-def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> dict[str, Any]:
-    """Stand in for `torch._utils._rebuild_tensor_v2`: say what the tensor is; the bytes are read later."""
-    return {"storage": storage, "offset": offset, "size": tuple(size), "stride": tuple(stride)}
+class _Storage(NamedTuple):
+    """A boolean storage as the pickle names it."""
+
+    key: str
+    numel: int
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickles one boolean tensor and nothing else."""
+class _Tensor(NamedTuple):
+    """A tensor as the pickle describes it."""
 
-    ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-        ("torch", "BoolStorage"): "bool",
-        ("collections", "OrderedDict"): collections.OrderedDict,
-    }
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, where a boolean tensor is all that is read")
-        return self.ALLOWED[module, name]
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        match pid:
-            case ("storage", "bool", str(key), str(), int(numel)) if numel >= 0:
-                return _Storage("bool", key, numel)
-        raise pickle.UnpicklingError(f"it refers to {str(pid)[:80]}, where a boolean storage is all that is read")
+_REBUILD, _BOOL, _ORDERED = "torch._utils _rebuild_tensor_v2", "torch BoolStorage", "collections OrderedDict"
+_VALUES = {"BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1"}
+_CONSTANTS: dict[str, Any] = {"NEWTRUE": True, "NEWFALSE": False, "NONE": None, "EMPTY_TUPLE": ()}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def _describe(content: bytes) -> _Tensor:
+    """Return what a pickle says of its one tensor, without executing it.
+
+    Raises:
+      ValueError: it says anything else; LookupError, TypeError: it makes no sense.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(content):
+        match opcode.name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case name if name in _VALUES:
+                stack.append(argument)
+            case name if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case "GLOBAL":
+                stack.append(_known(argument))
+            case "STACK_GLOBAL":
+                attribute, module = stack.pop(), stack.pop()
+                stack.append(_known(f"{module} {attribute}"))
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                start = marks.pop()
+                stack[start:] = [tuple(stack[start:])]
+            case name if name in _TUPLES:
+                start = len(stack) - _TUPLES[name]
+                stack[start:] = [tuple(stack[start:])]
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_reduce(function, arguments))
+            case name:
+                raise ValueError(f"it holds the pickle instruction {name}, where a boolean tensor is all that is read")
+    if len(stack) != 1 or not isinstance(stack[0], _Tensor):
+        raise ValueError(f"it holds a {type(stack[-1]).__name__}, not a tensor")
+    return stack[0]
+
+
+def _known(name: str) -> _Global:
+    if name not in (_REBUILD, _BOOL, _ORDERED):
+        raise ValueError(f"it holds {name.replace(' ', '.')[:80]}, where a boolean tensor is all that is read")
+    return _Global(name)
+
+
+def _storage(pid: Any) -> _Storage:
+    match pid:
+        case ("storage", _Global(name), str(key), str(), int(numel)) if name == _BOOL and numel >= 0:
+            return _Storage(key, numel)
+    raise ValueError("it refers to something else than a boolean storage, which is all that is read")
+
+
+def _reduce(function: Any, arguments: Any) -> Any:
+    match function, arguments:
+        case _Global(name), () if name == _ORDERED:
+            return {}
+        case _Global(name), (_Storage() as storage, int(offset), tuple(size), tuple(stride), *_) if name == _REBUILD:
+            numbers = (offset, *size, *stride)
+            if len(size) == len(stride) <= _AXES and all(isinstance(each, int) and each >= 0 for each in numbers):
+                return _Tensor(storage, offset, size, stride)
+            raise ValueError(f"its {len(size)} sizes do not go with its {len(stride)} strides, or are no sizes")
+    raise ValueError("it calls a function, where a boolean tensor is all that is read")
+
+
+def _stored(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """Return a member that is stored as it is: torch compresses nothing, and what is compressed may be a bomb."""
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > limit:
+        raise ValueError(f"its member {name!r} is compressed, or has more than {limit} bytes")
+    return archive.read(entry)
 
 
 def read(path: str | os.PathLike[str]) -> np.ndarray:
@@ -65,34 +150,32 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
       ValueError: not a zip-format torch file, damaged, or anything but one boolean tensor in it.
     """
-
-    def refuse(why: object) -> NoReturn:
-        raise ValueError(f"{path} is not a mask of the released code: {why}")
-
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             inside = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
             if len(inside) != 1:
-                refuse("it has no data.pkl (a torch file of before version 1.6? save it again with a newer torch)")
-            found = _Unpickler(io.BytesIO(archive.read(inside[0]))).load()
-            if not (isinstance(found, dict) and isinstance(found.get("storage"), _Storage)):
-                refuse(f"it holds a {type(found).__name__}, not a tensor")
-            storage = found["storage"]
-            data = archive.read(f"{inside[0].removesuffix('data.pkl')}data/{storage.key}")
+                raise ValueError("no data.pkl in it (a torch file of before version 1.6? save it with a newer torch)")
+            found = _describe(_stored(archive, inside[0], _PICKLE))
+            name = f"{inside[0].removesuffix('data.pkl')}data/{found.storage.key}"
+            data = _stored(archive, name, os.fstat(file.fileno()).st_size)
+        return _strided(np.frombuffer(data, np.uint8), found)
     except zipfile.BadZipFile as error:
-        refuse(f"{error} (cut short, or of a torch before version 1.6?)")
-    except (pickle.UnpicklingError, KeyError, TypeError, EOFError, AttributeError, IndexError) as error:
-        refuse(error)
-    size, stride, offset = found["size"], found["stride"], found["offset"]
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(isinstance(each, int) and each >= 0 for each in numbers):
-        refuse(f"its shape {size} does not go with its strides {stride}")
+        raise ValueError(
+            f"{path} is not a mask of the released code: {error} (cut short, or of a torch before version 1.6?)"
+        ) from error
+    except _DAMAGE as error:
+        raise ValueError(f"{path} is not a mask of the released code: {str(error)[:200]}") from error
+
+
+def _strided(values: np.ndarray, found: _Tensor) -> np.ndarray:
+    """Return the tensor that lies in a storage."""
+    size, stride, offset = found.size, found.stride, found.offset
     last = offset + sum((each - 1) * step for each, step in zip(size, stride, strict=True))
-    if len(data) != storage.numel or math.prod(size) > len(data) or (math.prod(size) and last >= len(data)):
-        refuse(f"{len(data)} bytes of storage do not hold a tensor of shape {size}")
-    values = np.frombuffer(data, np.uint8)
+    count: int = math.prod(size)
+    if len(values) != found.storage.numel or count > len(values) or (count and last >= len(values)):
+        raise ValueError(f"{len(values)} bytes of storage do not hold a tensor of shape {size}")
     if values.size and values.max() > 1:
-        refuse("its storage has bytes that are neither 0 nor 1")
+        raise ValueError("its storage has bytes that are neither 0 nor 1")
     return np.array(np.lib.stride_tricks.as_strided(values[offset:], size, stride)).view(np.bool_)
 
 
@@ -111,8 +194,8 @@ def write(path: str | os.PathLike[str], mask: np.ndarray) -> None:
         ):
             # A fixed date: the same mask gives the same file.
             entry = zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
-            start = archive.start_dir + LOCAL_HEADER + len(entry.filename.encode())
-            padding = -(start + 4) % ALIGNMENT
+            start = archive.start_dir + _LOCAL_HEADER + len(entry.filename.encode())
+            padding = -(start + 4) % _ALIGNMENT
             entry.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             archive.writestr(entry, content)
 
