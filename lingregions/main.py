@@ -1,7 +1,7 @@
 """The command line: `lingregions VERB ...`. Reads flags, locks the config, opens the work directory, calls the verb.
 
-    lingregions run --config=configs/core_removal.py:smollm2 --workdir=runs/core_removal
-    lingregions sweep --config=configs/sweeps/definitions_seeds.py:smollm2 --workdir=runs/definitions_seeds
+    lingregions run core_removal:smollm2 --workdir=runs/core_removal
+    lingregions sweep definitions_seeds:smollm2 --workdir=runs/definitions_seeds
 
 An error is told in one sentence. Exit codes: 2 where the user must change something; 1 where the disk, the network,
 memory or another process was in the way, and the same command goes on when it no longer is; 128 + its number after a
@@ -9,6 +9,7 @@ signal. --debug prints the traceback, which the work directory keeps in metrics.
 and `sweep` print what they would do, write nothing and touch no device.
 """
 
+import difflib
 import logging
 import os
 import sys
@@ -16,6 +17,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lingregions import VERSION
+from lingregions.settings import SettingsError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -26,18 +30,22 @@ USAGE = "usage: lingregions VERB ...\n\n"
 
 def run(words: Sequence[str]) -> int:
     """Run the experiment of a config in a work directory; the same command again resumes, or says that it is done."""
-    from lingregions import settings
-    from lingregions.experiments import known, perform
-    from lingregions.run import Run
+    from lingregions import guide, settings
 
+    if _help(words):
+        print(guide.run())
+        return 0
     asked = settings.parse(words)
     config = asked.config
     if "experiment" not in config:
         raise settings.SettingsError(f"{asked.source} names no experiment; a sweep is run with: lingregions sweep")
+    # From here on JAX is imported: what a wrong word costs ends above.
+    from lingregions.experiments import known, perform
+    from lingregions.run import Run
+
     known(config.experiment)
     if asked.dry_run:
         return plan(config, asked.workdir)
-    assert asked.workdir is not None
     if config.machine.distributed:
         connect(os.environ, config.machine.get("wait_seconds"))
     with Run.open(asked.workdir, config, asked.fresh) as opened:
@@ -45,14 +53,14 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def plan(config: "ConfigDict", workdir: Path | None) -> int:
+def plan(config: "ConfigDict", workdir: Path) -> int:
     """Print the resolved config and the stages that it asks for, and which are finished; nothing is written."""
     from lingregions.experiments import STAGES, stage
     from lingregions.run import Run
     from lingregions.train import require
 
     require(config.machine.get("tracker", "none"))
-    begun = workdir is not None and Run.examine(workdir, config)
+    begun = Run.examine(workdir, config)
     print(config)
     print(stage.tabulate(STAGES[config.experiment](config), workdir if begun else None))
     return 0
@@ -60,6 +68,11 @@ def plan(config: "ConfigDict", workdir: Path | None) -> int:
 
 def sweep(words: Sequence[str]) -> int:
     """Run every cell of a grid over the fields of a config; the same command again goes on where it stopped."""
+    from lingregions import guide
+
+    if _help(words):
+        print(guide.sweep())
+        return 0
     from lingregions import sweep as sweeps
 
     return sweeps.main(words)
@@ -80,7 +93,10 @@ def data(words: Sequence[str]) -> int:
 
 
 def regions(words: Sequence[str]) -> int:
-    """Show, compare, combine, verify, export or import region files."""
+    """Show, compare, combine, verify, export, import or publish region files."""
+    from lingregions import verbs
+
+    verbs.regions().parse_args(words)  # a wrong word ends here, before JAX is imported
     from lingregions.regions import command
 
     return command.main(words)
@@ -88,6 +104,9 @@ def regions(words: Sequence[str]) -> int:
 
 def fit(words: Sequence[str]) -> int:
     """Say whether a job fits on a TPU slice and how long it takes there, by compiling it with no TPU."""
+    from lingregions import verbs
+
+    verbs.plan().parse_args(words)
     from lingregions.plan import command
 
     return command.main(words)
@@ -95,18 +114,13 @@ def fit(words: Sequence[str]) -> int:
 
 def export(words: Sequence[str]) -> int:
     """Write a trained checkpoint as a Hugging Face folder, its frozen region proved equal to the base to the bit."""
-    import argparse
+    from lingregions import verbs
 
+    asked = verbs.export().parse_args(words)
     from lingregions.experiments.frozen_pretraining import NAME
     from lingregions.experiments.frozen_pretraining import export as write
     from lingregions.run import Run, files
 
-    parser = argparse.ArgumentParser("lingregions export", description=export.__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help=f"of a run of {NAME}")
-    parser.add_argument("--arm", required=True, help='the training, such as "core 1%% seed 0"')
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet, or be empty")
-    parser.add_argument("--dtype", default="float32", help="float32 (bit for bit) or bfloat16 (rounded)")
-    asked = parser.parse_args(words)
     config = Run.stored(asked.workdir)
     if config.get("experiment") != NAME:
         raise ValueError(f"{asked.workdir} holds no run of {NAME}: nothing was trained there")
@@ -128,36 +142,56 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
+def _help(words: Sequence[str]) -> bool:
+    return any(word in ("-h", "--help", "-help") for word in words) or list(words) == ["help"]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Call the verb; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s")
     listing = "\n".join(f"  {name:<10}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
     if not words or words[0] in ("-h", "--help", "help"):
-        print(f"{USAGE}{listing}")
+        print(f"{USAGE}{listing}\n\nlingregions VERB --help shows examples; --version prints the version.")
         return 0 if words else 2
+    if words[0] in ("--version", "version"):
+        print(f"lingregions {VERSION}")
+        return 0
     if words[0] not in VERBS:
-        print(f"lingregions: there is no verb {words[0]!r}\n\n{USAGE}{listing}", file=sys.stderr)
+        near = difflib.get_close_matches(words[0], VERBS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"lingregions: there is no verb {words[0]!r}{hint}\n\n{USAGE}{listing}", file=sys.stderr)
         return 2
-    from lingregions.run import Interrupted, cluster
-
     debug = "--debug" in words
     try:
         return VERBS[words[0]]([word for word in words[1:] if word != "--debug"])
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return int(stop.code or 1)
-    except KeyboardInterrupt:
-        print(f"lingregions {words[0]}: stopped by SIGINT", file=sys.stderr)
-        cluster.abandon(130, "stopped by SIGINT")
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
+    except SettingsError as error:
+        print(f"lingregions {words[0]}: {error}", file=sys.stderr)
+        return 2
+    except BaseException as error:
+        if isinstance(error, SystemExit) and "lingregions.run" not in sys.modules:
+            raise  # a parser has spoken: nothing was begun, and JAX need not be imported to say so
+        return _fail(words[0], error, debug)
+
+
+def _fail(verb: str, error: BaseException, debug: bool) -> int:
+    """Tell an error and let the other processes know; returns the exit code."""
+    from lingregions.run import Interrupted, cluster
+
+    if isinstance(error, Interrupted):
+        print(error, file=sys.stderr)
+        return int(error.code or 1)
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        code, said = 130, "stopped by SIGINT"
+    elif isinstance(error, Exception):
         code, said = explain(error)
-        print(f"lingregions {words[0]}: {said}", file=sys.stderr)
-        cluster.abandon(code, said)  # the others must hear of a defect too
-        return code
+    else:
+        raise error
+    print(f"lingregions {verb}: {said}", file=sys.stderr)
+    cluster.abandon(code, said)  # the others must hear of a defect too
+    return code
 
 
 def explain(error: Exception) -> tuple[int, str]:

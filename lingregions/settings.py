@@ -1,7 +1,9 @@
-"""From a command line to a locked config: `--config=configs/x.py:variant --config.scores.samples=64`.
+"""From a command line to a locked config: `core_removal:smollm2 --config.score.samples=64`.
 
-A config is a Python file with `get_config(variant)` that returns an `ml_collections.ConfigDict`. Beside it the file may
-hold two dicts that make messages better: `VARIANTS` (variant -> one sentence) and `HELP` (dotted key -> one sentence).
+A config is named by a file (`mine.py:tiny`) or by the name of one that ships with the package; it may stand as the
+first word or as `--config=`. It is a Python file with `get_config(variant)` that returns an
+`ml_collections.ConfigDict`. Beside it the file may hold two dicts that make messages better: `VARIANTS` (variant -> one
+sentence) and `HELP` (dotted key -> one sentence).
 Values are parsed, and their types enforced, by `ml_collections.config_flags` (a tuple of words may also be written
 `ar,zh` or `1%,3%`); this module finds the file and answers mistakes in words: what was wrong, what there
 is, what was probably meant. A `placeholder(type)` in a config is a value that the user must give: one that is still
@@ -25,6 +27,14 @@ from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
 _LANGUAGES = re.compile(r"\.(languages?|replayed)$")  # keys whose values are languages
+CONFIGS = Path(__file__).parent / "configs"  # those of the package: in a checkout a link to its configs/
+# What `run` and `sweep` take beside --config.KEY=VALUE; the help prints it.
+FLAGS = {
+    "--config=VALUE": "the config, where it is not the first word",
+    "--workdir=VALUE": "folder for everything that the run writes (default: runs/CONFIG-VARIANT)",
+    "--fresh": "move an existing work directory aside and start again",
+    "--dry-run": "check everything, say what would be done, how long it takes and what it needs, and stop",
+}
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=|$)")
 
 
@@ -37,58 +47,88 @@ class Invocation:
     """What one command line asks for."""
 
     config: config_dict.ConfigDict  # locked, nothing unset
-    source: str  # the config file and its variant, as given
-    workdir: Path | None
+    source: str  # the config and its variant, as given
+    workdir: Path
     fresh: bool  # start afresh: move an existing work directory aside
     dry_run: bool  # say what would be done, do nothing
     flags: flags.FlagValues  # these and the caller's own flags, parsed
 
 
-def parse(
-    argv: Sequence[str], values: flags.FlagValues | None = None, required: Sequence[str] = ("config", "workdir")
-) -> Invocation:
-    """Parse the words after a verb: --config, --config.*, --workdir, --fresh, --dry-run and the caller's own flags.
+def parse(argv: Sequence[str], values: flags.FlagValues | None = None) -> Invocation:
+    """Parse the words after a verb: CONFIG, --config.*, --workdir, --fresh, --dry-run and the caller's own flags.
 
-    A flag may be written with dashes or underscores. A dry run needs no --workdir.
+    A flag may be written with dashes or underscores. The config is the first word that is no flag, or --config.
 
     Args:
       argv: the words, without the program and the verb.
       values: an absl `FlagValues` in which the caller has defined flags of its own; parsed in place.
-      required: names of the flags that must be given.
 
     Raises:
-      SettingsError: for an unknown flag or word, a wrong type, a missing flag, and all that `load` refuses.
+      SettingsError: for an unknown flag or word, a wrong type, a missing config, and all that `load` refuses.
     """
     values = flags.FlagValues() if values is None else values
     values.set_gnu_getopt(True)
-    flags.DEFINE_string("config", None, "config file and its variant: configs/x.py:variant", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder for everything that the run writes", flag_values=values)
-    flags.DEFINE_boolean("fresh", False, "move an existing work directory aside and start again", flag_values=values)
-    flags.DEFINE_boolean("dry_run", False, "say what would be done and stop", flag_values=values)
+    for name in ("config", "workdir"):
+        flags.DEFINE_string(name, None, FLAGS[f"--{name}=VALUE"], flag_values=values)
+    for name in ("fresh", "dry_run"):
+        flags.DEFINE_boolean(name, False, FLAGS["--" + name.replace("_", "-")], flag_values=values)
     try:
         rest = values(["lingregions", *map(_underscored, argv)], known_only=True)[1:]
     except flags.Error as error:
         raise SettingsError(str(error)) from None
-    names = list(values)
+    names = [name.replace("_", "-") for name in values]
     for word in rest:
         if word.startswith("-") and key(word) is None:
             name = word.lstrip("-").partition("=")[0]
             raise SettingsError(f"no flag --{name}{_hint(name, names, '--')} Flags: {_enumerate(names, '--')}")
-    for name in required:
-        if values[name].value is None and not (name == "workdir" and values["dry_run"].value):
-            raise SettingsError(f"--{name} is missing ({values[name].help})")
-    source = values["config"].value
-    if source is None:
-        raise SettingsError(f"--config is missing ({values['config'].help})")
-    workdir = values["workdir"].value
+    source, rest = _source(values["config"].value, rest)
+    workdir = values["workdir"].value or f"runs/{Path(source.partition(':')[0]).stem}" + (
+        f"-{source.partition(':')[2]}" if ":" in source else ""
+    )
     return Invocation(
         config=load(source, rest),
         source=source,
-        workdir=None if workdir is None else Path(workdir),
+        workdir=Path(workdir),
         fresh=bool(values["fresh"].value),
         dry_run=bool(values["dry_run"].value),
         flags=values,
     )
+
+
+def _source(given: str | None, words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the config that --config names, or else the first word, and the words that are left."""
+    if given is not None:
+        return given, list(words)
+    # `--config.seed 3` is two words, the second no config.
+    taken = False
+    for place, word in enumerate(words):
+        if not word.startswith("-") and not taken:
+            return word, [*words[:place], *words[place + 1 :]]
+        taken = key(word) is not None and "=" not in word and not word.lstrip("-").startswith("no")
+    listed = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "base"))
+    raise SettingsError(f"which config? Name a file of your own, or one of {listed}")
+
+
+def locate(source: str) -> Path:
+    """Return the file of a config: a path that exists, or the config of that name which ships with the package.
+
+    Raises:
+      SettingsError: there is none; the message names those that there are.
+    """
+    path = Path(source.partition(":")[0]).expanduser()
+    inside = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
+    shipped = [CONFIGS.joinpath(*inside)]
+    if len(path.parts) == 1 and not path.suffix:
+        shipped = [CONFIGS / f"{path}.py", CONFIGS / "sweeps" / f"{path}.py"]
+    for candidate in (path, *(shipped if not path.is_absolute() else ())):
+        if candidate.is_file():
+            return candidate
+    raise SettingsError(_missing(path))
+
+
+def variants(path: Path) -> dict[str, str]:
+    """Return {variant: one sentence} of a config file."""
+    return dict(_execute(path).get("VARIANTS", {}))
 
 
 def _underscored(word: str) -> str:
@@ -170,12 +210,8 @@ def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] |
 
 def _get(source: str) -> tuple[Mapping[str, Any], config_dict.ConfigDict]:
     """Run the config file; return its globals and the fresh, unlocked config of the variant."""
-    name, colon, variant = source.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise SettingsError(_missing(path))
-    with _beside(path.parent):
-        module = runpy.run_path(str(path))
+    path, (_, colon, variant) = locate(source), source.partition(":")
+    module = _execute(path)
     get_config = module.get("get_config")
     if not callable(get_config):
         raise SettingsError(f"{path} is not a config: it defines no function get_config")
@@ -183,15 +219,23 @@ def _get(source: str) -> tuple[Mapping[str, Any], config_dict.ConfigDict]:
     listing = "" if not variants else f" Variants: {_describe(variants)}"
     parameters = inspect.signature(get_config).parameters.values()
     if colon and variants is not None and variant not in variants:
-        raise SettingsError(f'{path} has no variant "{variant}"{_hint(variant, list(variants))}{listing}')
+        raise SettingsError(
+            f'{source.partition(":")[0]} has no variant "{variant}"{_hint(variant, list(variants))}{listing}'
+        )
     if colon and not parameters:
-        raise SettingsError(f'{path} has no variants, but ":{variant}" asks for one')
+        raise SettingsError(f'{source.partition(":")[0]} has no variants, but ":{variant}" asks for one')
     if not colon and any(parameter.default is parameter.empty for parameter in parameters):
-        raise SettingsError(f"{path} needs a variant: --config={path}:VARIANT{listing}")
+        raise SettingsError(f"{source} needs a variant: {source}:VARIANT{listing}")
     config = get_config(variant) if colon else get_config()
     if not isinstance(config, config_dict.ConfigDict):
         raise SettingsError(f"{path}: get_config returned {type(config).__name__}, a ConfigDict is needed")
     return module, config.unlock()
+
+
+def _execute(path: Path) -> dict[str, Any]:
+    """Run a config file and return its globals."""
+    with _beside(path.parent):
+        return runpy.run_path(str(path))
 
 
 @contextlib.contextmanager
@@ -211,6 +255,9 @@ def _beside(folder: Path) -> Iterator[None]:
 def _missing(path: Path) -> str:
     """Say what there is in place of a config file that is not there."""
     folder = path.parent
+    if len(path.parts) == 1 and not path.suffix and not path.is_dir():
+        names = sorted(found.stem for found in CONFIGS.rglob("*.py") if found.stem != "base")
+        return f"no config {path}{_hint(path.name, names)} Configs: {', '.join(names)}, or a file of your own"
     if path.is_dir():
         folder, what = path, f"{path} is a folder, a config file is needed"
     elif not folder.is_dir():
@@ -309,5 +356,5 @@ def _enumerate(names: Sequence[str], prefix: str) -> str:
 
 
 def _hint(word: str, names: Sequence[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, names, n=1)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f'; did you mean "{prefix}{close[0]}"?' if close else "."

@@ -17,6 +17,8 @@ ORDER = (
     "corpus",
     "loss",
     "settings",
+    "guide",
+    "verbs",
     "run",
     "scoring",
     "regions",

@@ -10,8 +10,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections.config_flags import config_path
 
+from lingregions import VERSION, guide, scoring, settings, verbs
+from lingregions.experiments import EXPERIMENTS
 from lingregions.main import VERBS, main
+from lingregions.models import compute
+from lingregions.plan import compiled, plan
+from lingregions.regions import command
 
 CONFIG = f"--config={Path(__file__).parent.parent / 'configs' / 'core_removal.py'}:tiny"
 SMALL = [
@@ -65,6 +71,63 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
         assert "preset:tiny" in said
         assert "\nscore ar " in said
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("rum", 2, "did you mean 'run'?"),
+        ("run", 2, "which config?"),
+        ("run core_remval:tiny", 2, 'did you mean "core_removal"?'),
+        ("run core_removal:tyni", 2, 'core_removal has no variant "tyni"; did you mean "tiny"?'),
+        ("run core_removal:tiny --wrkdir=w", 2, 'did you mean "--workdir"?'),
+        ("run core_removal:tiny --config.scoer.samples=1", 2, 'did you mean "score"?'),
+        ("sweep definition_seeds", 2, 'did you mean "definitions_seeds"?'),
+        ("regions shwo A", 2, "invalid choice: 'shwo'"),
+        ("plan --jbo=score", 2, "--jbo"),
+        ("export --workdir=w", 2, "--arm"),
+        ("run --help", 0, "lingregions run core_removal:smollm2"),
+        ("sweep --help", 0, "definitions_seeds"),
+        ("regions --help", 0, "lingregions regions diff A B"),
+        ("plan --help", 0, "lingregions plan --model=llama2-7b"),
+        ("export --help", 0, "lingregions export --workdir"),
+        ("--version", 0, f"lingregions {VERSION}"),
+    ],
+)
+def test_a_wrong_word_and_help_cost_no_import_of_jax(words, code, message, tmp_path):
+    program = "import sys\nfrom lingregions.main import main\ntry:\n    code = main(sys.argv[1:])\n"
+    program += "except SystemExit as stop:\n    code = stop.code\nassert 'jax' not in sys.modules\nsys.exit(code)"
+    begin = time.process_time(), os.times().children_user
+    found = subprocess.run(
+        [sys.executable, "-c", program, *words.split()], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert found.returncode == code, found.stderr
+    assert message in found.stdout + found.stderr
+    assert os.times().children_user - begin[1] < 1  # seconds of the processor: those of the wall are others' too
+
+
+def test_the_words_of_the_parsers_are_those_of_the_registries():
+    assert compiled.JOBS == verbs.JOBS
+    assert verbs.TRAIN_BATCH == plan.TRAIN_BATCH
+    assert (*compute.DTYPES,) == verbs.DTYPES
+    assert (*compute.REMAT,) == verbs.REMAT
+    assert (compute.PRECISIONS, compute.ATTENTIONS) == (verbs.PRECISIONS, verbs.ATTENTIONS)
+    assert (*command.OPERATIONS,) == verbs.OPERATIONS
+    assert (*scoring.PRESETS,) == verbs.PRESETS
+
+
+def test_the_help_of_run_shows_experiments_variants_and_fields(capsys):
+    assert main(["run", "--help"]) == 0
+    said = capsys.readouterr().out
+    for name in (*EXPERIMENTS, "tiny", "smollm2", "llama2_7b", "--dry-run"):
+        assert f"\n  {name} " in said, name
+    shown = guide.fields()
+    assert len(shown) >= 20
+    assert all(shown.values())
+    config = settings.load("core_removal:tiny")
+    for key in shown:
+        assert f"\n  {key} " in said
+        assert config_path.get_value(key, config) is not None
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,8 @@ def test_parse_leaves_no_state_behind(source):
     ("line", "message"),
     [
         ("--config={} --workdr=w", 'no flag --workdr; did you mean "--workdir"? Flags: --config, --workdir'),
-        ("--config={}", "--workdir is missing"),
-        ("--workdir=w", "--config is missing"),
+        ("--workdir=w", "which config? Name a file of your own, or one of core_removal, definitions"),
+        ("{0} {0} --workdir=w", "what is"),
         ("--config={} --workdir", "Missing value for flag --workdir"),
         ("--config={} --workdir=w --fresh=perhaps", "--fresh=perhaps"),
         ("--config={} --workdir=w stray", "what is 'stray' for?"),
@@ -176,14 +176,39 @@ def test_mistakes_in_the_line_are_told_in_words(source, line, message):
     assert message in str(caught.value)
 
 
-def test_a_workdir_is_asked_for_only_where_it_is_needed(source):
-    assert settings.parse([f"--config={source}"], required=("config",)).workdir is None
+def test_a_config_is_the_first_word_or_a_flag(source):
+    for line in ([source], [f"--config={source}"], ["--config.scores.samples", "3", source, "--fresh"]):
+        assert settings.parse(line).source == source
+    assert settings.parse(["--config.scores.samples", "3", source]).config.scores.samples == 3
+
+
+def test_without_a_workdir_the_config_names_it(source):
+    assert str(settings.parse([f"{source}:small"]).workdir) == "runs/core_removal-small"
+    assert str(settings.parse([source]).workdir) == "runs/core_removal"
+
+
+@pytest.mark.parametrize("name", ["core_removal", "configs/core_removal.py", "definitions_seeds"])
+def test_shipped_configs_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = settings.locate(f"{name}:tiny")
+    assert found.is_file()
+    assert found.stem == name.removeprefix("configs/").removesuffix(".py")
+    assert "tiny" in settings.variants(found)
+
+
+def test_an_own_file_goes_before_a_shipped_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "core_removal.py").write_text(CONFIG)
+    assert settings.load("configs/core_removal.py").batch == 128
+    with pytest.raises(settings.SettingsError, match='no config core_remval; did you mean "core_removal"'):
+        settings.load("core_remval:tiny")
 
 
 def test_flags_are_written_with_dashes_or_underscores(source):
     for word in ("--dry-run", "--dry_run"):
         asked = settings.parse([f"--config={source}", word])
-        assert (asked.dry_run, asked.workdir) == (True, None)
+        assert asked.dry_run
     # Values and keys keep their dashes.
     asked = settings.parse([f"--config={source}", "--workdir=runs/dry-run", "--config.model=a-b"])
     assert (str(asked.workdir), asked.config.model) == ("runs/dry-run", "a-b")

@@ -1,15 +1,10 @@
 """`lingregions plan`: does a job fit on a slice, how long does it take at best, and which slice is the smallest?
 
-    lingregions plan --model=llama2-7b --topology=v5e-16 --job=score
-    lingregions plan --model=llama2-13b --topology=v4-32 --job=train --batch=256 --record=plans.jsonl
-    lingregions plan --table=plans.jsonl > slices.md
-
-The step is compiled ahead of time for a topology that need not be there (libtpu must be), or without --topology for
-the local devices. Mesh and micro-batch are chosen by estimate and confirmed by one compile, half a minute to two
-minutes for a model of billions of parameters.
+lingregions plan --model=llama2-7b --topology=v5e-16 --job=score
+lingregions plan --model=llama2-13b --topology=v4-32 --job=train --batch=256 --record=plans.jsonl
+lingregions plan --table=plans.jsonl > slices.md
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -18,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lingregions import models, scoring
-from lingregions.models.compute import ATTENTIONS, DTYPES, PRECISIONS, REMAT
+from lingregions import models, verbs
 from lingregions.plan import compiled, hardware, plan, table
-from lingregions.plan.compiled import JOBS, Step
+from lingregions.plan.compiled import Step
 from lingregions.plan.hardware import Topology
 
 
@@ -57,46 +51,13 @@ def model(name: str) -> Any:
     )
 
 
-def _mesh(text: str) -> tuple[int, int, int]:
-    try:
-        data, fsdp, tensor = (int(each) for each in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no mesh: write data,fsdp,tensor, such as 1,16,1") from None
-    return data, fsdp, tensor
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lingregions plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--model", help=f"{', '.join(models.PRESETS)}, or a folder with a config.json")
-    add("--topology", default="", help="v5e-16, v4-32, v5p-64, v6e-8, 2xv5e-16 ...; default: the local devices")
-    add("--job", choices=JOBS, default="score")
-    add("--mesh", type=_mesh, default=(-1, -1, -1), help="data,fsdp,tensor; default: chosen")
-    add("--micro", type=int, default=0, help="samples of a micro-batch over all devices; default: chosen")
-    add("--batch", type=int, default=0, help=f"samples of a step: of training {plan.TRAIN_BATCH}, else the micro-batch")
-    add("--length", type=int, default=512, help="tokens a sample")
-    add("--samples", type=int, default=0, help="samples of the whole job; default: the paper's")
-    add("--dtype", choices=tuple(DTYPES), default="bfloat16")
-    add("--precision", choices=PRECISIONS, default="highest")
-    add("--preset", choices=tuple(scoring.PRESETS), default="sound", help="how scores are defined")
-    add("--remat", choices=tuple(REMAT), default="full")
-    add("--attention", choices=ATTENTIONS, default="auto")
-    add("--estimate", action="store_true", help="compile nothing")
-    add("--quick", action="store_true", help="compile without optimizing: says that it compiles, not what it needs")
-    add("--record", type=Path, help="append the plan to this file, one JSON line a plan")
-    add("--table", type=Path, help="print the plans recorded in this file as a Markdown table, and do nothing else")
-    return parser
-
-
 def main(words: Sequence[str]) -> int:
     """Run `lingregions plan`; returns the exit code: 0, also where the job does not fit.
 
     Raises:
       ValueError: what was asked for does not exist, or libtpu is missing.
     """
-    asked = _parser().parse_args(words)
+    asked = verbs.plan().parse_args(words)
     if asked.table:
         print(table.render(asked.table), end="")
         return 0

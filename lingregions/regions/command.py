@@ -3,7 +3,6 @@
 They print to the console they are given; `combine`, `export` and `import` write one file or folder.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lingregions import mesh as meshes
-from lingregions import models
+from lingregions import models, verbs
 from lingregions import tree as trees
 from lingregions.models import source as sources
 from lingregions.regions import algebra, file, geometry, region, released, reliability
@@ -188,38 +187,9 @@ def import_(folder: Path, out: Path, console: Console, *, provenance: Provenance
     console.print(f"{escape(str(out))}: {geometry.total(what):,} entries, {out.stat().st_size:,} bytes")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lingregions regions", description=(__doc__ or "").splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-
-    def add(name: str, function: Callable[..., None], *places: str) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
-        for place in places:
-            verb.add_argument(place, type=Path)
-        return verb
-
-    shown = add("show", show, "path")
-    shown.add_argument("--axis", default="embed", help="axis along which the region is summed (default: embed)")
-    shown.add_argument("--leading", type=int, default=8, help="how many of its indices to name (default: 8)")
-    add("diff", diff, "first", "second")
-    combined = add("combine", combine)
-    combined.add_argument("operation", choices=list(OPERATIONS))
-    combined.add_argument("paths", type=Path, nargs="+")
-    combined.add_argument("--out", type=Path, required=True, help="region file to write")
-    combined.add_argument("--name", default="", help="name of the result")
-    verified = add("verify", verify, "path")
-    verified.add_argument("--model", default="", help="model hash, or a model source to load and hash")
-    verified.add_argument("--tokenizer", default="", help="tokenizer fingerprint")
-    add("export", export, "path", "folder")
-    imported = add("import", import_, "folder", "out")
-    for field in ("name", "definition", "model", "tokenizer"):
-        imported.add_argument(f"--{field}", default="", help=f"{field} to record in the header")
-    return parser
-
-
 def main(words: Sequence[str], console: Console | None = None) -> int:
     """Show, compare, combine, verify, export or import region files; returns the exit code."""
-    flags = vars(_parser().parse_args(list(words)))
+    flags = vars(verbs.regions().parse_args(list(words)))
     verb = flags.pop("verb")
     if verb == "import":
         known = {field.name for field in dataclasses.fields(Provenance)} & flags.keys()

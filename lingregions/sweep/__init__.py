@@ -1,6 +1,6 @@
 """Sweep: one experiment at every cell of a grid over the fields of its config, in one folder, with one table for all.
 
-    lingregions sweep --config=configs/sweeps/definitions_seeds.py:smollm2 --workdir=W [--shard=2/4] [--dry-run]
+    lingregions sweep definitions_seeds:smollm2 --workdir=W [--shard=2/4] [--dry-run]
 
 A config of a sweep names the config of an experiment (`base`, a path relative to itself, with its variant), the values
 of any of its fields (`grid`), and optionally single cells (`cells`); see `grid`. Each cell is a work directory of its
@@ -19,6 +19,25 @@ grid: fractions (`select.fractions`), selectors, seeds of random regions (`selec
 What needs other scores belongs into the grid: models, definitions, `seed` (which samples are drawn), `score.samples`.
 """
 
-from lingregions.sweep.command import main
+from collections.abc import Sequence
+
+from lingregions.sweep import grid
 
 __all__ = ["main"]
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a sweep; returns the exit code: 1 if a cell failed.
+
+    Args:
+      words: the words after the verb.
+
+    Raises:
+      SettingsError: a mistake in the words, the sweep's config, or that of a cell.
+      RunError: the folder cannot be used.
+      Interrupted: a signal asked to stop.
+    """
+    asked = grid.ask(words)  # a wrong word ends here, before JAX is imported
+    from lingregions.sweep import command
+
+    return command.run(asked)

@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import json
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -16,18 +15,15 @@ from pathlib import Path
 from types import FrameType
 
 import jax
-from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from lingregions import settings
 from lingregions.experiments import STAGES, known, perform
 from lingregions.experiments.stage import Stage, add, tabulate
 from lingregions.run import Interrupted, InUse, Run, RunError, cluster, replacing, verify
 from lingregions.run.environment import masked
 from lingregions.run.files import Lock
-from lingregions.settings import SettingsError
 from lingregions.sweep import summary
-from lingregions.sweep.grid import Cell, Grid, resolve, split
+from lingregions.sweep.grid import Asked, Cell, Grid
 
 PATIENCE = 60.0  # seconds to wait while another process begins the same folder
 
@@ -43,50 +39,23 @@ class Outcome:
     error: str = ""
 
 
-def main(words: Sequence[str]) -> int:
-    """Run a sweep; returns the exit code: 1 if a cell failed.
-
-    Args:
-      words: the words after the verb.
-
-    Raises:
-      SettingsError: a mistake in the words, the sweep's config, or that of a cell.
-      RunError: the folder cannot be used.
-      Interrupted: a signal asked to stop.
-    """
-    mine, theirs = split(words)
-    values = flags.FlagValues()
-    flags.DEFINE_string("shard", "1/1", "the cells of one of several processes: 2/4 is the second of four", values)
-    asked = settings.parse(mine, values)
-    number, count = _shard(str(asked.flags["shard"].value))
-    grid = resolve(asked.source, asked.config, theirs)
+def run(asked: Asked) -> int:
+    """Run the cells of a sweep that are asked for; returns the exit code: 1 if a cell failed."""
+    grid, workdir = asked.grid, asked.invocation.workdir
     for cell in grid.cells:
         known(cell.config.experiment)
-    cells = grid.cells[number - 1 :: count]
-    if asked.dry_run:
-        _plan(grid, cells, asked.workdir)
+    cells = grid.cells[asked.shard - 1 :: asked.shards]
+    if asked.invocation.dry_run:
+        _plan(grid, cells, workdir)
         return 0
-    assert asked.workdir is not None
-    if asked.fresh and count > 1:
-        raise SettingsError("--fresh moves aside the whole sweep, the other shards too: give it without --shard")
     machine = grid.cells[0].config.machine
     if machine.distributed:
         cluster.connect(os.environ, machine.get("wait_seconds", cluster.WAIT))
-    folder = asked.workdir.expanduser().absolute()
+    folder = workdir.expanduser().absolute()
     with _stopping(folder), _sharing():
-        _begin(folder, grid, asked.fresh)
+        _begin(folder, grid, asked.invocation.fresh)
         outcomes = _run(folder, cells)
-        return _finish(folder, grid, outcomes, partial=count == 1)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None:
-        raise SettingsError(f"--shard={text}: i/n is needed, such as 2/4, the second of four")
-    number, count = int(match[1]), int(match[2])
-    if not 1 <= number <= count:
-        raise SettingsError(f"--shard={text}: shards are counted from 1, so i must lie in 1 to {max(count, 1)}")
-    return number, count
+        return _finish(folder, grid, outcomes, partial=asked.shards == 1)
 
 
 @contextlib.contextmanager
@@ -228,14 +197,14 @@ def _tell(outcome: Outcome) -> str:
     return f"{outcome.state}: {outcome.error}" if outcome.error else outcome.state
 
 
-def _plan(grid: Grid, cells: Sequence[Cell], folder: Path | None) -> None:
+def _plan(grid: Grid, cells: Sequence[Cell], folder: Path) -> None:
     """Print the config of the first cell, its stages, and all cells with what they ask for and how they stand."""
     stages: list[Stage] = []
     for cell in cells:
         state = "not begun"
         try:
             planned = STAGES[cell.config.experiment](cell.config)
-            if folder is not None and Run.examine(folder / "cells" / cell.name, cell.config):
+            if Run.examine(folder / "cells" / cell.name, cell.config):
                 parts = sum(each.finished(folder / "cells" / cell.name) for each in planned)
                 state = f"{_tell(stand(folder, cell))}, {parts} of {sum(each.parts for each in planned)} parts done"
         except (ValueError, RunError) as error:

