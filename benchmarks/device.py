@@ -43,7 +43,7 @@ def config(name: str) -> Any:
 
     if name == "1b":  # the shape of TinyLlama: 1,100,048,384 parameters
         sizes = {"vocab": 32_000, "embed": 2048, "mlp": 5632, "layers": 22, "heads": 32, "kv_heads": 4, "head_dim": 64}
-        return models.LlamaConfig(**sizes)
+        return models.DecoderConfig(**sizes)
     return models.PRESETS[name]
 
 

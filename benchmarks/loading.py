@@ -34,7 +34,7 @@ from lingregions.models import convert, safetensors
 FILE = 1_000_000_000  # bytes of one file
 
 
-def write(config: models.LlamaConfig, folder: Path) -> None:
+def write(config: models.DecoderConfig, folder: Path) -> None:
     """Write random weights and a config.json; one matrix at a time."""
     draw = np.random.default_rng(0)
     shapes = {name: each.matrix for _, each in trees.walk(models.declare(config)) for name in each.names()}

@@ -92,7 +92,7 @@ def build(config: Any, compute: models.Compute, mesh: Mesh | None = None) -> Eva
 
     def run(params: trees.Tree, batch: Batch, bounds: trees.Tree | None = None) -> tuple[jax.Array, jax.Array]:
         with meshes.use(mesh):
-            out: tuple[jax.Array, jax.Array] = compiled(params, batch, limits=bounds)
+            out: tuple[jax.Array, jax.Array] = compiled(params, batch, bounds=bounds)
             return out
 
     return run

@@ -34,7 +34,7 @@ def greedy(
     count: int,
     mesh: Mesh | None = None,
     stop: Sequence[int] = (),
-    limits: trees.Tree | None = None,
+    bounds: trees.Tree | None = None,
 ) -> list[list[int]]:
     """Return the most likely next token, `count` times over, after each prompt: transformers' `do_sample=False`.
 
@@ -49,7 +49,7 @@ def greedy(
       count: tokens to write at most.
       mesh: device mesh.
       stop: a sample ends with the first of these tokens, which is its last.
-      limits: bounds on what comes from some weights (see `models.bounded`).
+      bounds: bounds on what comes from some weights (see `models.bounded`).
 
     Returns:
       The new token ids of each prompt, 1 to `count` of them.
@@ -67,7 +67,7 @@ def greedy(
     # A table, not a list: one program for any stops.
     last = np.isin(np.arange(config.vocab), np.asarray(stop, np.int64))
     with meshes.use(mesh):
-        written, ends = _write(config, compute, count, params, tokens, lengths, last, limits)
+        written, ends = _write(config, compute, count, params, tokens, lengths, last, bounds)
     return [row[:end].tolist() for row, end in zip(np.asarray(written), np.asarray(ends), strict=True)]
 
 
@@ -95,14 +95,14 @@ def _write(
     tokens: jax.Array,
     lengths: jax.Array,
     last: jax.Array,
-    limits: trees.Tree | None,
+    bounds: trees.Tree | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the tokens written after each prompt, int32 [B, count], and how many of them count, int32 [B].
 
     `tokens` int32 [B, T], `lengths` int32 [B], `last` bool [V]: whether a token ends a sample.
     """
     module = models.architecture(config).module(config, compute)
-    variables = models.bounded(config, params, limits)
+    variables = models.bounded(config, params, bounds)
     table = models.head(config, params).astype(DTYPES[compute.dtype])
     B, T = tokens.shape
 

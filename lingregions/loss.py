@@ -47,7 +47,7 @@ def targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def nll(
-    config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, limits: trees.Tree | None = None
+    config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, bounds: trees.Tree | None = None
 ) -> Loss:
     """Return the summed next-token loss of every sample of a batch; differentiable in `params`.
 
@@ -56,25 +56,25 @@ def nll(
       compute: how to run it.
       params: float32 parameters.
       batch: int32 arrays [B, T].
-      limits: bounds on what comes from some weights (see `models.bounded`).
+      bounds: bounds on what comes from some weights (see `models.bounded`).
 
     Returns:
       `Loss` with sums a sample; a sample of padding alone gives 0 nats, 0 tokens, 0 bytes.
     """
-    return watch(config, compute, params, batch, watched=False, limits=limits)[0]
+    return nll_and_inputs(config, compute, params, batch, capture=False, bounds=bounds)[0]
 
 
-def watch(
+def nll_and_inputs(
     config: Any,
     compute: models.Compute,
     params: trees.Tree,
     batch: Batch,
-    watched: bool = True,
-    limits: trees.Tree | None = None,
-    slopes: trees.Tree | None = None,
+    capture: bool = True,
+    bounds: trees.Tree | None = None,
+    buffers: trees.Tree | None = None,
 ) -> tuple[Loss, trees.Tree]:
     """Return `nll` and the sums of squares of what enters each weight (see `models.hidden`), from one pass."""
-    each, counts, inputs = _each(config, compute, params, batch, watched, limits, slopes)
+    each, counts, inputs = _each(config, compute, params, batch, capture, bounds, buffers)
     sums = Loss(
         nll=jnp.sum(jnp.where(counts, each, jnp.float32(0)), axis=1),
         tokens=jnp.sum(counts, axis=1, dtype=jnp.int32),
@@ -90,7 +90,7 @@ def differentiate(
     part: trees.Tree,
     batch: Batch,
     weight: jax.Array,
-    watched: bool = False,
+    capture: bool = False,
 ) -> tuple[trees.Tree, Loss, trees.Tree]:
     """Return the gradient of weight x the summed NLL of a batch, with the losses and what enters each weight.
 
@@ -101,36 +101,36 @@ def differentiate(
       part: those that the gradient is taken of, a tree of some of their leaves.
       batch: int32 arrays [B, T].
       weight: float32 scalar.
-      watched: whether to gather what enters each weight.
+      capture: whether to gather what enters each weight.
 
     Returns:
-      The gradient, parallel to `part`, and losses and inputs as from `watch`. The layers' weights have theirs in the
-      compute dtype: under bfloat16 no digit more was ever found, and they have half the bytes.
+      The gradient, parallel to `part`, and losses and inputs as from `nll_and_inputs`. The layers' weights have theirs
+      in the compute dtype: under bfloat16 no digit more was ever found, and they have half the bytes.
     """
     dtype, declared, leaves = DTYPES[compute.dtype], trees.flatten(models.declare(config)), trees.flatten(part)
     low = {path: leaf for path, leaf in leaves.items() if declared[path].stacked and leaf.dtype != dtype}
     rest = {path: leaf for path, leaf in leaves.items() if path not in low}
 
-    def objective(rest: dict[str, jax.Array], slopes: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+    def objective(rest: dict[str, jax.Array], buffers: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         whole = trees.merge(params, trees.unflatten(low | rest))
-        found, inputs = watch(config, compute, whole, batch, watched, slopes=trees.unflatten(slopes))
+        found, inputs = nll_and_inputs(config, compute, whole, batch, capture, buffers=trees.unflatten(buffers))
         return jnp.sum(found.nll) * weight, (found, inputs)
 
     # Again around the gradient: the hand-written backward passes are traced after the loss.
     with jax.default_matmul_precision(compute.precision):
-        slopes = {path: jnp.zeros(leaf.shape, dtype) for path, leaf in low.items()}
-        (above, below), (found, inputs) = jax.grad(objective, argnums=(0, 1), has_aux=True)(rest, slopes)
+        buffers = {path: jnp.zeros(leaf.shape, dtype) for path, leaf in low.items()}
+        (above, below), (found, inputs) = jax.grad(objective, argnums=(0, 1), has_aux=True)(rest, buffers)
     return trees.unflatten(above | below), found, inputs
 
 
 def losses(
-    config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, limits: trees.Tree | None = None
+    config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, bounds: trees.Tree | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss of every target: float32 [B, T] nats at the position *before* the target, and bool [B, T].
 
     A position that has no target gives 0 and False. `nll` are the sums of these over T.
     """
-    each, counts, _ = _each(config, compute, params, batch, watched=False, limits=limits)
+    each, counts, _ = _each(config, compute, params, batch, capture=False, bounds=bounds)
     return jnp.where(counts, each, jnp.float32(0)), counts
 
 
@@ -139,13 +139,13 @@ def _each(
     compute: models.Compute,
     params: trees.Tree,
     batch: Batch,
-    watched: bool,
-    limits: trees.Tree | None,
-    slopes: trees.Tree | None = None,
+    capture: bool,
+    bounds: trees.Tree | None,
+    buffers: trees.Tree | None = None,
 ) -> tuple[jax.Array, jax.Array, trees.Tree]:
-    """Return the loss [B, T] of the token after each position, whether it counts, and what `models.hidden` watched."""
+    """Return the loss [B, T] of the token after each position, whether it counts, and what `models.hidden` captured."""
     with jax.default_matmul_precision(compute.precision):
-        hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, watched, limits, slopes)
+        hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, capture, bounds, buffers)
         table = models.head(config, params).astype(DTYPES[compute.dtype])
         following, counts = targets(batch)
         return cross_entropy(hidden, table, following, min(compute.chunk, hidden.shape[1])), counts, inputs
@@ -197,7 +197,7 @@ def _hot(logits: jax.Array, following: jax.Array) -> jax.Array:
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == following[..., None]
 
 
-def _slope(weights: jax.Array, total: jax.Array, following: jax.Array) -> jax.Array:
+def _d_logits(weights: jax.Array, total: jax.Array, following: jax.Array) -> jax.Array:
     """Return d loss / d logits = softmax - one-hot."""
     return weights / total - _hot(weights, following).astype(weights.dtype)
 
@@ -210,18 +210,18 @@ def _cross_entropy(hidden: jax.Array, table: jax.Array, following: jax.Array) ->
 def _forward(hidden: Any, table: Any, following: Any) -> tuple[jax.Array, Any]:
     def one(each: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         nats, weights, total = _chunk(each[0], table.value, each[1])
-        slope = _slope(weights, total, each[1]).astype(table.value.dtype)
-        return nats, jnp.einsum("btv,vd->btd", slope, table.value)
+        d_logits = _d_logits(weights, total, each[1]).astype(table.value.dtype)
+        return nats, jnp.einsum("btv,vd->btd", d_logits, table.value)
 
-    nats, slopes = jax.lax.map(one, (hidden.value, following.value))
-    # Scoring does not ask for the head's gradient: then nothing but the slopes need be kept.
+    nats, d_hidden = jax.lax.map(one, (hidden.value, following.value))
+    # Scoring does not ask for the head's gradient: then nothing but the gradient need be kept.
     kept = (hidden.value, table.value, following.value) if table.perturbed else None
-    return nats, (slopes, kept)
+    return nats, (d_hidden, kept)
 
 
 def _backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array | None, None]:
-    slopes, inputs = kept
-    d_hidden = slopes * gradient[..., None].astype(slopes.dtype)
+    d_hidden, inputs = kept
+    d_hidden = d_hidden * gradient[..., None].astype(d_hidden.dtype)
     if inputs is None:
         return d_hidden, None, None
     hidden, table, following = inputs
@@ -229,7 +229,7 @@ def _backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array | No
     def add(total: jax.Array, each: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         values, ids, cotangent = each
         _, weights, normaliser = _chunk(values, table, ids)
-        d_logits = (_slope(weights, normaliser, ids) * cotangent[..., None]).astype(table.dtype)
+        d_logits = (_d_logits(weights, normaliser, ids) * cotangent[..., None]).astype(table.dtype)
         return total + _outer(d_logits, values), None
 
     d_table, _ = jax.lax.scan(add, jnp.zeros(table.shape, jnp.float32), (hidden, following, gradient))

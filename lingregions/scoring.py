@@ -183,9 +183,9 @@ def start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32"
     def empty(init: Callable[[jax.Array], jax.Array], dtype: Any) -> trees.Tree:
         return jax.tree.map(lambda theta: init(theta).astype(dtype), part)
 
-    slopes = [name for name in names if RULES[name].reads == "gradient"]
-    grouped = any(accumulator != "float32" or not RULES[name].additive for name in slopes)
-    dtypes = {name: ACCUMULATORS[accumulator] if name in slopes else jnp.float32 for name in names}
+    differentiated = [name for name in names if RULES[name].reads == "gradient"]
+    grouped = any(accumulator != "float32" or not RULES[name].additive for name in differentiated)
+    dtypes = {name: ACCUMULATORS[accumulator] if name in differentiated else jnp.float32 for name in names}
     sums = {name: empty(RULES[name].init, dtypes[name]) for name in names}
     return Sums(sums, empty(jnp.zeros_like, jnp.float32) if grouped else {})
 
@@ -236,15 +236,15 @@ def step(
     """
     part = roles.restrict(params, scope)
     rules = {name: RULES[name] for name in sums.rules}
-    watched = any(rule.reads == "inputs" for rule in rules.values())
+    capture = any(rule.reads == "inputs" for rule in rules.values())
 
     if any(rule.reads == "gradient" for rule in rules.values()):
-        gradient, found, inputs = loss.differentiate(config, compute, params, part, batch, weight, watched)
+        gradient, found, inputs = loss.differentiate(config, compute, params, part, batch, weight, capture)
     else:
-        gradient, (found, inputs) = {}, loss.watch(config, compute, params, batch, watched)
-    slopes = {"gradient": gradient, "inputs": inputs, "nothing": part}
+        gradient, (found, inputs) = {}, loss.nll_and_inputs(config, compute, params, batch, capture)
+    given = {"gradient": gradient, "inputs": inputs, "nothing": part}
     added = {
-        name: total if sums.open and rules[name].reads == "gradient" else _update(name, total, part, slopes)
+        name: total if sums.open and rules[name].reads == "gradient" else _update(name, total, part, given)
         for name, total in sums.rules.items()
     }
     opened = (
@@ -253,9 +253,9 @@ def step(
     return Sums(added, opened), found
 
 
-def _update(name: str, sums: trees.Tree, part: trees.Tree, slopes: Mapping[str, trees.Tree]) -> trees.Tree:
+def _update(name: str, sums: trees.Tree, part: trees.Tree, given: Mapping[str, trees.Tree]) -> trees.Tree:
     """Apply a rule's update array by array, in float32, and keep the dtype of the sums."""
-    rule, theirs = RULES[name], trees.flatten(slopes[RULES[name].reads])
+    rule, theirs = RULES[name], trees.flatten(given[RULES[name].reads])
 
     def update(path: str, total: jax.Array, theta: jax.Array) -> jax.Array:
         wide = total.astype(jnp.float32), theta, theirs[path].astype(jnp.float32)

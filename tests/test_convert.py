@@ -16,8 +16,8 @@ from lingregions import tree as trees
 from lingregions.models import convert
 from lingregions.models.tokenizer import Tokenizer
 
-CONFIG = models.LlamaConfig(vocab=264, embed=32, mlp=64, layers=3, heads=4, kv_heads=2, head_dim=8, context=64)
-TIED = models.LlamaConfig(**(vars(CONFIG) | {"tied": True}))
+CONFIG = models.DecoderConfig(vocab=264, embed=32, mlp=64, layers=3, heads=4, kv_heads=2, head_dim=8, context=64)
+TIED = models.DecoderConfig(**(vars(CONFIG) | {"tied": True}))
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_export_refuses_before_it_writes(tmp_path, params):
         convert.export(params, CONFIG, folder, dtype="float16")
     with pytest.raises(ValueError, match=r"the parameters to export: 'lm_head'"):
         convert.export(params, TIED, folder)
-    small = models.LlamaConfig(**(vars(CONFIG) | {"vocab": 200}))
+    small = models.DecoderConfig(**(vars(CONFIG) | {"vocab": 200}))
     cut = params | {name: params[name][:200] for name in ("embed_tokens", "lm_head")}
     with pytest.raises(ValueError, match=r"tokenizer bytes does not belong to this model"):
         convert.export(cut, small, folder, Tokenizer.bytes())
@@ -248,7 +248,7 @@ jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
 from lingregions import mesh as meshes, models, tree as trees
 from lingregions.models import convert, safetensors
 
-config = models.LlamaConfig(
+config = models.DecoderConfig(
     vocab=8192, embed=512, mlp=2048, layers=16, heads=8, kv_heads=8, head_dim=64, context=64, tied=False
 )
 declaration = models.declare(config)

@@ -16,7 +16,7 @@ from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.evaluate import Result, perplexity
 
-CONFIG = models.LlamaConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.5)
+CONFIG = models.DecoderConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.5)
 S, T = 12, 9
 
 
@@ -51,7 +51,7 @@ def stated(*rows: list[list[float | None]]) -> tuple[evaluate.Evaluator, list[Ba
         shape = nll.shape
         sizes = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
         batches.append(Batch(np.full(shape, number, np.int32), np.ones(shape, np.int32), sizes))
-    return lambda params, batch, limits=None: given[batch.tokens[0, 0]], batches
+    return lambda params, batch, bounds=None: given[batch.tokens[0, 0]], batches
 
 
 # The figures.
@@ -139,7 +139,7 @@ def test_a_sample_without_targets_counts_nothing_whatever_it_holds():
     nll, counts = np.array([[math.nan, 1.0]], np.float32), np.array([[False, True]])
     (batch,) = stated([[None]])[1]
     batch = batch._replace(bytes=np.zeros((1, 3), np.int32))
-    result = evaluate.evaluate(lambda params, batch, limits: (nll, counts), {}, [batch])
+    result = evaluate.evaluate(lambda params, batch, bounds: (nll, counts), {}, [batch])
     assert (result.nll, result.tokens) == (1.0, 1)
 
 
@@ -164,7 +164,7 @@ def test_batches_are_sent_ahead_of_what_is_read():
     order: list[str] = []
     inner, given = stated([[1.0]], [[2.0]], [[4.0]])
 
-    def evaluator(params: trees.Tree, batch: Batch, limits: None) -> tuple[np.ndarray, np.ndarray]:
+    def evaluator(params: trees.Tree, batch: Batch, bounds: None) -> tuple[np.ndarray, np.ndarray]:
         order.append(f"send {batch.tokens[0, 0]}")
         return inner(params, batch)
 

@@ -26,7 +26,7 @@ T = 64  # of the naive loop: one shape
 class Case:
     """A tiny model and prompts of several lengths."""
 
-    config: models.LlamaConfig
+    config: models.DecoderConfig
     params: trees.Tree
     prompts: list[list[int]]
 
@@ -96,11 +96,11 @@ def test_one_token_is_the_first_of_many() -> None:
     assert case("mha").greedy(count=1) == [each[:1] for each in naive("mha")]
 
 
-def test_limits_hold_in_the_prompt_and_in_every_step() -> None:
+def test_bounds_hold_in_the_prompt_and_in_every_step() -> None:
     """Where the MLPs and the attention give nothing, a token depends on the one before alone."""
     this, L = case("mha"), case("mha").config.layers
     nothing = np.zeros(L, np.float32)
-    limits = {"layers": {"mlp": {"down_proj": nothing}, "self_attn": {"o_proj": nothing}}}
+    bounds = {"layers": {"mlp": {"down_proj": nothing}, "self_attn": {"o_proj": nothing}}}
     table, gain = (np.asarray(this.params[key], np.float64) for key in ("embed_tokens", "norm"))
     scaled = table / np.sqrt((table**2).mean(-1, keepdims=True) + this.config.eps) * gain
     following = (scaled @ np.asarray(this.params["lm_head"], np.float64).T).argmax(axis=1)
@@ -110,9 +110,9 @@ def test_limits_hold_in_the_prompt_and_in_every_step() -> None:
         for _ in range(COUNT):
             text.append(int(following[text[-1]]))
         expected.append(text[1:])
-    assert this.greedy(limits=limits) == expected != naive("mha")
-    endless = jax.tree.map(lambda bound: bound + np.float32(np.inf), limits)
-    assert this.greedy(limits=endless) == naive("mha")
+    assert this.greedy(bounds=bounds) == expected != naive("mha")
+    endless = jax.tree.map(lambda bound: bound + np.float32(np.inf), bounds)
+    assert this.greedy(bounds=endless) == naive("mha")
 
 
 def test_the_cache_is_of_the_compute_dtype_and_has_one_slot_a_token() -> None:

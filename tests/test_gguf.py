@@ -12,7 +12,7 @@ from lingregions import models
 from lingregions import tree as trees
 from lingregions.models import convert, gguf
 
-CONFIG = models.LlamaConfig(
+CONFIG = models.DecoderConfig(
     vocab=96, embed=32, mlp=64, layers=2, heads=4, kv_heads=2, head_dim=8, context=128, rope_theta=5e5
 )
 QUANTISED = library.GGMLQuantizationType.Q8_0

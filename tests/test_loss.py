@@ -15,12 +15,14 @@ from lingregions import loss, models
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.models import Compute, LlamaConfig, roles
+from lingregions.models import Compute, DecoderConfig, roles
 
-CONFIG = LlamaConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.5)
-TIED = LlamaConfig(vocab=40, embed=8, mlp=12, layers=1, heads=2, kv_heads=1, head_dim=4, context=64, std=0.5, tied=True)
+CONFIG = DecoderConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.5)
+TIED = DecoderConfig(
+    vocab=40, embed=8, mlp=12, layers=1, heads=2, kv_heads=1, head_dim=4, context=64, std=0.5, tied=True
+)
 B, T, D, V = 4, 10, 8, 40
-DIFFERENTIATE = jax.jit(loss.differentiate, static_argnums=(0, 1), static_argnames="watched")
+DIFFERENTIATE = jax.jit(loss.differentiate, static_argnums=(0, 1), static_argnames="capture")
 
 SEGMENTS = np.int32(
     [
@@ -88,7 +90,7 @@ def expected(params):
     return reference(hidden, params["lm_head"], draw())
 
 
-def nll(config: LlamaConfig, params: trees.Tree, batch: Batch, **compute: Any) -> loss.Loss:
+def nll(config: DecoderConfig, params: trees.Tree, batch: Batch, **compute: Any) -> loss.Loss:
     return jax.jit(loss.nll, static_argnums=(0, 1))(config, Compute(**compute), params, batch)
 
 
@@ -316,7 +318,7 @@ def test_the_gradient_of_a_part_is_that_part_of_the_gradient():
         compute = Compute(dtype=dtype, block=4, chunk=5)
         whole, _, _ = DIFFERENTIATE(CONFIG, compute, params, params, batch, jnp.float32(1))
         part = roles.restrict(params, "decoder_without_norms")
-        found, _, inputs = DIFFERENTIATE(CONFIG, compute, params, part, batch, jnp.float32(1), watched=True)
+        found, _, inputs = DIFFERENTIATE(CONFIG, compute, params, part, batch, jnp.float32(1), capture=True)
         assert trees.flatten(found).keys() == trees.flatten(part).keys()
         for path, leaf in trees.walk(found):
             assert np.any(leaf)
@@ -337,7 +339,7 @@ def sizes(jaxpr: Any) -> Iterator[int]:
 
 
 def largest(chunk: int, backward: bool) -> int:
-    config = LlamaConfig(vocab=500, embed=4, mlp=4, layers=1, heads=1, kv_heads=1, head_dim=4, context=64)
+    config = DecoderConfig(vocab=500, embed=4, mlp=4, layers=1, heads=1, kv_heads=1, head_dim=4, context=64)
     batch = Batch(*(jax.ShapeDtypeStruct((2, 64), np.int32) for _ in range(3)))
 
     def total(params, batch):

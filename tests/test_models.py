@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
-from lingregions.models import attention, llama, roles
-from lingregions.models.llama import LlamaConfig, RopeScaling
+from lingregions.models import attention, decoder, roles, rotary
+from lingregions.models.config import DecoderConfig, RotaryScaling
 from lingregions.models.parameter import Parameter
 
 PRESETS = sorted(models.PRESETS)
@@ -24,9 +24,9 @@ PRESETS = sorted(models.PRESETS)
 SMALL = [name for name in PRESETS if trees.count(models.declare(models.PRESETS[name])) < 1_000_000]
 
 
-def small(**changes: Any) -> LlamaConfig:
+def small(**changes: Any) -> DecoderConfig:
     sizes = {"vocab": 11, "embed": 8, "mlp": 12, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 2, "context": 64}
-    return LlamaConfig(**sizes | {"std": 0.5} | changes)
+    return DecoderConfig(**sizes | {"std": 0.5} | changes)
 
 
 # The declaration.
@@ -90,7 +90,8 @@ def test_every_tensor_of_hugging_face_is_named_once_with_its_shape(preset):
 def test_an_axis_of_a_name_has_one_length(preset):
     lengths: dict[str, set[int]] = {}
     for path, each in trees.walk(models.declare(models.PRESETS[preset])):
-        assert each.stacked == path.startswith("layers.") == ("{layer}" in each.name)
+        assert each.stacked == path.startswith("layers.") == roles.ROLES[each.role].stacked
+        assert each.path == path
         for axis, size in zip(each.axes, each.shape, strict=True):
             lengths.setdefault(axis, set()).add(size)
     assert {axis: len(sizes) for axis, sizes in lengths.items()} == dict.fromkeys(lengths, 1)
@@ -98,10 +99,10 @@ def test_an_axis_of_a_name_has_one_length(preset):
 
 
 def test_a_parameter_knows_its_matrices():
-    stacked = Parameter("model.layers.{layer}.mlp.up_proj.weight", (2, 5, 3), ("layers", "mlp", "embed"), 0.1)
+    stacked = Parameter("up", (2, 5, 3), ("layers", "mlp", "embed"), 0.1)
     assert (stacked.stacked, stacked.matrix) == (True, (5, 3))
     assert stacked.names() == ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"]
-    plain = Parameter("model.norm.weight", (3,), ("embed",), None)
+    plain = Parameter("final_norm", (3,), ("embed",), None)
     assert (plain.stacked, plain.matrix, plain.names()) == (False, (3,), ["model.norm.weight"])
     np.testing.assert_array_equal(np.asarray(plain.initialize(jax.random.key(0))), np.ones(3, np.float32))
 
@@ -116,7 +117,7 @@ def initialized(request):
 
 
 def test_each_architecture_has_a_preset_that_tests_can_run():
-    assert {type(models.PRESETS[name]) for name in SMALL} == {each.config for each in models.ARCHITECTURES.values()}
+    assert {models.PRESETS[name].family for name in SMALL} == set(models.ARCHITECTURES)
 
 
 def test_the_same_values_on_every_mesh(initialized, mesh):
@@ -218,7 +219,7 @@ def test_llama_3_1_is_read():
         "rope_scaling": LLAMA3 | {"rope_type": "llama3"},
     }
     config = models.parse(LLAMA2_7B | changes)
-    assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    assert config.rope_scaling == RotaryScaling("llama3", 8.0, 1.0, 4.0, 8192)
     assert trees.count(models.declare(config)) == 8_030_261_248
 
 
@@ -230,18 +231,18 @@ def test_every_preset_survives_its_config_file(preset):
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> LlamaConfig:
+def configs(draw: st.DrawFn) -> DecoderConfig:
     size = st.integers(1, 2**20)
     kv_heads, context = draw(st.integers(1, 64)), draw(size)
     factor = st.floats(1.0, 64.0)
     scaling = draw(
         st.one_of(
             st.none(),
-            st.builds(RopeScaling, st.just("linear"), factor, original_context=st.just(context)),
-            st.builds(RopeScaling, st.just("llama3"), factor, st.floats(0.5, 2.0), st.floats(2.5, 8.0), size),
+            st.builds(RotaryScaling, st.just("linear"), factor, original_context=st.just(context)),
+            st.builds(RotaryScaling, st.just("llama3"), factor, st.floats(0.5, 2.0), st.floats(2.5, 8.0), size),
         )
     )
-    return LlamaConfig(
+    return DecoderConfig(
         vocab=draw(size),
         embed=draw(size),
         mlp=draw(size),
@@ -363,27 +364,29 @@ def test_compute_settings_that_do_not_exist_are_refused(changes, message):
 def test_frequencies_by_hand():
     # theta 16, H 4: pairs turn by 16^0 = 1 and 16^(-1/2) = 1/4 a position.
     plain = small(head_dim=4, rope_theta=16.0)
-    np.testing.assert_array_equal(llama.frequencies(plain), np.float32([1, 0.25]))
-    linear = dataclasses.replace(plain, rope_scaling=RopeScaling("linear", 8.0))
-    np.testing.assert_array_equal(llama.frequencies(linear), np.float32([0.125, 0.03125]))
+    np.testing.assert_array_equal(rotary.frequencies(4, 16.0, plain.rope_scaling), np.float32([1, 0.25]))
+    linear = dataclasses.replace(plain, rope_scaling=RotaryScaling("linear", 8.0))
+    np.testing.assert_array_equal(rotary.frequencies(4, 16.0, linear.rope_scaling), np.float32([0.125, 0.03125]))
     # Wavelengths 2 pi and 8 pi = 25.13 in a context of 50: 50 / 25.13 = 1.989 lies between 1 and 3, so the second pair
     # is blended by (1.989 - 1) / (3 - 1) = 0.4947; the first, 50 / 6.28 = 7.96 > 3, is kept.
-    blended = dataclasses.replace(plain, rope_scaling=RopeScaling("llama3", 2.0, 1.0, 3.0, 50))
+    blended = dataclasses.replace(plain, rope_scaling=RotaryScaling("llama3", 2.0, 1.0, 3.0, 50))
     blend = (50 / (8 * math.pi) - 1) / 2
-    np.testing.assert_allclose(llama.frequencies(blended), [1, (1 - blend) * 0.125 + blend * 0.25], rtol=1e-6)
+    np.testing.assert_allclose(
+        rotary.frequencies(4, 16.0, blended.rope_scaling), [1, (1 - blend) * 0.125 + blend * 0.25], rtol=1e-6
+    )
     # In a context of 20 the second is longer than all of it: stretched.
-    stretched = dataclasses.replace(plain, rope_scaling=RopeScaling("llama3", 2.0, 1.0, 3.0, 20))
-    np.testing.assert_allclose(llama.frequencies(stretched), [1, 0.125], rtol=1e-6)
+    stretched = dataclasses.replace(plain, rope_scaling=RotaryScaling("llama3", 2.0, 1.0, 3.0, 20))
+    np.testing.assert_allclose(rotary.frequencies(4, 16.0, stretched.rope_scaling), [1, 0.125], rtol=1e-6)
 
 
 def test_rotate_turns_pairs_half_a_head_apart():
     turn = (jnp.float32([[[0.0, 1.0]]]), jnp.float32([[[1.0, 0.0]]]))  # 90 degrees for pair 0, none for pair 1
-    found = llama.rotate(jnp.float32([[[[1.0, 2.0, 3.0, 4.0]]]]), *turn)
+    found = rotary.rotate(jnp.float32([[[[1.0, 2.0, 3.0, 4.0]]]]), *turn)
     np.testing.assert_array_equal(np.asarray(found), np.float32([[[[-3.0, 2.0, 1.0, 4.0]]]]))
 
 
 def test_position_zero_is_not_turned():
-    cos, sin = llama.angles(small(), 3)
+    cos, sin = rotary.angles(2, small().kinds[0], 3)
     assert cos.shape == sin.shape == (3, 1, 1)
     assert (float(cos[0, 0, 0]), float(sin[0, 0, 0])) == (1, 0)
     np.testing.assert_allclose(np.asarray(sin)[:, 0, 0], np.sin([0, 1, 2]), rtol=1e-6)
@@ -391,10 +394,10 @@ def test_position_zero_is_not_turned():
 
 def test_the_norm_by_hand():
     # The mean square of (3, 4) is 12.5; with eps 3.5 the root is 4.
-    found = llama.normalize(jnp.float32([3.0, 4.0]), 3.5)
+    found = decoder.normalize(jnp.float32([3.0, 4.0]), 3.5)
     np.testing.assert_allclose(np.asarray(found), [0.75, 1.0], rtol=1e-6)
-    assert llama.normalize(jnp.bfloat16([3.0, 4.0]), 3.5).dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(llama.normalize(jnp.zeros(2), 1e-5)), np.zeros(2, np.float32))
+    assert decoder.normalize(jnp.bfloat16([3.0, 4.0]), 3.5).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(decoder.normalize(jnp.zeros(2), 1e-5)), np.zeros(2, np.float32))
 
 
 # Attention: two implementations of one function.
@@ -526,16 +529,16 @@ def test_eight_devices_give_what_one_gives(sample, mesh):
     np.testing.assert_allclose(found, np.concatenate([hidden, hidden]), atol=2e-5)
 
 
-def test_watched_inputs_are_those_of_every_weight_in_the_layers(sample):
+def test_captured_inputs_are_those_of_every_weight_in_the_layers(sample):
     config, params, tokens, _ = sample
     step = jax.jit(models.hidden, static_argnums=(0, 1, 5))
     _, inputs = step(config, models.Compute(block=4), params, tokens, SEGMENTS, True)
     layers = trees.flatten(roles.restrict(models.declare(config), "decoder"))
-    watched = trees.flatten(inputs)
-    assert {path: watched[path].shape for path in layers} == {
+    captured = trees.flatten(inputs)
+    assert {path: captured[path].shape for path in layers} == {
         path: (each.shape[0], each.shape[-1]) for path, each in layers.items()
     }
-    assert watched.keys() - layers.keys() == {"norm"}
+    assert captured.keys() - layers.keys() == {"norm"}
     # q, k and v read the same; the input of the first layer's first gain is the normed embedding, padding left out.
     attended = inputs["layers"]["self_attn"]
     np.testing.assert_array_equal(np.asarray(attended["q_proj"]), np.asarray(attended["v_proj"]))

@@ -165,7 +165,7 @@ def test_restoring_from_another_model_is_refused(params):
 
 @pytest.mark.parametrize("name", sorted(perturb.PERTURBATIONS))
 def test_sharded_is_unsharded_and_stays_on_its_shards(name, mesh):
-    config = models.LlamaConfig(vocab=8, embed=8, mlp=8, layers=2, heads=2, kv_heads=2, head_dim=4, context=8)
+    config = models.DecoderConfig(vocab=8, embed=8, mlp=8, layers=2, heads=2, kv_heads=2, head_dim=4, context=8)
     params = models.initialize(config, jax.random.key(0))
     masks = jax.tree.map(lambda leaf: jnp.abs(leaf) > 0.02, roles.restrict(params, "decoder"))
     places = meshes.shardings(models.declare(config), mesh)
@@ -313,7 +313,7 @@ def test_applied_puts_back_after_an_error(params):
 
 
 def test_applied_on_shards(mesh):
-    config = models.LlamaConfig(vocab=8, embed=8, mlp=8, layers=2, heads=2, kv_heads=2, head_dim=4, context=8)
+    config = models.DecoderConfig(vocab=8, embed=8, mlp=8, layers=2, heads=2, kv_heads=2, head_dim=4, context=8)
     places = meshes.shardings(models.declare(config), mesh)
     params = jax.device_put(models.initialize(config, jax.random.key(0)), places)
     before = bits(params)

@@ -17,10 +17,10 @@ from lingregions import mesh as meshes
 from lingregions import models, scoring
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.models import Compute, LlamaConfig, roles
+from lingregions.models import Compute, DecoderConfig, roles
 from lingregions.scoring import Definition, Scorer
 
-CONFIG = LlamaConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.4)
+CONFIG = DecoderConfig(vocab=40, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.4)
 S, T, GROUP = 8, 8, 4  # samples, tokens, samples a group
 RULES = tuple(scoring.RULES)
 SLOPED = [rule for rule in RULES if scoring.RULES[rule].reads == "gradient"]

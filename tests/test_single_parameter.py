@@ -95,7 +95,9 @@ def test_the_scalars_are_what_they_are_said_to_be(whole, laboratory):
 
     ids = [256, *b"The quick brown fox jumps over the lazy dog."]  # bos, and bytes as tokens
     tokens = jnp.asarray([ids], jnp.int32)
-    peaks = models.peaks(laboratory.model, laboratory.compute, laboratory.params, tokens, jnp.ones_like(tokens))
+    peaks = models.activation_maxima(
+        laboratory.model, laboratory.compute, laboratory.params, tokens, jnp.ones_like(tokens)
+    )
     layer = int(by_kind[SUPER].where[0])
     assert by_kind[SUPER].matrix == f"model.layers.{layer}.mlp.down_proj.weight"
     assert by_kind[SUPER].entry == (int(peaks.down_out[layer].argmax()), int(peaks.down_in[layer].argmax()))
@@ -141,7 +143,9 @@ def test_clipping_bounds_what_down_proj_gives(whole, laboratory):
     for language in ("ar", "zh"):
         corpus, positions = lab.draw(laboratory, language, "score")
         batch = laboratory.place(corpus.batch(positions[:1]))
-        found = models.peaks(laboratory.model, laboratory.compute, laboratory.params, batch.tokens, batch.segments)
+        found = models.activation_maxima(
+            laboratory.model, laboratory.compute, laboratory.params, batch.tokens, batch.segments
+        )
         watched.append(np.asarray(found.down_out).max(1))
     bounds = limits(laboratory)
     np.testing.assert_array_equal(bounds["layers"]["mlp"]["down_proj"], np.maximum(*watched))

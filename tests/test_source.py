@@ -129,7 +129,7 @@ def test_a_folder_without_tokenizer_or_weights(folder):
 
 
 def test_a_tokenizer_of_a_larger_model_is_refused(folder, params):
-    small = models.LlamaConfig(**(vars(TINY) | {"vocab": 257}))
+    small = models.DecoderConfig(**(vars(TINY) | {"vocab": 257}))
     cut = params | {name: params[name][:257] for name in ("embed_tokens", "lm_head")}
     convert.export(cut, small, folder.parent / "small")
     Tokenizer.bytes().save(folder.parent / "small")
@@ -234,7 +234,7 @@ VALUE = 0.25  # of every weight in the wheel
 
 def write_gguf(path):
     """Write a model of one layer that tokenizes by bytes; return its config."""
-    config = models.LlamaConfig(
+    config = models.DecoderConfig(
         vocab=259, embed=8, mlp=16, layers=1, heads=1, kv_heads=1, head_dim=8, context=32, tied=True
     )
     tokens = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "<a>", "<b>", "ab"]

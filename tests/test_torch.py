@@ -109,9 +109,9 @@ def test_tiny_models(write: Any, name: str, seed: int) -> None:
             assert_near(scorer.finish(params, sums, tokens, rule), each, SCORES)
 
 
-def peaks_of(write: Any, model: Any, document: np.ndarray) -> models.Peaks:
+def peaks_of(write: Any, model: Any, document: np.ndarray) -> models.ActivationMaxima:
     """The largest magnitudes of one document, as hooks of torch see them."""
-    sizes: dict[str, list[np.ndarray]] = {name: [] for name in models.Peaks._fields}
+    sizes: dict[str, list[np.ndarray]] = {name: [] for name in models.ActivationMaxima._fields}
 
     def note(name: str, values: Any) -> None:
         sizes[name].append(values[0].abs().amax(dim=0).numpy())
@@ -126,7 +126,7 @@ def peaks_of(write: Any, model: Any, document: np.ndarray) -> models.Peaks:
         write.logits(model, document)
     for hook in hooks:
         hook.remove()
-    return models.Peaks(**{name: np.stack(each) for name, each in sizes.items()})
+    return models.ActivationMaxima(**{name: np.stack(each) for name, each in sizes.items()})
 
 
 @pytest.mark.parametrize("name", list(cases.CASES))
@@ -134,7 +134,7 @@ def test_peaks(write: Any, name: str) -> None:
     raw = cases.CASES[name]
     weights, document = cases.weights(raw, 7), cases.groups(raw, 7)[0][0][0]
     config = models.parse(raw)
-    found = models.peaks(config, Compute(block=16), stack(weights, config), *cases.pack([[document]]))
+    found = models.activation_maxima(config, Compute(block=16), stack(weights, config), *cases.pack([[document]]))
     for ours, theirs in zip(found, peaks_of(write, write.build(raw, weights), document), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -336,12 +336,12 @@ def test_smollm2_greedy_continuation(write: Any, real: Real) -> None:
 def test_smollm2_peaks(write: Any, real: Real) -> None:
     """The peaks of torch, and the weight and the dimension that the published methods find in this model by eye."""
     batch = window(real.tokens[:SHORT])
-    found = models.peaks(real.source.config, Compute(), real.params, batch.tokens, batch.segments)
+    found = models.activation_maxima(real.source.config, Compute(), real.params, batch.tokens, batch.segments)
     for ours, theirs in zip(found, peaks_of(write, load(write, real.source), real.tokens[:SHORT]), strict=True):
         scale = theirs.max(axis=1, keepdims=True)
         np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-4)
-    assert models.supers(found)[0] == ("model.layers.11.mlp.down_proj.weight", (507, 1229))
-    assert models.massive(found, 1) == [507]
+    assert models.super_weights(found)[0] == ("model.layers.11.mlp.down_proj.weight", (507, 1229))
+    assert models.massive_dimensions(found, 1) == [507]
 
 
 def test_smollm2_region_file_in_ten_lines(write: Any, real: Real, tmp_path: Path) -> None:

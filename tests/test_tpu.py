@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not compiled.installed(), reason="libtpu is not installed"),
 ]
 # Wide enough for the compiler to treat it as it treats the big ones, few enough layers to compile in seconds.
-MODEL = models.LlamaConfig(
+MODEL = models.DecoderConfig(
     vocab=32_000, embed=1024, mlp=2816, layers=4, heads=8, kv_heads=4, head_dim=128, context=4096
 )
 COMPUTE = models.Compute(dtype="bfloat16", remat="full")

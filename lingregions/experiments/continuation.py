@@ -32,7 +32,7 @@ def write(laboratory: Laboratory, arm: Arm) -> None:
                 [*texts, *texts[:1] * (-len(texts) % meshes.rows(laboratory.mesh))],
                 chosen.tokens,
                 laboratory.mesh,
-                limits=arm.limits,
+                bounds=arm.limits,
             )
         said = [laboratory.tokenizer.decode(ids) for ids in found[: len(texts)]]
         run.write(_file(arm.name), json.dumps(said, ensure_ascii=False) + "\n")

@@ -157,7 +157,7 @@ def choose(laboratory: Laboratory, found: Region) -> dict[tuple[str, int | None]
             f"dimensions.counts asks for {most}, and as many of two other kinds; the model has {size} dimensions"
         )
     top = tuple(index for index, _ in geometry.profile(found, AXIS).leading(most))
-    massive = tuple(models.massive(extremes.watch(laboratory), most))
+    massive = tuple(models.massive_dimensions(extremes.watch(laboratory), most))
     free = np.setdiff1d(np.arange(size), [*top, *massive])
     drawn = {
         ("random", seed): tuple(

@@ -13,19 +13,21 @@ from lingregions import mesh as meshes
 from lingregions import models
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.laboratory import Laboratory
-from lingregions.models import Peaks
+from lingregions.models import ActivationMaxima
 
 
-def watch(laboratory: Laboratory) -> Peaks:
+def watch(laboratory: Laboratory) -> ActivationMaxima:
     """Return the peaks over one sample of each scored language: its first."""
     size = meshes.rows(laboratory.mesh)
 
-    def one(language: str) -> Peaks:
+    def one(language: str) -> ActivationMaxima:
         corpus, positions = lab.draw(laboratory, language, "score")
         batch = laboratory.place(corpus.batch(positions[:1], size))
         with meshes.use(laboratory.mesh):
-            found = models.peaks(laboratory.model, laboratory.compute, laboratory.params, batch.tokens, batch.segments)
-        return Peaks(*map(np.asarray, found))
+            found = models.activation_maxima(
+                laboratory.model, laboratory.compute, laboratory.params, batch.tokens, batch.segments
+            )
+        return ActivationMaxima(*map(np.asarray, found))
 
     every = [one(language) for language in laboratory.settings.score.languages]
-    return Peaks(*(functools.reduce(np.maximum, side) for side in zip(*every, strict=True)))
+    return ActivationMaxima(*(functools.reduce(np.maximum, side) for side in zip(*every, strict=True)))

@@ -167,7 +167,7 @@ def _named(make: Callable[[], Region], name: str) -> Region:
 
 def super_weights(laboratory: Laboratory, like: Region) -> Region:
     """Return the super weights as a region parallel to `like`; empty, with a note, where the activations show none."""
-    found = models.supers(extremes.watch(laboratory), laboratory.settings.select.spike)
+    found = models.super_weights(extremes.watch(laboratory), laboratory.settings.select.spike)
     if not found:
         laboratory.run.note("no super weight: no layer's activations spike at both ends of the down projection")
     laboratory.run.log(event="super weights", found=[f"{matrix} {list(index)}" for matrix, index in found])
@@ -186,7 +186,7 @@ def outlier_dimensions(laboratory: Laboratory, core: Region) -> Region:
     """
     count = laboratory.settings.select.outliers
     full = [index for index, _ in geometry.profile(core, "embed").leading(count)]
-    massive = models.massive(extremes.watch(laboratory), count)
+    massive = models.massive_dimensions(extremes.watch(laboratory), count)
     indices = sorted({*full, *massive})
     laboratory.run.log(event="outlier dimensions", fullest=full, massive=massive)
     return regions.restrict(core, axis="embed", indices=indices)

@@ -29,7 +29,7 @@ from lingregions.experiments.finding import Findings, verdict
 from lingregions.experiments.laboratory import Laboratory
 from lingregions.experiments.scalars import Scalar
 from lingregions.experiments.stage import Stage
-from lingregions.models import Peaks, roles
+from lingregions.models import ActivationMaxima, roles
 from lingregions.regions import Region, geometry
 from lingregions.report import numerals
 from lingregions.run import Run
@@ -120,12 +120,12 @@ def _candidates(laboratory: Laboratory) -> list[Candidate]:
             found.setdefault(each, []).append(kind)
 
     peaks = probe(laboratory)
-    supers = [Scalar(matrix, entry) for matrix, entry in models.supers(peaks, chosen.spike)[: chosen.supers]]
+    supers = [Scalar(matrix, entry) for matrix, entry in models.super_weights(peaks, chosen.spike)[: chosen.supers]]
     if len(supers) < chosen.supers:
         laboratory.run.note(f"{len(supers)} super weights, {chosen.supers} were asked for: no other layer spikes")
     add(SUPER, supers)
     add(SCORE, scalars.ranked(ranking(laboratory), 0, chosen.leading) if chosen.leading else [])
-    massive = models.massive(peaks, chosen.massive) if chosen.massive else []
+    massive = models.massive_dimensions(peaks, chosen.massive) if chosen.massive else []
     add(MASSIVE, [_gain(settings, dimension) for dimension in massive])
     for each in supers:
         add(TWIN, [scalars.twin(laboratory.params, each, permutation.derive(settings.seed, each.matrix))])
@@ -138,15 +138,17 @@ def _gain(settings: ConfigDict, dimension: int) -> Scalar:
     return Scalar(roles.matrix_name("input_norm", settings.scalars.layer), (dimension,))
 
 
-def probe(laboratory: Laboratory) -> Peaks:
+def probe(laboratory: Laboratory) -> ActivationMaxima:
     """Return the peaks of the activations over the fixed prompt of the config."""
     ids = laboratory.tokenizer.encode(laboratory.settings.scalars.prompt).ids
     bos = laboratory.tokenizer.bos
     row = np.asarray([*([] if bos is None else [bos]), *ids], np.int32)
     tokens = np.tile(row, (meshes.rows(laboratory.mesh), 1))
     with meshes.use(laboratory.mesh):
-        found = models.peaks(laboratory.model, laboratory.compute, laboratory.params, tokens, np.ones_like(tokens))
-    return Peaks(*map(np.asarray, found))
+        found = models.activation_maxima(
+            laboratory.model, laboratory.compute, laboratory.params, tokens, np.ones_like(tokens)
+        )
+    return ActivationMaxima(*map(np.asarray, found))
 
 
 def ranking(laboratory: Laboratory) -> trees.Tree:

@@ -15,71 +15,72 @@ import numpy as np
 
 from lingregions import mesh as meshes
 from lingregions import tree as trees
-from lingregions.models import llama
+from lingregions.models import decoder, llama, roles
 from lingregions.models.compute import Compute
-from lingregions.models.llama import LlamaConfig
+from lingregions.models.config import Config, DecoderConfig, RotaryScaling
+from lingregions.models.maxima import ActivationMaxima, massive_dimensions, super_weights
 from lingregions.models.parameter import Parameter
-from lingregions.models.peaks import Peaks, massive, supers
 
 __all__ = [
     "ARCHITECTURES",
     "PRESETS",
+    "ActivationMaxima",
     "Architecture",
     "Compute",
-    "LlamaConfig",
+    "Config",
+    "DecoderConfig",
     "Parameter",
-    "Peaks",
+    "RotaryScaling",
+    "activation_maxima",
     "architecture",
     "declare",
     "dump",
     "head",
     "hidden",
     "initialize",
-    "massive",
+    "massive_dimensions",
     "parse",
-    "peaks",
+    "roles",
     "shapes",
-    "supers",
+    "super_weights",
 ]
 
 
 class Architecture(NamedTuple):
-    """What the package needs to know of a family of models.
+    """What the package needs to know of a family of models; a variant of the shared decoder gives the first two.
 
     Attributes:
-      config: the class of its configs.
+      parse: Hugging Face config.json -> config, whose `family` is the key of the architecture.
+      dump: config -> Hugging Face config.json.
       module: Linen module, called with (config, compute) and then (tokens, segments) -> hidden [B, T, D].
       declare: config -> tree of `Parameter`.
       head: params -> [V, D].
-      parse: Hugging Face config.json -> config.
-      dump: config -> Hugging Face config.json.
     """
 
-    config: type
-    module: Callable[..., nn.Module]
-    declare: Callable[[Any], trees.Tree]
-    head: Callable[[Mapping[str, Any]], jax.Array]
     parse: Callable[[Mapping[str, Any]], Any]
     dump: Callable[[Any], dict[str, Any]]
+    module: Callable[..., nn.Module] = decoder.Decoder
+    declare: Callable[[Any], trees.Tree] = decoder.declare
+    head: Callable[[Mapping[str, Any]], jax.Array] = decoder.head
 
 
 # By the `model_type` of a Hugging Face config.json.
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(LlamaConfig, llama.Llama, llama.declare, llama.head, llama.parse, llama.dump),
+    "llama": Architecture(llama.parse, llama.dump),
 }
-PRESETS: dict[str, LlamaConfig] = dict(llama.PRESETS)
+PRESETS: dict[str, DecoderConfig] = dict(llama.PRESETS)
 
 
-def architecture(config: Any) -> Architecture:
+def architecture(config: Config) -> Architecture:
     """Return the architecture that a config belongs to.
 
     Raises:
       TypeError: it is the config of none.
     """
-    for each in ARCHITECTURES.values():
-        if isinstance(config, each.config):
-            return each
-    raise TypeError(f"{type(config).__name__} is no config of the architectures {', '.join(ARCHITECTURES)}")
+    found = ARCHITECTURES.get(getattr(config, "family", ""))
+    if found is None:
+        raise TypeError(f"{type(config).__name__} is no config of the architectures {', '.join(ARCHITECTURES)}")
+    return found
 
 
 def parse(raw: Mapping[str, Any]) -> Any:
@@ -138,9 +139,9 @@ def hidden(
     params: trees.Tree,
     tokens: Any,
     segments: Any,
-    watch: bool = False,
-    limits: trees.Tree | None = None,
-    slopes: trees.Tree | None = None,
+    capture: bool = False,
+    bounds: trees.Tree | None = None,
+    buffers: trees.Tree | None = None,
 ) -> tuple[jax.Array, trees.Tree]:
     """Run the decoder on int32 [B, T] tokens within documents `segments`.
 
@@ -150,59 +151,59 @@ def hidden(
       params: float32 parameters.
       tokens: int32 [B, T].
       segments: int32 [B, T], the document of each token; 0 is padding.
-      watch: whether to gather what enters each weight.
-      limits: bounds on what comes from some weights, see `bounded`; None is the program without them.
-      slopes: arrays in the compute dtype at the paths of some stacked weights: the gradient goes to these, in their
+      capture: whether to gather what enters each weight.
+      bounds: bounds on what comes from some weights, see `bounded`; None is the program without them.
+      buffers: arrays in the compute dtype at the paths of some stacked weights: the gradient goes to these, in their
         dtype, and not to the weights. Their values are not read.
 
     Returns:
-      The last hidden state [B, T, D], and with `watch` the sums of squares of what enters each weight: a tree of
+      The last hidden state [B, T, D], and with `capture` the sums of squares of what enters each weight: a tree of
       float32 [L, in] by the paths of the parameters (empty otherwise).
     """
     module = architecture(config).module(config, compute)
-    variables = bounded(config, params, limits) | ({"slopes": slopes} if slopes else {})
-    out: Any = module.apply(variables, tokens, segments, mutable=["inputs"] if watch else False)
-    return (out[0], out[1]["inputs"]) if watch else (out, {})
+    variables = bounded(config, params, bounds) | ({"gradient_buffers": buffers} if buffers else {})
+    out: Any = module.apply(variables, tokens, segments, mutable=["inputs"] if capture else False)
+    return (out[0], out[1]["inputs"]) if capture else (out, {})
 
 
-def bounded(config: Any, params: trees.Tree, limits: trees.Tree | None) -> dict[str, trees.Tree]:
-    """Return the collections that a module is applied to: the parameters, and the limits if there are any.
+def bounded(config: Any, params: trees.Tree, bounds: trees.Tree | None) -> dict[str, trees.Tree]:
+    """Return the collections that a module is applied to: the parameters, and the bounds if there are any.
 
     Args:
       config: model config.
       params: float32 parameters.
-      limits: tree of float32 bounds at the paths of some weights, [L] in the layers (one a layer) and [] outside:
-        what a projection or a norm gives is clipped to [-bound, bound], and infinity is no limit. An example is
+      bounds: tree of float32 bounds at the paths of some weights, [L] in the layers (one a layer) and [] outside:
+        what a projection or a norm gives is clipped to [-bound, bound], and infinity is no bound. An example is
         {"layers": {"mlp": {"down_proj": f32[L]}}}.
 
     Raises:
-      ValueError: a limit at a path that is no projection or norm, or of another shape.
+      ValueError: a bound at a path that is no projection or norm, or of another shape.
     """
-    if limits is None:
+    if bounds is None:
         return {"params": params}
     declared = trees.flatten(declare(config))
-    for path, bound in trees.walk(limits):
+    for path, bound in trees.walk(bounds):
         if path not in declared or "vocab" in declared[path].axes:
             raise ValueError(
-                f"limits: {path!r} is no projection or norm of the model; an example is 'layers.mlp.down_proj'"
+                f"bounds: {path!r} is no projection or norm of the model; an example is 'layers.mlp.down_proj'"
             )
         expected = declared[path].shape[:1] if declared[path].stacked else ()
         if np.shape(bound) != expected:
-            raise ValueError(f"limits: the bound of {path!r} has shape {np.shape(bound)}, expected {expected}")
-    return {"params": params, "limits": jax.tree.map(jnp.asarray, limits)}
+            raise ValueError(f"bounds: the bound of {path!r} has shape {np.shape(bound)}, expected {expected}")
+    return {"params": params, "bounds": jax.tree.map(jnp.asarray, bounds)}
 
 
-def peaks(
+def activation_maxima(
     config: Any,
     compute: Compute,
     params: trees.Tree,
     tokens: Any,
     segments: Any,
-    limits: trees.Tree | None = None,
-) -> Peaks:
+    bounds: trees.Tree | None = None,
+) -> ActivationMaxima:
     """Return the largest magnitude of every channel over all tokens that are not padding, from one forward pass.
 
-    Compiled for each shape of tokens. On a mesh (`mesh.use`) every device gets the whole answer. Peaks of several
+    Compiled for each shape of tokens. On a mesh (`mesh.use`) every device gets the whole answer. Maxima of several
     batches are joined by the maximum of each array.
 
     Args:
@@ -211,21 +212,21 @@ def peaks(
       params: float32 parameters.
       tokens: int32 [B, T].
       segments: int32 [B, T], the document of each token; 0 is padding.
-      limits: as in `hidden`.
+      bounds: as in `hidden`.
     """
-    found: Peaks = _peaks(config, compute, params, tokens, segments, limits)
+    found: ActivationMaxima = _maxima(config, compute, params, tokens, segments, bounds)
     return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _peaks(
-    config: Any, compute: Compute, params: trees.Tree, tokens: Any, segments: Any, limits: trees.Tree | None
-) -> Peaks:
+def _maxima(
+    config: Any, compute: Compute, params: trees.Tree, tokens: Any, segments: Any, bounds: trees.Tree | None
+) -> ActivationMaxima:
     module = architecture(config).module(config, compute)
     with jax.default_matmul_precision(compute.precision):
-        _, state = module.apply(bounded(config, params, limits), tokens, segments, mutable=["peaks"])
-    layers, last = state["peaks"]["layers"], state["peaks"]["residual"]
-    found = Peaks(
+        _, state = module.apply(bounded(config, params, bounds), tokens, segments, mutable=["maxima"])
+    layers, last = state["maxima"]["layers"], state["maxima"]["residual"]
+    found = ActivationMaxima(
         residual=jnp.concatenate([layers["residual"], last[None]]),
         down_in=layers["mlp"]["down_in"],
         down_out=layers["mlp"]["down_out"],

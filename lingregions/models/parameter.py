@@ -1,4 +1,4 @@
-"""Parameter: one weight array, declared once - its Hugging Face name, shape, named axes and initial scale.
+"""Parameter: one weight array, declared once - its role, shape, named axes, initial scale and what removal means.
 
 The initialisation, the shardings, the import and the export all read this declaration and nothing else.
 """
@@ -8,25 +8,40 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from lingregions.models.roles import ROLES, names
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
     """One array of the parameter tree, in the index space of Hugging Face: [out, in], layers stacked in front.
 
     Attributes:
-      name: Hugging Face tensor name; holds `{layer}` where the layers are stacked.
+      role: a key of `roles.ROLES`; path, Hugging Face name and kind follow from it.
       shape: shape of the array, the layer axis included.
-      axes: one name an axis: "layers", "embed", "heads" (N*H), "kv_heads" (K*H), "mlp", "vocab". Sharding rules and
-        the science ("dimension d" is index d of the axis "embed") use the same names.
-      scale: standard deviation of the random initial values; None for ones (norm gains).
+      axes: one name an axis: "layers", "embed", "heads" (N*H), "kv_heads" (K*H), "features" (H), "mlp", "vocab".
+        Sharding rules and the science ("dimension d" is index d of the axis "embed") use the same names.
+      scale: standard deviation of the random initial values; None for gains, which start at the gain 1.
       head_dim: entries of one head along "heads" and "kv_heads".
+      offset: what the model adds to the values before it uses them: 1 for the gains of Gemma, which multiplies by
+        1 + w. What has no effect, removal, is then -offset.
     """
 
-    name: str
+    role: str
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     scale: float | None
     head_dim: int = 1
+    offset: float = 0.0
+
+    @property
+    def path(self) -> str:
+        """Path in the parameter tree."""
+        return ROLES[self.role].path
+
+    @property
+    def key(self) -> str:
+        """Last part of the path, by which the module that uses the array calls it."""
+        return self.path.rsplit(".", 1)[-1]
 
     @property
     def stacked(self) -> bool:
@@ -48,9 +63,11 @@ class Parameter:
 
     def names(self) -> list[str]:
         """Return the Hugging Face name of every matrix in the array, by layer."""
-        return [self.name.format(layer=layer) for layer in range(self.shape[0])] if self.stacked else [self.name]
+        return names(self.path, self.shape[0] if self.stacked else None)
 
     def initialize(self, key: jax.Array, shape: tuple[int, ...] | None = None) -> jax.Array:
         """Return random float32 values of `shape` (the whole array's by default)."""
         shape = self.shape if shape is None else shape
-        return jnp.ones(shape, jnp.float32) if self.scale is None else self.scale * jax.random.normal(key, shape)
+        if self.scale is None:
+            return jnp.full(shape, 1 - self.offset, jnp.float32)
+        return self.scale * jax.random.normal(key, shape)

@@ -16,14 +16,16 @@ from lingregions.models import roles
 from lingregions.models.compute import Compute
 
 
-def stack(tensors: dict[str, np.ndarray], config: models.LlamaConfig, scope: str = "everything") -> trees.Tree:
+def stack(tensors: dict[str, np.ndarray], config: models.DecoderConfig, scope: str = "everything") -> trees.Tree:
     """Return tensors by Hugging Face name as the parameter tree, or a scope of it; the layers are stacked."""
     declared = roles.restrict(models.declare(config), scope)
     names = [name for _, parameter in trees.walk(declared) for name in parameter.names()]
     assert sorted(names) == sorted(tensors)
     return trees.transform(
         lambda _, parameter: jnp.asarray(
-            np.stack([tensors[name] for name in parameter.names()]) if parameter.stacked else tensors[parameter.name]
+            np.stack([tensors[name] for name in parameter.names()])
+            if parameter.stacked
+            else tensors[parameter.names()[0]]
         ),
         declared,
     )
@@ -72,7 +74,7 @@ def apart(found: trees.Tree, expected: trees.Tree) -> float:
 
 
 @functools.cache
-def logits_of(config: models.LlamaConfig, compute: Compute) -> Callable[..., jax.Array]:
+def logits_of(config: models.DecoderConfig, compute: Compute) -> Callable[..., jax.Array]:
     """Return (params, tokens, segments) -> float32 logits [B, T, V], compiled."""
 
     def logits(params: trees.Tree, tokens: Any, segments: Any) -> jax.Array:
@@ -85,7 +87,7 @@ def logits_of(config: models.LlamaConfig, compute: Compute) -> Callable[..., jax
 
 @functools.cache
 def gradient_of(
-    config: models.LlamaConfig, compute: Compute, scope: str = "everything"
+    config: models.DecoderConfig, compute: Compute, scope: str = "everything"
 ) -> Callable[..., tuple[trees.Tree, loss.Loss]]:
     """Return (params, batch) -> (gradient of the summed loss in the parameters of the scope, loss), compiled."""
 

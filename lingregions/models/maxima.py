@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lingregions.models.roles import matrix_name
 
-class Peaks(NamedTuple):
+
+class ActivationMaxima(NamedTuple):
     """The largest magnitude of every channel over tokens, float32; NaN where an activation was NaN.
 
     Attributes:
       residual: [L + 1, D], the residual stream that enters layer 0 .. L - 1, and last what leaves the stack.
-      down_in: [L, F], the input of `mlp.down_proj`.
-      down_out: [L, D], its output, within its limit if there is one.
+      down_in: [L, F], the input of the down projection.
+      down_out: [L, D], its output, within its bound if there is one.
     """
 
     residual: Any
@@ -25,23 +27,19 @@ class Peaks(NamedTuple):
     down_out: Any
 
 
-# Hugging Face's name of the matrix that super weights lie in.
-NAME = "model.layers.{layer}.mlp.down_proj.weight"
-
-
-def supers(peaks: Peaks, threshold: float = 100.0) -> list[tuple[str, tuple[int, int]]]:
+def super_weights(maxima: ActivationMaxima, threshold: float = 100.0) -> list[tuple[str, tuple[int, int]]]:
     """Return the candidates for super weights, the most extreme first, at most one a layer.
 
-    A layer's spike is its largest peak over the median of the peaks of all layers and channels; the layer is a
+    A layer's spike is its largest maximum over the median of the maxima of all layers and channels; the layer is a
     candidate where the spikes of both the input and the output of `down_proj` reach `threshold`, and its rank is the
-    product of the two. The weight is at row = the output channel, column = the input channel of the largest peak (the
-    first of several). arXiv 2411.07191 reads the spikes off a plot by eye; the number is ours. It also removes a weight
-    and looks again, because a massive activation, once written, makes the layers that erase it spike as well. SmolLM2
-    gives layer 11 [507, 1229] first, whose spikes are in the thousands, then layers 28 and 29, which take away what it
-    wrote, and behind them, with spikes of 100 to 400, some of the layers 2, 9 and 27.
+    product of the two. The weight is at row = the output channel, column = the input channel of the largest maximum
+    (the first of several). arXiv 2411.07191 reads the spikes off a plot by eye; the number is ours. It also removes a
+    weight and looks again, because a massive activation, once written, makes the layers that erase it spike as well.
+    SmolLM2 gives layer 11 [507, 1229] first, whose spikes are in the thousands, then layers 28 and 29, which take away
+    what it wrote, and behind them, with spikes of 100 to 400, some of the layers 2, 9 and 27.
 
     Args:
-      peaks: from `models.peaks`; one prompt is enough.
+      maxima: from `models.activation_maxima`; one prompt is enough.
       threshold: of both spikes, relative.
 
     Returns:
@@ -50,25 +48,25 @@ def supers(peaks: Peaks, threshold: float = 100.0) -> list[tuple[str, tuple[int,
     Raises:
       ValueError: the activations hold NaN or infinity.
     """
-    sides = [_finite(values) for values in (peaks.down_in, peaks.down_out)]
+    sides = [_finite(values) for values in (maxima.down_in, maxima.down_out)]
     spikes = [each.max(axis=1) / max(float(np.median(each)), np.finfo(np.float32).tiny) for each in sides]
     found = np.flatnonzero((spikes[0] >= threshold) & (spikes[1] >= threshold))
     ranked = found[np.argsort(-(spikes[0] * spikes[1])[found], kind="stable")]
     columns, rows = (each.argmax(axis=1) for each in sides)
-    return [(NAME.format(layer=layer), (int(rows[layer]), int(columns[layer]))) for layer in ranked]
+    return [(matrix_name("down", layer), (int(rows[layer]), int(columns[layer]))) for layer in ranked]
 
 
-def massive(peaks: Peaks, count: int) -> list[int]:
+def massive_dimensions(maxima: ActivationMaxima, count: int) -> list[int]:
     """Return the `count` embed dimensions with the largest magnitudes in the residual stream, the largest first.
 
-    A dimension's magnitude is its largest peak at any depth; of two equal ones the lower index comes first. In arXiv
+    A dimension's magnitude is its largest maximum at any depth; of two equal ones the lower index comes first. In arXiv
     2402.17762 an activation is *massive* when it is above 100 and about 1000 times the median magnitude of its hidden
     state; a few dimensions hold all of those. Here the caller says how many are wanted, whether they reach that or not.
 
     Raises:
       ValueError: `count` is not between 1 and D, or the activations hold NaN or infinity.
     """
-    sizes = _finite(peaks.residual).max(axis=0)
+    sizes = _finite(maxima.residual).max(axis=0)
     if not 1 <= count <= len(sizes):
         raise ValueError(f"{count} massive dimensions of {len(sizes)}: count must be between 1 and the embed size")
     return [int(dimension) for dimension in np.argsort(-sizes, kind="stable")[:count]]
@@ -77,5 +75,5 @@ def massive(peaks: Peaks, count: int) -> list[int]:
 def _finite(values: Any) -> np.ndarray:
     found = np.asarray(values, np.float64)
     if not np.isfinite(found).all():
-        raise ValueError("the peaks hold NaN or infinity: the model's activations overflow, so none is extreme")
+        raise ValueError("the maxima hold NaN or infinity: the model's activations overflow, so none is extreme")
     return found

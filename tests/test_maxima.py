@@ -1,4 +1,4 @@
-"""Peaks against the same decoder in NumPy, what is read off them, and limits on what weights give."""
+"""ActivationMaxima against the same decoder in NumPy, what is read off them, and bounds on what weights give."""
 
 import dataclasses
 import functools
@@ -14,9 +14,9 @@ from lingregions import loss, models
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.models import Compute, LlamaConfig, Peaks
+from lingregions.models import ActivationMaxima, Compute, DecoderConfig
 
-CONFIG = LlamaConfig(vocab=20, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.5)
+CONFIG = DecoderConfig(vocab=20, embed=8, mlp=12, layers=2, heads=4, kv_heads=2, head_dim=2, context=64, std=0.5)
 L, D, F = 2, 8, 12
 COMPUTE = Compute(block=4)
 SEGMENTS = np.int32([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 2, 2, 0, 0], [0, 0, 0, 0, 0, 0, 0], [1, 2, 2, 2, 2, 2, 2]])
@@ -74,7 +74,7 @@ def reference(params: trees.Tree, tokens: np.ndarray, bounds: dict[str, Any] | N
     return {key: np.stack(values) for key, values in found.items()}
 
 
-def expected(params: trees.Tree, bounds: dict[str, Any] | None = None) -> Peaks:
+def expected(params: trees.Tree, bounds: dict[str, Any] | None = None) -> ActivationMaxima:
     """The largest magnitudes over the documents of SEGMENTS, each of which goes through the reference alone."""
     documents = [
         reference(params, row[segments == number], bounds)
@@ -82,19 +82,19 @@ def expected(params: trees.Tree, bounds: dict[str, Any] | None = None) -> Peaks:
         for number in np.unique(segments[segments > 0])
     ]
     sizes = {key: [np.abs(each[key]).max(axis=1) for each in documents] for key in documents[0]}
-    return Peaks(**{key: np.max(each, axis=0) for key, each in sizes.items()})
+    return ActivationMaxima(**{key: np.max(each, axis=0) for key, each in sizes.items()})
 
 
-def near(found: Peaks, wanted: Peaks) -> None:
-    for name in Peaks._fields:
+def near(found: ActivationMaxima, wanted: ActivationMaxima) -> None:
+    for name in ActivationMaxima._fields:
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=2e-5, atol=2e-6, err_msg=name)
 
 
-def measure(params: trees.Tree, limits: trees.Tree | None = None, tokens: np.ndarray = TOKENS) -> Peaks:
-    return models.peaks(CONFIG, COMPUTE, params, tokens, SEGMENTS, limits)
+def measure(params: trees.Tree, bounds: trees.Tree | None = None, tokens: np.ndarray = TOKENS) -> ActivationMaxima:
+    return models.activation_maxima(CONFIG, COMPUTE, params, tokens, SEGMENTS, bounds)
 
 
-# Peaks.
+# ActivationMaxima.
 
 
 def test_peaks_are_those_of_the_reference(params: trees.Tree) -> None:
@@ -118,13 +118,13 @@ def test_eight_devices_see_the_peaks_of_one(params: trees.Tree, mesh: jax.shardi
     placed = jax.device_put(params, meshes.shardings(models.declare(CONFIG), mesh))
     with meshes.use(mesh):
         tokens, segments = (meshes.place(each, mesh) for each in (TOKENS, SEGMENTS))
-        found = models.peaks(CONFIG, COMPUTE, placed, tokens, segments)
+        found = models.activation_maxima(CONFIG, COMPUTE, placed, tokens, segments)
     assert all(each.sharding.is_fully_replicated for each in found)
     near(found, expected(params))
 
 
 def test_half_precision_gives_float32_peaks(params: trees.Tree) -> None:
-    found = models.peaks(CONFIG, dataclasses.replace(COMPUTE, dtype="bfloat16"), params, TOKENS, SEGMENTS)
+    found = models.activation_maxima(CONFIG, dataclasses.replace(COMPUTE, dtype="bfloat16"), params, TOKENS, SEGMENTS)
     assert {each.dtype for each in found} == {jnp.dtype("float32")}
     apart = [np.abs(one - other).max() for one, other in zip(found, expected(params), strict=True)]
     assert all(1e-4 < each < 0.3 for each in apart), apart
@@ -142,55 +142,55 @@ def test_a_planted_super_weight_is_found(params: trees.Tree) -> None:
         "down_proj": mlp["down_proj"].at[1, 3, 7].set(40.0),
     }
     changed = params | {"layers": params["layers"] | {"mlp": planted}}
-    assert models.supers(measure(params)) == []
-    assert models.supers(measure(changed)) == [("model.layers.1.mlp.down_proj.weight", (3, 7))]
-    assert models.massive(measure(changed), 1) == [3]
+    assert models.super_weights(measure(params)) == []
+    assert models.super_weights(measure(changed)) == [("model.layers.1.mlp.down_proj.weight", (3, 7))]
+    assert models.massive_dimensions(measure(changed), 1) == [3]
 
 
 def test_a_planted_massive_dimension_is_found(params: trees.Tree) -> None:
     planted = params | {"embed_tokens": params["embed_tokens"].at[:, 5].set(-2000.0).at[:, 2].set(900.0)}
-    assert models.massive(measure(planted), 2) == [5, 2]
+    assert models.massive_dimensions(measure(planted), 2) == [5, 2]
 
 
-def drawn(spikes: dict[int, tuple[float, float]]) -> Peaks:
-    """Four layers with peaks of 2, and in some layers one spike in (channel 10 + l) and one out (channel l)."""
-    found = Peaks(np.full((5, 6), 1.0), np.full((4, 20), 2.0), np.full((4, 6), 2.0))
+def drawn(spikes: dict[int, tuple[float, float]]) -> ActivationMaxima:
+    """Four layers with maxima of 2, and in some layers one spike in (channel 10 + l) and one out (channel l)."""
+    found = ActivationMaxima(np.full((5, 6), 1.0), np.full((4, 20), 2.0), np.full((4, 6), 2.0))
     for layer, (into, out) in spikes.items():
         found.down_in[layer, 10 + layer], found.down_out[layer, layer] = into, out
     return found
 
 
 def test_candidates_need_both_spikes_and_come_most_extreme_first() -> None:
-    peaks = drawn({0: (200.0, 200.0), 1: (1e5, 199.0), 2: (300.0, 400.0), 3: (199.0, 1e5)})
+    maxima = drawn({0: (200.0, 200.0), 1: (1e5, 199.0), 2: (300.0, 400.0), 3: (199.0, 1e5)})
     layers = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(4)]
-    assert models.supers(peaks) == [(layers[2], (2, 12)), (layers[0], (0, 10))]
-    assert models.supers(peaks, 201 / 2) == [(layers[2], (2, 12))]
-    every = models.supers(peaks, 99.0)
+    assert models.super_weights(maxima) == [(layers[2], (2, 12)), (layers[0], (0, 10))]
+    assert models.super_weights(maxima, 201 / 2) == [(layers[2], (2, 12))]
+    every = models.super_weights(maxima, 99.0)
     assert [name for name, _ in every] == [layers[1], layers[3], layers[2], layers[0]]
 
 
 def test_massive_dimensions_by_hand() -> None:
     residual = np.ones((3, 5))
     residual[0, 4], residual[1, 1], residual[2, 3], residual[2, 0] = 7, 9, 7, 8
-    peaks = Peaks(residual, np.ones((2, 4)), np.ones((2, 5)))
-    assert models.massive(peaks, 4) == [1, 0, 3, 4]
+    maxima = ActivationMaxima(residual, np.ones((2, 4)), np.ones((2, 5)))
+    assert models.massive_dimensions(maxima, 4) == [1, 0, 3, 4]
     for count in (0, 6):
         with pytest.raises(ValueError, match="count must be between 1 and the embed size"):
-            models.massive(peaks, count)
+            models.massive_dimensions(maxima, count)
 
 
 def test_a_model_that_overflows_has_no_extreme(params: trees.Tree) -> None:
     broken = measure(params | {"embed_tokens": params["embed_tokens"].at[:, 1].set(jnp.inf)})
     with pytest.raises(ValueError, match="NaN or infinity"):
-        models.supers(broken)
+        models.super_weights(broken)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        models.massive(broken, 1)
+        models.massive_dimensions(broken, 1)
 
 
 # Limits.
 
 
-def limits(bound: float, paths: tuple[str, ...] = INSIDE) -> trees.Tree:
+def bounds(bound: float, paths: tuple[str, ...] = INSIDE) -> trees.Tree:
     return trees.unflatten({path: np.full(L, bound, np.float32) for path in paths})
 
 
@@ -204,21 +204,21 @@ def nats(params: trees.Tree, bounds: trees.Tree | None) -> np.ndarray:
     return np.asarray(losses()(CONFIG, COMPUTE, params, batch, bounds)[0])
 
 
-def test_infinite_limits_change_nothing(params: trees.Tree) -> None:
-    everywhere = limits(math.inf) | {"norm": np.float32(math.inf)}
+def test_infinite_bounds_change_nothing(params: trees.Tree) -> None:
+    everywhere = bounds(math.inf) | {"norm": np.float32(math.inf)}
     np.testing.assert_array_equal(nats(params, everywhere), nats(params, None))
 
 
-def test_without_limits_the_program_has_no_clip(params: trees.Tree) -> None:
+def test_without_bounds_the_program_has_no_clip(params: trees.Tree) -> None:
     batch = Batch(TOKENS, SEGMENTS, np.ones_like(TOKENS))
     lower = functools.partial(jax.jit(loss.nll, static_argnums=(0, 1)).lower, CONFIG, COMPUTE, params, batch)
     plain = lower().as_text()
     assert lower(None).as_text() == plain
     assert "minimum" not in plain
-    assert "minimum" in lower(limits(1.0)).as_text() or "clamp" in lower(limits(1.0)).as_text()
+    assert "minimum" in lower(bounds(1.0)).as_text() or "clamp" in lower(bounds(1.0)).as_text()
 
 
-def test_limits_clip_what_their_weights_give(params: trees.Tree) -> None:
+def test_bounds_clip_what_their_weights_give(params: trees.Tree) -> None:
     """Every weight has another limit, and each of them is felt."""
     bounds = {path: np.float32([0.4 + 0.02 * i, 0.6 - 0.02 * i]) for i, path in enumerate(INSIDE)}
     bounds["layers.mlp.down_proj"] = np.float32([0.02, 0.01])  # what enters is clipped already
@@ -254,6 +254,6 @@ def test_the_limit_of_the_last_norm(params: trees.Tree) -> None:
         ({"norm": np.ones(D)}, r"shape \(8,\), expected \(\)"),
     ],
 )
-def test_limits_that_would_be_ignored_are_refused(params: trees.Tree, wrong: trees.Tree, message: str) -> None:
+def test_bounds_that_would_be_ignored_are_refused(params: trees.Tree, wrong: trees.Tree, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measure(params, wrong)
