@@ -40,10 +40,10 @@ def run(words: Sequence[str]) -> int:
     if "experiment" not in config:
         raise settings.SettingsError(f"{asked.source} names no experiment; a sweep is run with: lingregions sweep")
     # From here on JAX is imported: what a wrong word costs ends above.
-    from lingregions.experiments import known, perform
+    from lingregions.experiments import perform, study
     from lingregions.run import Run
 
-    known(config.experiment)
+    study(config.experiment)
     if asked.dry_run:
         return plan(config, asked.workdir)
     if config.machine.distributed:
@@ -54,15 +54,15 @@ def run(words: Sequence[str]) -> int:
 
 
 def plan(config: "ConfigDict", workdir: Path) -> int:
-    """Print the resolved config and the stages that it asks for, and which are finished; nothing is written."""
-    from lingregions.experiments import STAGES, stage
+    """Print the resolved config and the steps that it asks for, and which are finished; nothing is written."""
+    from lingregions.experiments import step, study
     from lingregions.run import Run
     from lingregions.train import require
 
     require(config.machine.get("tracker", "none"))
     begun = Run.examine(workdir, config)
     print(config)
-    print(stage.tabulate(STAGES[config.experiment](config), workdir if begun else None))
+    print(step.tabulate(study(config.experiment).plan(config), workdir if begun else None))
     return 0
 
 

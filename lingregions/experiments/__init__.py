@@ -1,14 +1,12 @@
-"""Experiments: one function each, a dozen lines of the verbs above, and the registries that the command line reads."""
+"""Experiments: a study each (see `study`), and the registry that the command line reads."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from ml_collections import ConfigDict
 
-from lingregions.experiments.core_removal import core_removal
-from lingregions.experiments.core_removal import stages as core_removal_stages
-from lingregions.experiments.definitions import definitions
-from lingregions.experiments.definitions import stages as definitions_stages
+from lingregions.experiments import core_removal, definitions
 from lingregions.experiments.dimension_dependence import dimension_dependence
 from lingregions.experiments.dimension_dependence import stages as dimension_dependence_stages
 from lingregions.experiments.frozen_pretraining import frozen_pretraining
@@ -23,47 +21,49 @@ from lingregions.experiments.reliability import reliability
 from lingregions.experiments.reliability import stages as reliability_stages
 from lingregions.experiments.single_parameter import single_parameter
 from lingregions.experiments.single_parameter import stages as single_parameter_stages
-from lingregions.experiments.stage import Stage
+from lingregions.experiments.study import Study
 from lingregions.run import Run
 from lingregions.train import require
 
-# The value of `config.experiment` -> (locked config, work directory) -> nothing: results are in the work directory.
-EXPERIMENTS: dict[str, Callable[[ConfigDict, Run], None]] = {
-    "core_removal": core_removal,
-    "definitions": definitions,
-    "dimension_dependence": dimension_dependence,
-    "frozen_pretraining": frozen_pretraining,
-    "minimal_damage": minimal_damage,
-    "monolingual_regions": monolingual_regions,
-    "proxy_audit": proxy_audit,
-    "reliability": reliability,
-    "single_parameter": single_parameter,
-}
-# The same keys -> locked config -> what the experiment would do (`--dry-run`).
-STAGES: dict[str, Callable[[ConfigDict], list[Stage]]] = {
-    "core_removal": core_removal_stages,
-    "definitions": definitions_stages,
-    "dimension_dependence": dimension_dependence_stages,
-    "frozen_pretraining": frozen_pretraining_stages,
-    "minimal_damage": minimal_damage_stages,
-    "monolingual_regions": monolingual_regions_stages,
-    "proxy_audit": proxy_audit_stages,
-    "reliability": reliability_stages,
-    "single_parameter": single_parameter_stages,
+# The value of `config.experiment`, also the name of its config -> what it does.
+STUDIES: dict[str, Study] = {
+    "core_removal": core_removal.STUDY,
+    "definitions": definitions.STUDY,
 }
 
 
-def known(name: str) -> str:
-    """Return the name of an experiment as it is.
+class _Unported:
+    """A study of the old kind, until it is a declaration too."""
+
+    def __init__(self, perform: Callable[[ConfigDict, Run], None], plan: Callable[[ConfigDict], Sequence[Any]]) -> None:
+        self.perform, self.plan = perform, plan
+
+
+STUDIES |= {
+    name: cast(Any, _Unported(function, stages))
+    for name, function, stages in (
+        ("dimension_dependence", dimension_dependence, dimension_dependence_stages),
+        ("frozen_pretraining", frozen_pretraining, frozen_pretraining_stages),
+        ("minimal_damage", minimal_damage, minimal_damage_stages),
+        ("monolingual_regions", monolingual_regions, monolingual_regions_stages),
+        ("proxy_audit", proxy_audit, proxy_audit_stages),
+        ("reliability", reliability, reliability_stages),
+        ("single_parameter", single_parameter, single_parameter_stages),
+    )
+}
+
+
+def study(name: str) -> Study:
+    """Return the study of a name.
 
     Raises:
       ValueError: there is none of that name.
     """
-    if name not in EXPERIMENTS:
-        near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, STUDIES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"there is no experiment {name!r}; {hint}there are {', '.join(sorted(EXPERIMENTS))}")
-    return name
+        raise ValueError(f"there is no experiment {name!r}; {hint}there are {', '.join(sorted(STUDIES))}")
+    return STUDIES[name]
 
 
 def perform(settings: ConfigDict, run: Run) -> bool:
@@ -75,9 +75,7 @@ def perform(settings: ConfigDict, run: Run) -> bool:
     require(settings.machine.get("tracker", "none"))
     if run.done("run") is not None and not run.moved:  # what lies at another place is identified before it is trusted
         return False
-    EXPERIMENTS[known(settings.experiment)](settings, run)
-    run.finish(
-        "run",
-        *(name for name in ("results.csv", "damage.csv", "effects.csv", "report.html") if run.path(name).exists()),
-    )
+    study(settings.experiment).perform(settings, run)
+    written = ("results.csv", "effects.csv", "damage.csv", "report.html")
+    run.finish("run", *(name for name in written if run.path(name).exists()))
     return True

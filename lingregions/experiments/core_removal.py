@@ -6,313 +6,147 @@ matched to it, and against the largest weights. Parts of the core - one kind of 
 them - are removed by themselves where the config asks for it.
 """
 
-import dataclasses
-import functools
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lingregions import regions
-from lingregions import tree as trees
-from lingregions.experiments import cell as cells
-from lingregions.experiments import comparison, stage
-from lingregions.experiments import laboratory as lab
-from lingregions.experiments.finding import LEVEL, Findings, number, verdict
-from lingregions.experiments.laboratory import Laboratory
-from lingregions.experiments.stage import Stage
+from lingregions.effects import Effects
+from lingregions.experiments import claims, selection, step, tables
+from lingregions.experiments.context import Context
+from lingregions.experiments.selection import DRAWN, Selection, matched, monolingual, ranked
+from lingregions.experiments.step import Step
+from lingregions.experiments.study import Study
+from lingregions.intervention import Intervention
 from lingregions.models import roles
-from lingregions.regions import Region
-from lingregions.regions.algebra import combine
-from lingregions.regions.matched import match
-from lingregions.run import Run
 
-DRAWN = ("random", "matched")  # selectors that draw: one arm a seed
+SELECTORS = ("top", "bottom", "random", "matched", "magnitude")
 
 
-class Removal(NamedTuple):
-    """One region that is removed.
+def check(settings: ConfigDict) -> None:
+    """Refuse selectors and parts that do not exist, or that need a top which is not removed.
 
-    Attributes:
-      selector: an entry of `SELECTORS`; "magnitude": the largest |theta|; "matched": random, but matched to the top.
-      fraction: part of each matrix, as the config says it.
-      seed: of a selector that draws.
-      part: "", or what of the region is removed: a key of `roles.PARTS` in words, or "layer 3".
+    Raises:
+      ValueError: says which.
     """
-
-    selector: str
-    fraction: str
-    seed: int | None = None
-    part: str = ""
-
-    @property
-    def group(self) -> str:
-        """The name without the seed."""
-        return f"{self.selector} {self.fraction}" + (f" {self.part}" if self.part else "")
-
-    def __str__(self) -> str:
-        return self.group + ("" if self.seed is None else f" seed {self.seed}")
-
-
-def core_removal(settings: ConfigDict, run: Run) -> None:
-    """Score, select, remove, evaluate, report.
-
-    Args:
-      settings: see configs/core_removal.py.
-      run: the work directory; what is finished in it is not done again.
-    """
-    laboratory = lab.prepare(settings, run)
-    lab.check(laboratory)
-    for language in settings.score.languages:
-        lab.score(laboratory, language)
-    files = find(laboratory)
-    removals = list(plan(settings, laboratory.model.layers))
-    made = [
-        cells.Arm(str(each), functools.partial(take, laboratory, files, each), group=each.group) for each in removals
-    ]
-    cells.measure(laboratory, "core_removal", made)
-    compare(laboratory, removals)
+    chosen = settings.select
+    for selector in chosen.selectors:
+        if selector not in SELECTORS:
+            raise ValueError(f"there is no selector {selector!r}; select.selectors may hold {', '.join(SELECTORS)}")
+    if "matched" in chosen.selectors and "top" not in chosen.selectors:
+        raise ValueError("matched regions are matched to the top: add top to select.selectors")
+    if (chosen.modules or chosen.layers) and "top" not in chosen.selectors:
+        raise ValueError("select.modules and select.layers take parts of the top: add top to select.selectors")
+    if set(DRAWN) & set(chosen.selectors) and not chosen.seeds:
+        raise ValueError("select.seeds is empty: random and matched regions need one")
+    for part in chosen.modules:
+        if part not in roles.PARTS:
+            raise ValueError(f"there is no part {part!r}; select.modules may hold {', '.join(roles.PARTS)}")
 
 
-def stages(settings: ConfigDict) -> list[Stage]:
-    """Return what `core_removal` would do."""
-    languages, first = settings.score.languages, settings.select.fractions[0]
-    removals = list(plan(settings, stage.model(settings).layers))
-    found = {str(each): each.fraction for each in removals if not each.part}
-    if settings.select.monolingual:
-        found |= {name: first for each in languages for name in (f"top {first} {each}", f"monolingual {each}")}
+def whole(settings: ConfigDict) -> list[Intervention]:
+    """Return the regions that are removed whole: every selector at every fraction, with every seed."""
+    chosen = settings.select
     return [
-        *stage.scoring(settings),
-        stage.selecting(settings, found),
-        stage.measuring(settings, list(map(str, removals))),
+        Intervention(kind=selector, fraction=fraction, seed=seed, perturbation="zero")
+        for fraction in chosen.fractions
+        for selector in chosen.selectors
+        for seed in (chosen.seeds if selector in DRAWN else (None,))
     ]
 
 
-def plan(settings: ConfigDict, layers: int) -> Iterator[Removal]:
-    """Yield what is removed: every selector at every fraction, with every seed; then the parts of the first top.
+def parts(settings: ConfigDict, layers: int) -> list[Intervention]:
+    """Return the parts of the first top that are removed by themselves.
 
     Args:
       settings: the config.
       layers: of the model.
 
     Raises:
-      ValueError: a part that does not exist, or one of a top that is not among the removals.
+      ValueError: a layer that does not exist.
     """
     chosen = settings.select
-    for fraction in chosen.fractions:
-        for selector in chosen.selectors:
-            seeds = chosen.seeds if selector in DRAWN else (None,)
-            yield from (Removal(selector, fraction, seed) for seed in seeds)
-    named = range(layers) if tuple(chosen.layers) == ("all",) else chosen.layers
-    parts = [*(each.replace("_", " ") for each in chosen.modules), *(f"layer {each}" for each in named)]
-    if parts and "top" not in chosen.selectors:
-        raise ValueError("select.modules and select.layers take parts of the top: add top to select.selectors")
-    for part in parts:
-        if _module(part) not in roles.PARTS and part not in {f"layer {each}" for each in range(layers)}:
+    top = {"kind": "top", "fraction": chosen.fractions[0], "perturbation": "zero"}
+    numbers = list(range(layers)) if tuple(chosen.layers) == ("all",) else list(chosen.layers)
+    for layer in numbers:
+        if layer not in range(layers):
             raise ValueError(
-                f"there is no part {part!r}; select.modules may hold {', '.join(roles.PARTS)}, and select.layers "
-                f"numbers below {layers} or the word all"
+                f"there is no layer {layer!r}; select.layers holds numbers below {layers}, or the word all"
             )
-        yield Removal("top", chosen.fractions[0], part=part)
-
-
-def _module(part: str) -> str:
-    """Return the key of `roles.PARTS` that a part's words stand for."""
-    return part.replace(" ", "_")
-
-
-# --- regions ----------------------------------------------------------------------------------------------------------
-
-
-def find(laboratory: Laboratory) -> dict[str, str]:
-    """Make the regions of the config; returns {name: file}.
-
-    Those that are removed whole; and for the first fraction, if `select.monolingual`, the top of each language and what
-    of it no other language has: top(A) minus the union of top(B) for every other scored B (docs/method.md 2).
-    """
-    settings = laboratory.settings
-    languages, scope = settings.score.languages, settings.select.scope
-    known = lab.provenance(laboratory, languages)
-    whole = [each for each in plan(settings, laboratory.model.layers) if not each.part]
-
-    @functools.cache
-    def combined() -> trees.Tree:
-        return lab.combine(laboratory, languages)
-
-    def select(wanted: Removal) -> Region:
-        if wanted.selector == "matched":
-            top = Removal("top", wanted.fraction)
-            if top not in whole:
-                raise ValueError(
-                    f"the arm {wanted} is matched to {top}, which is not among the arms: add top to selectors"
-                )
-            assert wanted.seed is not None
-            part = roles.restrict(laboratory.params, scope)
-            return match(lab.read(laboratory, files[str(top)]), part, wanted.seed, str(wanted))
-        named = known.replace(name=str(wanted))
-        if wanted.selector == "magnitude":
-            return regions.select(
-                magnitudes(laboratory),
-                wanted.fraction,
-                provenance=lab.provenance(laboratory, (), "magnitude").replace(
-                    name=str(wanted), definition=f"the largest |theta|, {wanted.fraction} of each matrix"
-                ),
-            )
-        like = roles.restrict(laboratory.shapes if wanted.selector == "random" else combined(), scope)
-        return regions.select(like, wanted.fraction, wanted.selector, seed=wanted.seed, provenance=named)
-
-    files: dict[str, str] = {}
-    # The matched ones last: they start from the file of their top.
-    for each in sorted(whole, key=lambda each: each.selector == "matched"):
-        files |= lab.find(laboratory, {str(each): functools.partial(select, each)})
-    combined.cache_clear()
-    return files | (alone(laboratory) if settings.select.monolingual else {})
-
-
-def magnitudes(laboratory: Laboratory) -> trees.Tree:
-    """Return |theta| in the select scope."""
-    part = roles.restrict(laboratory.params, laboratory.settings.select.scope)
-    return trees.transform(lambda _, theta: jnp.abs(theta), part)
-
-
-def alone(laboratory: Laboratory) -> dict[str, str]:
-    """Make the top of each scored language, and what of it no other has; returns {name: file}."""
-    settings = laboratory.settings
-    languages, fraction = settings.score.languages, settings.select.fractions[0]
-    tops = {language: f"top {fraction} {language}" for language in languages}
-
-    def top(language: str) -> Region:
-        named = lab.provenance(laboratory, (language,)).replace(name=tops[language])
-        part = roles.restrict(lab.load(laboratory, language), settings.select.scope)
-        return regions.select(part, fraction, "top", provenance=named)
-
-    files = lab.find(laboratory, {tops[language]: functools.partial(top, language) for language in languages})
-
-    def own(language: str) -> Region:
-        found = lab.read(laboratory, files[tops[language]])
-        origins = [found.provenance]
-        for other in languages:
-            if other != language:  # one at a time: the masks of all languages would be the peak of the run's memory
-                each = lab.read(laboratory, files[tops[other]])
-                origins.append(each.provenance)
-                found = regions.subtract(found, each)
-        name = f"monolingual {language}"
-        definition = f"the top {fraction} of {language} without the top {fraction} of any other scored language"
-        known = combine("difference", origins, name).replace(definition=definition)
-        return dataclasses.replace(found, provenance=known)
-
-    return files | lab.find(laboratory, {f"monolingual {each}": functools.partial(own, each) for each in languages})
-
-
-def take(laboratory: Laboratory, files: dict[str, str], wanted: Removal) -> Region:
-    """Return the region of a removal."""
-    found = lab.read(laboratory, files[str(wanted._replace(part=""))])
-    if not wanted.part:
-        return found
-    if _module(wanted.part) in roles.PARTS:
-        return regions.restrict(found, roles.PARTS[_module(wanted.part)], name=str(wanted))
-    return regions.restrict(found, layers=[int(wanted.part.removeprefix("layer "))], name=str(wanted))
-
-
-# --- what was found ---------------------------------------------------------------------------------------------------
-
-
-def compare(laboratory: Laboratory, removals: Sequence[Removal]) -> None:
-    """Weigh every top against its controls and the parts of it against each other; write tables, verdict and report."""
-    groups = list(dict.fromkeys((each.selector, each.fraction, each.group) for each in removals if not each.part))
-    contrasts = [
-        (f"top {fraction}", group)
-        for selector, fraction, group in groups
-        if selector != "top" and Removal("top", fraction) in removals
+    return [
+        *(Intervention(**top, part=part.replace("_", " ")) for part in chosen.modules),
+        *(Intervention(**top, layer=layer) for layer in numbers),
     ]
-    found = Findings(comparison.assess(laboratory, {"core_removal": contrasts})["core_removal"])
-    if contrasts:
+
+
+def contrasts(settings: ConfigDict) -> list[tuple[Intervention, Intervention]]:
+    """Return every top with each of its controls of the same size."""
+    groups = dict.fromkeys(each.group for each in whole(settings))
+    tops = {each.fraction: each for each in groups if each.kind == "top"}
+    return [(tops[each.fraction], each) for each in groups if each.kind != "top" and each.fraction in tops]
+
+
+def steps(settings: ConfigDict, config: Any) -> list[Step]:
+    """Score, select, remove."""
+    wanted = {each.name: _selection(each) for each in whole(settings)}
+    if settings.select.monolingual:
+        wanted |= monolingual(settings)
+    return [
+        *step.score(settings, config),
+        # The matched ones last: they start from the file of their top.
+        step.select(settings, config, dict(sorted(wanted.items(), key=lambda item: item[0].startswith("matched")))),
+        step.measure(settings, [*whole(settings), *parts(settings, config.layers)], contrasts(settings)),
+    ]
+
+
+def _selection(each: Intervention) -> Selection:
+    if each.kind == "matched":
+        assert each.seed is not None
+        return matched(each.name, each.fraction, f"top {each.fraction}", each.seed)
+    if each.kind == "magnitude":
+        return ranked(each.name, each.fraction, "magnitude")
+    return ranked(each.name, each.fraction, "shapes" if each.kind == "random" else "combined", each.kind, each.seed)
+
+
+def show(context: Context) -> dict[str, Any]:
+    """Return every top against its controls, the parts of it against each other, and the verdict."""
+    settings, found = context.settings, context.effects()
+    pairs, pieces = contrasts(settings), parts(settings, context.model.config.layers)
+    shown: dict[str, Any] = {}
+    if pairs:
+        columns = {
+            **{"region": "text", "control": "text", "region removed": "factor", "control removed": "factor"},
+            **{"region over control": "factor", "more harm in": "text"},
+        }
         rows = [
-            [arm, control, found.cell(arm), found.cell(control), found.cell(arm, control), found.worse(arm, control)]
-            for arm, control in contrasts
+            [top.name, control.name, found.cell(top), found.cell(control), *tables.against(found, top, control)[1:]]
+            for top, control in pairs
         ]
-        content = {
-            "title": "The top against its controls",
-            "note": "Perplexity over all languages (geometric mean) as a multiple of the untouched model's, and of the "
-            "top's as a multiple of the control's; the last column counts languages in which the top does more harm, "
-            f"p < {LEVEL} after Holm's correction. Intervals: paired bootstrap over segments and seeds.",
-            "columns": [
-                {"name": "region"},
-                {"name": "control"},
-                {"name": "region removed", "kind": "factor"},
-                {"name": "control removed", "kind": "factor"},
-                {"name": "region over control", "kind": "factor"},
-                {"name": "more harm in"},
-            ],
-            "rows": rows,
-        }
-        lab.tabulate(laboratory, "contrasts", content)
-    parts = [each for each in removals if each.part]
-    if parts:
-        lab.tabulate(laboratory, "parts", _parts(laboratory, found, parts))
-        languages = list(laboratory.settings.evaluate.languages)
-        heatmap = {
-            "kind": "heatmap",
-            "title": f"Damage of each part of the top {parts[0].fraction} by language",
-            "corner": "part",
-            "rows": [each.part for each in parts],
-            "columns": languages,
-            "values": [[number(found.value(str(each), language=code)) for code in languages] for each in parts],
-            "format": "exponential",
-            "unit": "perplexity as a multiple of the untouched model's",
-        }
-        lab.tabulate(laboratory, "parts_by_language", heatmap)
-    lab.tabulate(laboratory, "verdict", verdict("Verdict", weigh(found, contrasts, parts)))
-    lab.publish(laboratory)
+        shown["contrasts"] = tables.table("The top against its controls", columns, rows, tables.NOTE)
+    if pieces:
+        title = f"Effect of each part of the top {pieces[0].fraction} by language"
+        shown["parts"] = _parts(context, found, pieces)
+        shown["parts_by_language"] = tables.by_language(found, {_label(each): each for each in pieces}, title, "part")
+    first = pairs[0][0] if pairs else None
+    own = {control.kind: control for top, control in pairs if top == first}
+    ranked_parts = sorted(pieces, key=lambda each: -found.value(each))
+    facts = {"top": first, "controls": own, "parts": ranked_parts, "label": _label}
+    return shown | {"verdict": claims.verdict("core_removal", "Is the core linguistic?", found, **facts)}
 
 
-def _parts(laboratory: Laboratory, found: Findings, parts: Sequence[Removal]) -> dict[str, Any]:
+def _label(part: Intervention) -> str:
+    return part.part or f"layer {part.layer}"
+
+
+def _parts(context: Context, found: Effects, pieces: Sequence[Intervention]) -> dict[str, Any]:
     """Return the table of what each part of the top costs by itself, and how large it is."""
-    files = {f"top {parts[0].fraction}": f"regions/{lab.slug(f'top {parts[0].fraction}')}.safetensors"}
-    sizes = [regions.total(take(laboratory, files, each)) for each in parts]
-    return {
-        "title": f"Parts of the top {parts[0].fraction}, removed by themselves",
-        "note": "Geometric-mean perplexity as a multiple of the untouched model's.",
-        "columns": [
-            {"name": "part"},
-            {"name": "parameters", "kind": "count"},
-            {"name": "perplexity", "kind": "factor"},
-            {"name": "harm in"},
-        ],
-        "rows": [
-            [each.part, size, found.cell(str(each)), found.worse(str(each))]
-            for each, size in zip(parts, sizes, strict=True)
-        ],
-    }
+    columns = {"part": "text", "parameters": "count", "perplexity": "factor", "harm in": "text"}
+    rows = [
+        [_label(each), regions.total(selection.own(context, each)), found.cell(each), tables.harmed(found, each)]
+        for each in pieces
+    ]
+    return tables.table(f"Parts of the top {pieces[0].fraction}, removed by themselves", columns, rows, tables.NOTE)
 
 
-def weigh(found: Findings, contrasts: Sequence[tuple[str, str]], parts: Sequence[Removal]) -> list[str]:
-    """Return the verdict: what the first top does beyond each control, and what this can and cannot show."""
-    said = []
-    if contrasts:
-        top = contrasts[0][0]
-        own = [control for arm, control in contrasts if arm == top]
-        clauses = "; ".join(found.against(top, control) for control in own)
-        said.append(f"Removing {top} multiplies perplexity by {found.words(top)[1:]} over all languages; {clauses}.")
-        magnitude = [control for control in own if control.startswith("magnitude")]
-        if magnitude and found.sign(magnitude[0]) > 0 and found.value(magnitude[0]) > math.log(10):
-            said.append(
-                f"The largest weights alone ({magnitude[0]}: {found.words(magnitude[0])}) break the model as well, and "
-                "they were found without any text: that the core's removal ends in collapse shows that its parameters "
-                "are indispensable, not that they are linguistic."
-            )
-        elif not magnitude:
-            said.append(
-                "The largest weights were not removed for comparison (select.selectors with magnitude): collapse by "
-                "itself does not show that a region is linguistic."
-            )
-    if parts:
-        ranked = sorted(parts, key=lambda each: -found.value(str(each)))
-        said.append(
-            "Of its parts, removed by themselves, the most harmful is "
-            f"{ranked[0].part} ({found.words(str(ranked[0]))}), the least {ranked[-1].part} "
-            f"({found.words(str(ranked[-1]))})."
-        )
-    return said
+STUDY = Study(steps, show, check)

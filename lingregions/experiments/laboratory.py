@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,6 +28,7 @@ from lingregions.models import roles
 from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.regions import Provenance, Region
+from lingregions.regions.algebra import combine as _combine
 from lingregions.regions.region import axes, versions
 from lingregions.run import Run, cluster
 
@@ -423,3 +425,38 @@ def describe(laboratory: Laboratory) -> None:
         "rows": rows,
     }
     tabulate(laboratory, "texts", content)
+
+
+def magnitudes(laboratory: Laboratory) -> trees.Tree:
+    """Return |theta| in the select scope."""
+    part = roles.restrict(laboratory.params, laboratory.settings.select.scope)
+    return trees.transform(lambda _, theta: jnp.abs(theta), part)
+
+
+def alone(laboratory: Laboratory) -> dict[str, str]:
+    """Make the top of each scored language, and what of it no other has; returns {name: file}."""
+    settings = laboratory.settings
+    languages, fraction = settings.score.languages, settings.select.fractions[0]
+    tops = {language: f"top {fraction} {language}" for language in languages}
+
+    def top(language: str) -> Region:
+        named = provenance(laboratory, (language,)).replace(name=tops[language])
+        part = roles.restrict(load(laboratory, language), settings.select.scope)
+        return regions.select(part, fraction, "top", provenance=named)
+
+    files = find(laboratory, {tops[language]: functools.partial(top, language) for language in languages})
+
+    def own(language: str) -> Region:
+        found = read(laboratory, files[tops[language]])
+        origins = [found.provenance]
+        for other in languages:
+            if other != language:  # one at a time: the masks of all languages would be the peak of the run's memory
+                each = read(laboratory, files[tops[other]])
+                origins.append(each.provenance)
+                found = regions.subtract(found, each)
+        name = f"monolingual {language}"
+        definition = f"the top {fraction} of {language} without the top {fraction} of any other scored language"
+        known = _combine("difference", origins, name).replace(definition=definition)
+        return dataclasses.replace(found, provenance=known)
+
+    return files | find(laboratory, {f"monolingual {each}": functools.partial(own, each) for each in languages})

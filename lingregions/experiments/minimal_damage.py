@@ -25,9 +25,8 @@ from lingregions import tree as trees
 from lingregions.experiments import comparison, extremes, stage
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.cell import Arm, measure
-from lingregions.experiments.core_removal import magnitudes
 from lingregions.experiments.finding import LEVEL, Findings, verdict
-from lingregions.experiments.laboratory import Laboratory
+from lingregions.experiments.laboratory import Laboratory, magnitudes
 from lingregions.experiments.scalars import Scalar, members
 from lingregions.experiments.stage import Stage
 from lingregions.models import roles

@@ -31,9 +31,8 @@ from lingregions.experiments import cell as cells
 from lingregions.experiments import comparison, continuation, stage
 from lingregions.experiments import laboratory as lab
 from lingregions.experiments.cell import BASE, Arm
-from lingregions.experiments.core_removal import alone
 from lingregions.experiments.finding import Findings, number, verdict
-from lingregions.experiments.laboratory import Laboratory
+from lingregions.experiments.laboratory import Laboratory, alone
 from lingregions.experiments.stage import Stage
 from lingregions.models import roles
 from lingregions.regions import Region

@@ -72,6 +72,8 @@ def _lines(path: Path, needed: Sequence[str], columns: Sequence[str]) -> Iterato
     """Where each line of a CSV file stands, and its cells; those of `needed` are there."""
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
+        called = {"intervention": "arm", "control": "reference", "effect_nats": "damage_nats"}
+        reader.fieldnames = [called.get(name, name) for name in reader.fieldnames or ()]
         lacking = [name for name in needed if name not in (reader.fieldnames or ())]
         if lacking:
             raise ReportError(f"{path}:1: columns {', '.join(lacking)} are missing; expected {', '.join(columns)}")
@@ -294,7 +296,11 @@ def gather(folder: Path) -> Facts:
     return Facts(
         experiment=str(config.get("experiment") or (rows[0].experiment if rows else folder.name)),
         rows=rows,
-        contrasts=contrasts(folder / "damage.csv") if measured and (folder / "damage.csv").exists() else (),
+        contrasts=next(
+            (contrasts(folder / each) for each in ("effects.csv", "damage.csv") if (folder / each).exists()), ()
+        )
+        if measured
+        else (),
         config=config,
         environment=environment,
         identity=identity,

@@ -17,8 +17,8 @@ from types import FrameType
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from lingregions.experiments import STAGES, known, perform
-from lingregions.experiments.stage import Stage, add, tabulate
+from lingregions.experiments import perform, study
+from lingregions.experiments.step import Step, add, tabulate
 from lingregions.run import Interrupted, InUse, Run, RunError, cluster, replacing, verify
 from lingregions.run.environment import masked
 from lingregions.run.files import Lock
@@ -43,7 +43,7 @@ def run(asked: Asked) -> int:
     """Run the cells of a sweep that are asked for; returns the exit code: 1 if a cell failed."""
     grid, workdir = asked.grid, asked.invocation.workdir
     for cell in grid.cells:
-        known(cell.config.experiment)
+        study(cell.config.experiment)
     cells = grid.cells[asked.shard - 1 :: asked.shards]
     if asked.invocation.dry_run:
         _plan(grid, cells, workdir)
@@ -198,20 +198,20 @@ def _tell(outcome: Outcome) -> str:
 
 
 def _plan(grid: Grid, cells: Sequence[Cell], folder: Path) -> None:
-    """Print the config of the first cell, its stages, and all cells with what they ask for and how they stand."""
-    stages: list[Stage] = []
+    """Print the config of the first cell, its steps, and all cells with what they ask for and how they stand."""
+    steps: list[Step] = []
     for cell in cells:
         state = "not begun"
         try:
-            planned = STAGES[cell.config.experiment](cell.config)
+            planned = study(cell.config.experiment).plan(cell.config)
             if Run.examine(folder / "cells" / cell.name, cell.config):
                 parts = sum(each.finished(folder / "cells" / cell.name) for each in planned)
                 state = f"{_tell(stand(folder, cell))}, {parts} of {sum(each.parts for each in planned)} parts done"
         except (ValueError, RunError) as error:
             planned, state = [], f"{type(error).__name__}: {error}"
-        stages.append(add(planned, cell.name, state))
-        if len(stages) == 1:
+        steps.append(add(planned, cell.name, state))
+        if len(steps) == 1:
             print(grid.cells[0].config)
             print(f"\nEach cell, such as {cell.name}:\n{tabulate(planned)}\n")
     print(f"{len(cells)} of {len(grid.cells)} cells over {', '.join(grid.keys)}:")
-    print(tabulate(stages))
+    print(tabulate(steps))

@@ -1,0 +1,209 @@
+"""Context: what the steps of a study work with - settings, work directory, model, texts - and what they have measured.
+
+Every number comes from the functional modules; here is only what belongs to one run.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lingregions import effects, evaluate, models, scoring
+from lingregions import mesh as meshes
+from lingregions import model as model_module
+from lingregions import tree as trees
+from lingregions.corpus import corpus as corpora
+from lingregions.corpus.corpus import Corpus
+from lingregions.evaluate import Segments
+from lingregions.intervention import Intervention
+from lingregions.model import Model
+from lingregions.models import source as sources
+from lingregions.run import Run, cluster
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
+    """What the steps of a study work with. Make one with `prepare`.
+
+    Attributes:
+      settings: the resolved config of the run.
+      run: the work directory.
+      model: on its mesh; its parameters change only while an intervention lasts.
+      corpora: that were opened, by (language, use).
+      measured: {intervention: what gives its sums by segment}, the untouched model first.
+      contrasts: (intervention, control) to be compared beside those against the untouched model.
+      rankings: {name: a tree of scores that several regions are selected from}, while regions are made.
+    """
+
+    settings: ConfigDict
+    run: Run
+    model: Model
+    corpora: dict[tuple[str, str], Corpus] = dataclasses.field(default_factory=dict)
+    measured: dict[Intervention, Callable[[str], Segments]] = dataclasses.field(default_factory=dict)
+    contrasts: dict[tuple[Intervention, Intervention], None] = dataclasses.field(default_factory=dict)
+    rankings: dict[str, trees.Tree] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def definition(self) -> scoring.Definition:
+        """How importance is defined: a preset with the changes that the config makes."""
+        return define(self.settings)
+
+    @functools.cached_property
+    def scorer(self) -> scoring.Scorer:
+        """The compiled scoring steps, used for every language."""
+        micro = self.settings.machine.score_batch * meshes.rows(self.model.mesh)
+        return scoring.Scorer(
+            self.model.config,
+            self.model.compute,
+            self.definition,
+            self.settings.score.rules,
+            micro=micro,
+            mesh=self.model.mesh,
+        )
+
+    @functools.cached_property
+    def evaluator(self) -> evaluate.Evaluator:
+        """The compiled evaluation, used for every intervention and language."""
+        return evaluate.build(self.model.config, self.model.compute, self.model.mesh)
+
+    def corpus(self, language: str, use: str) -> Corpus:
+        """Return the samples of a language for one use, "score", "evaluate" or "train"; opened once."""
+        if (language, use) not in self.corpora:
+            data, machine = self.settings.data, self.settings.machine
+            part = ("evaluation" if use == "evaluate" else "score") if data.held else "all"
+            source = data.get(f"{use}_source") or data.source
+            opened = corpora.open(
+                source,
+                language,
+                self.model.tokenizer,
+                length=data.length,
+                split=data[f"{use}_split"],
+                part=part,
+                held=data.held or None,
+                seed=self.settings.seed,
+                packing=data.packing,
+                bos=data.bos or None,
+                eos=data.eos or None,
+                column=data.column,
+                document=data.document,
+                strict=data.strict,
+                vocabulary=self.model.config.vocab,
+                cache=None if source == "udhr" else sources.folder(machine.cache) / "tokens",
+                workers=machine.workers,
+            )
+            self.run.identify(f"data/{language}/{use}", opened.fingerprint, source)
+            self.corpora[language, use] = opened
+        return self.corpora[language, use]
+
+    def samples(self, language: str, use: str) -> tuple[Corpus, np.ndarray]:
+        """Return the corpus of a language for a use, and the positions of the samples that the config asks for.
+
+        Raises:
+          ValueError: there are fewer than asked, and the config does not allow it (`data.fewer`).
+        """
+        corpus = self.corpus(language, use)
+        wanted = self.settings[use].samples or len(corpus)
+        return corpus, corpus.draw(wanted, self.settings.seed, fewer=self.settings.data.fewer)
+
+    def effects(self) -> effects.Effects:
+        """Return the effect of everything measured so far, and of every contrast; read from the work directory."""
+        languages = self.settings.evaluate.languages
+        sums = {each: {code: read(code) for code in languages} for each, read in self.measured.items()}
+        return effects.compare(sums, self.contrasts, self.settings.seed)
+
+
+def define(settings: ConfigDict) -> scoring.Definition:
+    """Return how importance is defined: the preset of `score.preset` with the changes that the config makes.
+
+    Raises:
+      ValueError: there is no such preset.
+    """
+    chosen = settings.score.to_dict()
+    if chosen["preset"] not in scoring.PRESETS:
+        presets = ", ".join(sorted(scoring.PRESETS))
+        raise ValueError(f"score.preset is {chosen['preset']!r}; it must be one of {presets}")
+    preset = scoring.PRESETS[chosen["preset"]]
+    names = {field.name for field in dataclasses.fields(preset)}
+    changes = {name: value for name, value in chosen.items() if name in names and value not in (None, "")}
+    return dataclasses.replace(preset, **changes)
+
+
+def prepare(settings: ConfigDict, run: Run) -> Context:
+    """Load the model of a config onto its mesh, and open every text, so that what is missing is said before any work.
+
+    Raises:
+      ValueError: model, tokenizer or mesh do not fit the config or each other; a text is missing, unusable or shorter
+        than asked; the message says which.
+    """
+    begin, machine = time.monotonic(), settings.machine
+    mesh = meshes.build(**machine.mesh.to_dict())
+    compute = models.Compute(**settings.compute.to_dict(), **machine.compute.to_dict())
+    with cluster.ready("the loading of the model", cluster.WORK):
+        model = model_module.load(settings.model.source, mesh, compute, settings.seed, machine.cache or None)
+    run.identify("model", model.fingerprint, model.source)
+    run.identify("tokenizer", model.tokenizer.fingerprint, model.source)
+    run.log(
+        event="model",
+        source=model.source,
+        config=models.dump(model.config),
+        parameters=trees.count(model.params),
+        model_hash=model.fingerprint,
+        tokenizer=model.tokenizer.name,
+        tokenizer_hash=model.tokenizer.fingerprint,
+        seconds=round(time.monotonic() - begin, 3),
+    )
+    context = Context(settings, run, model)
+    with cluster.ready("the opening of the texts", cluster.WORK):
+        for use in uses(settings):
+            for language in settings[use].languages:
+                _open(context, language, use)
+    return context
+
+
+def _open(context: Context, language: str, use: str) -> None:
+    corpus, positions = context.samples(language, use)
+    asked = context.settings[use].samples
+    if len(positions) < asked:
+        context.run.note(f"{language}, {corpus.split}: {len(positions)} samples, {asked} were asked for")
+    if corpus.counts.skipped:
+        context.run.note(f"{language}: {corpus.counts.skipped} texts could not be read and were skipped")
+
+
+def uses(settings: ConfigDict) -> list[str]:
+    """Return what texts are used for in an experiment: "score", and "evaluate" where it evaluates."""
+    return [use for use in ("score", "evaluate") if use in settings]
+
+
+def slug(name: str) -> str:
+    """Return a name as a file name: "random 1% seed 2" -> "random-1pct-seed-2"."""
+    return name.replace("%", "pct").replace(" ", "-")
+
+
+def tabulate(context: Context, name: str, content: Mapping[str, Any]) -> None:
+    """Write tables/<name>.json, which the report shows; see `report.kinds` for the kinds that there are."""
+    context.run.write(f"tables/{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def texts(context: Context) -> dict[str, Any]:
+    """Return the table of texts: what was scored and evaluated, and how each text begins as tokens."""
+    settings, rows = context.settings, []
+    for use in uses(settings):
+        for language in settings[use].languages:
+            corpus, positions = context.samples(language, use)
+            first = " ".join(map(str, corpus.batch([0]).tokens[0, :8].tolist()))
+            used = [use, corpus.source, corpus.split, len(positions), len(corpus)]
+            rows.append([language, *used, first, corpus.fingerprint[:16]])
+    example, tokenizer = context.corpus(settings.score.languages[0], "score"), context.model.tokenizer
+    names = ("language", "use", "source", "split", "samples used", "samples there", "first token ids", "fingerprint")
+    return {
+        "title": "Texts",
+        "note": f"Samples of {settings.data.length} tokens, {settings.data.packing}; special tokens: {example.policy}; "
+        f"tokenizer {tokenizer.name} ({tokenizer.fingerprint[:16]}); model hash {context.model.fingerprint}.",
+        "columns": [{"name": name, "kind": "count" if "samples" in name else "text"} for name in names],
+        "rows": rows,
+    }

@@ -1,0 +1,218 @@
+"""Measurements: one intervention in one language - what the model then loses, and the proof that it was measured.
+
+A finished measurement is a row of results.csv and a file of sums by segment, whose checksum is in the row: a run that
+was killed goes on where it stopped, and what was damaged is measured again. Costs one forward pass a token; the
+parameters are changed in place and put back.
+"""
+
+import collections
+import contextlib
+import csv
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lingregions import evaluate
+from lingregions import mesh as meshes
+from lingregions import tree as trees
+from lingregions.corpus.batch import Batch
+from lingregions.corpus.corpus import Corpus
+from lingregions.experiments.context import Context, slug
+from lingregions.intervention import COLUMNS, UNTOUCHED, Intervention
+from lingregions.run.progress import Bar
+
+# results.csv: one row per (intervention, language).
+KEYS = ("experiment", "intervention", "language")
+RESULTS: dict[str, type] = {
+    **dict.fromkeys(KEYS, str),
+    "nll_nats": float,
+    "tokens": int,
+    "bytes": int,
+    "perplexity": str,
+    "bits_per_byte": float,
+    "segments": int,
+    "checksum": str,
+    **dict.fromkeys(COLUMNS, str),
+}
+
+
+def measure(context: Context, interventions: Sequence[Intervention]) -> None:
+    """Evaluate every language under every intervention, the untouched model first.
+
+    One compiled program serves all; a batch may hold samples of several languages.
+
+    Args:
+      context: the model and its texts; its parameters are the same bits afterwards.
+      interventions: what is measured beside the untouched model; none twice.
+
+    Raises:
+      ValueError: two interventions are the same, or have one name.
+    """
+    everything = [UNTOUCHED, *interventions]
+    names = [each.name for each in everything]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two interventions are called {twice[0]!r}")
+    missing = {each: remember(context, each) for each in everything}
+    with _progress(context, [code for codes in missing.values() for code in codes]) as bar:
+        for each, languages in missing.items():
+            if languages:
+                with each.apply(context.model.params) as params:
+                    _measure(context, each, params, languages, bar)
+
+
+def observe(context: Context, intervention: Intervention, params: trees.Tree) -> None:
+    """Evaluate every language under parameters that were made elsewhere, by training; what is finished is skipped."""
+    if missing := remember(context, intervention):
+        with _progress(context, missing) as bar:
+            _measure(context, intervention, params, missing, bar)
+
+
+def remember(context: Context, intervention: Intervention) -> list[str]:
+    """Count an intervention among the measured ones; returns the languages that are missing or not sound."""
+    context.measured[intervention] = functools.partial(segments, context, intervention.name)
+    rows = results(context)
+    return [
+        code
+        for code in context.settings.evaluate.languages
+        if (intervention.name, code) not in rows or not _intact(context, rows[intervention.name, code])
+    ]
+
+
+def results(context: Context) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the rows of results.csv by (name of the intervention, language)."""
+    context.run.table("results", RESULTS, KEYS)
+    return {(row["intervention"], row["language"]): row for row in context.run.rows("results")}
+
+
+def _progress(context: Context, languages: Sequence[str]) -> contextlib.AbstractContextManager[Bar]:
+    """Return the bar of an evaluation of so many texts."""
+    length = context.settings.data.length
+    tokens = sum(len(context.samples(code, "evaluate")[1]) * length for code in languages)
+    return context.run.progress("evaluate", tokens, "tokens")
+
+
+def _measure(
+    context: Context, intervention: Intervention, params: trees.Tree, languages: Sequence[str], bar: Bar
+) -> None:
+    """Measure the missing languages of one intervention, and write each as soon as it is known."""
+    run, name = context.run, intervention.name
+    texts = {code: context.samples(code, "evaluate") for code in languages}
+    for code, found in _sums(context, params, texts, intervention.bounds, bar):
+        checksum = _store(context, name, code, found.segments)
+        run.log(event="evaluated", intervention=name, language=code, nll_nats=found.nll)
+        run.add("results", _row(context.settings.experiment, intervention, code, found, checksum))
+        run.check()
+
+
+def _sums(
+    context: Context,
+    params: trees.Tree,
+    texts: Mapping[str, tuple[Corpus, np.ndarray]],
+    bounds: trees.Tree | None,
+    bar: Bar,
+) -> Iterator[tuple[str, evaluate.Result]]:
+    """Yield (language, sums) as soon as the last sample of the language is done."""
+    size = context.settings.machine.evaluate_batch * meshes.rows(context.model.mesh)
+    places = [(code, position) for code, (_, positions) in texts.items() for position in np.sort(positions)]
+    queue: collections.deque[list[tuple[str, np.ndarray]]] = collections.deque()
+
+    def batches() -> Iterator[Batch]:
+        for begin in range(0, len(places), size):
+            groups = [
+                (code, np.asarray([position for _, position in group]))
+                for code, group in itertools.groupby(places[begin : begin + size], key=lambda place: place[0])
+            ]
+            parts = [texts[code][0].batch(positions) for code, positions in groups]
+            rows = sum(len(positions) for _, positions in groups)
+            queue.append(groups)
+            # Rows of padding below, so that one program serves the last batch too.
+            yield Batch(
+                *(np.pad(np.concatenate(each), ((0, size - rows), (0, 0))) for each in zip(*parts, strict=True))
+            )
+            bar.advance(rows * context.settings.data.length)
+
+    left = {code: len(positions) for code, (_, positions) in texts.items()}
+    gathered: dict[str, list[tuple[np.ndarray, evaluate.Losses]]] = {code: [] for code in texts}
+    for losses in evaluate.stream(context.evaluator, params, batches(), context.model.place, bounds):
+        first = 0
+        for code, positions in queue.popleft():
+            own = losses.take(first, first + len(positions))
+            numbers = _numbers(texts[code][0], positions, context.settings.evaluate.segment)[own.row, own.position]
+            gathered[code].append((numbers, own))
+            first, left[code] = first + len(positions), left[code] - len(positions)
+            if not left[code]:
+                yield code, evaluate.total(*zip(*gathered.pop(code), strict=True))
+
+
+def _numbers(corpus: Corpus, positions: np.ndarray, segment: int) -> np.ndarray:
+    """Return int64 [B, T]: which segment the token stands in: its document, or every `segment` tokens of a sample."""
+    if not segment:
+        return corpus.documents(positions)
+    count = -(-corpus.length // segment)
+    return positions.astype(np.int64)[:, None] * count + np.arange(corpus.length)[None] // segment
+
+
+def _file(intervention: str, language: str) -> str:
+    """Return the file of a measurement: the sums of its segments."""
+    return f"segments/{slug(intervention)}/{language}.csv"
+
+
+def _store(context: Context, name: str, language: str, sums: evaluate.Segments) -> str:
+    """Write the sums of a measurement by segment; returns their checksum."""
+    lines = [",".join(sums._fields)]
+    lines += [",".join(map(repr, each)) for each in zip(*(column.tolist() for column in sums), strict=True)]
+    content = "\n".join(lines) + "\n"
+    context.run.write(_file(name, language), content)
+    return _checksum(content.encode())
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _intact(context: Context, row: Mapping[str, Any]) -> bool:
+    """Return whether the segments of a finished measurement are there and are what was measured; notes it if not."""
+    name = _file(row["intervention"], row["language"])
+    path = context.run.path(name)
+    sound = context.run.agree(path.exists() and _checksum(path.read_bytes()) == row["checksum"])
+    if not sound:
+        context.run.note(f"{name} is gone or changed; it is measured again")
+    return bool(sound)
+
+
+def segments(context: Context, intervention: str, language: str) -> evaluate.Segments:
+    """Return the sums by segment of a finished measurement."""
+    path = context.run.path(_file(intervention, language))
+    rows = list(csv.reader(path.read_text().splitlines()))[1:] if jax.process_index() == 0 else []
+    number, nll, tokens, sizes = zip(*context.run.agree(rows), strict=True)
+    return evaluate.Segments(
+        np.asarray(number, np.int64),
+        np.asarray(nll, np.float64),
+        np.asarray(tokens, np.int64),
+        np.asarray(sizes, np.int64),
+    )
+
+
+def _row(
+    experiment: str, intervention: Intervention, language: str, found: evaluate.Result, checksum: str
+) -> dict[str, Any]:
+    """Return one line of results.csv."""
+    return {
+        "experiment": experiment,
+        "intervention": intervention.name,
+        "language": language,
+        "nll_nats": found.nll,
+        "tokens": found.tokens,
+        "bytes": found.bytes,
+        "perplexity": evaluate.perplexity(found.nats),
+        "bits_per_byte": found.bits if math.isfinite(found.nll) else math.nan,
+        "segments": len(found.segments.number),
+        "checksum": checksum,
+        **intervention.columns(),
+    }

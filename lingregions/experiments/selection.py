@@ -1,0 +1,148 @@
+"""Selections: the regions of a run by name - how each is made, once, and read back from regions/<name>.safetensors."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lingregions import regions
+from lingregions.experiments import scored
+from lingregions.experiments.context import Context, slug
+from lingregions.intervention import Intervention
+from lingregions.models import roles
+from lingregions.regions import Region
+from lingregions.regions.algebra import combine
+from lingregions.regions.matched import match
+
+DRAWN = ("random", "matched")  # selectors that draw: one region a seed
+
+
+class Selection(NamedTuple):
+    """How a region is made.
+
+    Attributes:
+      fraction: the part of each matrix that it holds, at most.
+      make: makes it, after the languages were scored and the selections before it were made.
+    """
+
+    fraction: str
+    make: Callable[[Context], Region]
+
+
+def ranked(
+    name: str,
+    fraction: str,
+    ranking: str = "combined",
+    selector: str = "top",
+    seed: int | None = None,
+    scope: str = "",
+    **options: Any,
+) -> Selection:
+    """Return the selection of a part of each matrix by a ranking.
+
+    Args:
+      name: of the region.
+      fraction: such as "1%".
+      ranking: what is ranked: see `scored.ranking`.
+      selector: "top", "bottom" or "random".
+      seed: of "random".
+      scope: in place of `select.scope`.
+      **options: of `regions.select`.
+    """
+
+    def make(context: Context) -> Region:
+        languages = context.settings.score.languages
+        read = () if ranking == "magnitude" else (ranking,) if ranking in languages else languages
+        rule = "magnitude" if ranking == "magnitude" else None
+        known = scored.provenance(context, read, rule, scope).replace(name=name)
+        values = scored.ranking(context, ranking, scope)
+        return regions.select(values, fraction, selector, seed=seed, provenance=known, **options)
+
+    return Selection(fraction, make)
+
+
+def matched(name: str, fraction: str, to: str, seed: int, avoid: Sequence[str] = (), scope: str = "") -> Selection:
+    """Return the selection of a random region matched to another in size, |theta|, rows and columns.
+
+    Args:
+      name: of the region.
+      fraction: of the other.
+      to: its name.
+      seed: of the draw.
+      avoid: names of regions of which it may hold nothing.
+      scope: in place of `select.scope`.
+    """
+
+    def make(context: Context) -> Region:
+        part = roles.restrict(context.model.params, scope or context.settings.select.scope)
+        others = [read(context, each) for each in avoid]
+        beside = regions.union(*others).rename("what is avoided") if others else None
+        return match(read(context, to), part, seed, name, avoid=beside)
+
+    return Selection(fraction, make)
+
+
+def monolingual(settings: Any) -> dict[str, Selection]:
+    """Return the top of each scored language, and what of it no other has: top(A) minus the union of all top(B)."""
+    languages, fraction = settings.score.languages, settings.select.fractions[0]
+    tops = {language: f"top {fraction} {language}" for language in languages}
+
+    def own(language: str, context: Context) -> Region:
+        found = read(context, tops[language])
+        origins = [found.provenance]
+        for other in languages:
+            if other != language:  # one at a time: the masks of all languages would be the peak of the run's memory
+                each = read(context, tops[other])
+                origins.append(each.provenance)
+                found = regions.subtract(found, each)
+        definition = f"the top {fraction} of {language} without the top {fraction} of any other scored language"
+        known = combine("difference", origins, f"monolingual {language}").replace(definition=definition)
+        return dataclasses.replace(found, provenance=known)
+
+    return {top: ranked(top, fraction, language) for language, top in tops.items()} | {
+        f"monolingual {language}": Selection(fraction, functools.partial(own, language)) for language in languages
+    }
+
+
+def make(context: Context, wanted: Mapping[str, Selection]) -> None:
+    """Make every region that has no file yet, in their order, and save it."""
+    for name, selection in wanted.items():
+        mark = f"region-{slug(name)}"
+        if context.run.done(mark) is None:
+            save(context, selection.make(context), file(name))
+            context.run.finish(mark, file(name), region=name)
+        context.run.check()
+    context.rankings.clear()
+
+
+def save(context: Context, region: Region, path: str) -> None:
+    """Save a region, and note what its selection met."""
+    found = region.provenance.selection
+    if found is not None and (found.empty or found.zero or found.cut):
+        context.run.note(f"region {region.name}: {found}")
+    place = context.run.path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    regions.save(region, place)
+
+
+def file(name: str) -> str:
+    """Return the file of a region in the work directory."""
+    return f"regions/{slug(name)}.safetensors"
+
+
+def read(context: Context, name: str, path: str = "") -> Region:
+    """Return a region of this run by its name (or its file), on the shards of the parameters."""
+    model = context.model
+    place = context.run.path(path or file(name))
+    return regions.load(place, model.shapes, model.fingerprint, model.tokenizer.fingerprint)
+
+
+def own(context: Context, intervention: Intervention) -> Region:
+    """Return the region of an intervention: the one of its name, or the part of it that the intervention says."""
+    whole = dataclasses.replace(intervention, part="", layer=None)
+    found = read(context, whole.name)
+    if intervention.layer is not None:
+        return regions.restrict(found, layers=[intervention.layer], name=intervention.name)
+    if intervention.part:
+        return regions.restrict(found, roles.PARTS[intervention.part.replace(" ", "_")], name=intervention.name)
+    return found

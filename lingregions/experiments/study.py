@@ -1,0 +1,103 @@
+"""Study: an experiment as a declaration - what it asks for, its steps, and what it shows.
+
+How a study is written (one file, one config of the same name, one line in `experiments.STUDIES`, one notebook):
+
+1. `check(settings)` refuses, in one sentence and before any work, a config that asks for what cannot be: a part that
+   does not exist, a trained language that is not evaluated. What all studies ask for is checked here.
+2. `steps(settings, config)` lists the steps, from the builders in `step`: `score`, `select` (regions, each a
+   `selection.Selection`: ranking, fraction, selector), `measure` (a list of `Intervention` records and of contrasts),
+   `generate`; or a `Step` of its own. A step performs what is not done yet, and says what it costs: `--dry-run` prints
+   the same list. Interventions are data: write a function `interventions(settings)` that both `steps` and `show` call,
+   and look effects up by record, never by name.
+3. `show(context)` returns {name: content} of tables/: from `context.effects()` with the builders in `tables`, and under
+   "verdict" what `claims.verdict` renders from <study>.j2: a headline of at most 25 words, then paragraphs. A sentence
+   is chosen by the sign of an interval.
+
+Everything else - order, resuming, results.csv, effects.csv, the report - is done by `perform`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from lingregions import report, scoring
+from lingregions.experiments.context import Context, define, prepare, tabulate, texts
+from lingregions.experiments.step import Step, model_config
+from lingregions.regions.select import parse
+from lingregions.run import Run
+
+
+def _nothing(settings: ConfigDict) -> None:
+    """Ask for nothing beyond what all studies ask for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """An experiment as a declaration.
+
+    Attributes:
+      steps: (settings, config of the model) -> what is done, in order.
+      show: (context after the steps) -> {name: content} of tables/.
+      check: refuses a config by a ValueError.
+    """
+
+    steps: Callable[[ConfigDict, Any], Sequence[Step]]
+    show: Callable[[Context], Mapping[str, Mapping[str, Any]]]
+    check: Callable[[ConfigDict], None] = _nothing
+
+    def plan(self, settings: ConfigDict) -> Sequence[Step]:
+        """Return the steps, from the config alone: nothing is read, opened or computed.
+
+        Raises:
+          ValueError: the config asks for what cannot be.
+        """
+        check(settings)
+        self.check(settings)
+        return self.steps(settings, model_config(settings))
+
+    def perform(self, settings: ConfigDict, run: Run) -> None:
+        """Do every step that is not done yet, and write tables and report.
+
+        Raises:
+          ValueError: the config asks for what cannot be, or model and texts do not fit it.
+        """
+        check(settings)
+        self.check(settings)
+        context = prepare(settings, run)
+        for step in self.steps(settings, context.model.config):
+            step.perform(context)
+        self.publish(context)
+
+    def publish(self, context: Context) -> None:
+        """Write effects.csv, the tables and the report."""
+        if context.measured:
+            context.run.write("effects.csv", context.effects().csv(context.settings.experiment))
+        for name, content in {**self.show(context), "texts": texts(context)}.items():
+            tabulate(context, name, content)
+        if jax.process_index() == 0:
+            report.write(context.run.folder, context.settings.machine.pictures)
+
+
+def check(settings: ConfigDict) -> None:
+    """Refuse what no study can do.
+
+    Raises:
+      ValueError: no language, one twice, a rule, preset or fraction that does not exist.
+    """
+    define(settings)
+    for use in ("score", "evaluate"):
+        languages = list(settings[use].languages) if use in settings else ["any"]
+        if not languages or len(set(languages)) < len(languages):
+            raise ValueError(
+                f"{use}.languages needs one or more, each named once, not {', '.join(languages) or 'none'}"
+            )
+    for rule in (*settings.score.rules, *filter(None, [settings.score.rule])):
+        if rule not in scoring.RULES:
+            raise ValueError(f"there is no score rule {rule!r}; there are {', '.join(scoring.RULES)}")
+    if not settings.select.fractions:
+        raise ValueError("select.fractions is empty: no region can be selected")
+    for fraction in settings.select.fractions:
+        parse(fraction)
