@@ -5,10 +5,8 @@ interval and p-value (see `statistics`), p-values adjusted over the languages. S
 Milliseconds a comparison; no model is needed.
 """
 
-import csv
 import dataclasses
 import functools
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +15,7 @@ from lingregions import statistics
 from lingregions.corpus.languages import LANGUAGES
 from lingregions.evaluate import Segments
 from lingregions.intervention import COLUMNS, UNTOUCHED, Intervention
+from lingregions.run import table
 
 if TYPE_CHECKING:
     import pandas
@@ -162,12 +161,8 @@ class Effects:
           experiment: first column of every row.
           header: whether the names of the columns come first.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if header:
-            writer.writerow(HEADER)
-        writer.writerows([experiment, *cells] for cells in self._cells())
-        return text.getvalue()
+        lines = table.dump(HEADER, ([experiment, *cells] for cells in self._cells())).decode()
+        return lines if header else lines.partition("\n")[2]
 
     def _cells(self) -> Iterable[list[object]]:
         for row in self.rows:

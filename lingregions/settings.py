@@ -315,6 +315,8 @@ def _codes(path: str, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     """Return the languages of a config by their codes, whatever they are called there: the border that they pass."""
     from lingregions.corpus.languages import listed  # not before mistakes in words are answered: it imports JAX
 
+    if not all(isinstance(each, str) for each in value):  # a grid: the config of each cell is read by itself
+        return value
     try:
         return listed([value], path)[0] if isinstance(value, str) else listed(value, path)
     except ValueError as error:

@@ -39,12 +39,12 @@ def read(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def dump(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+def dump(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     """Return the whole file of a table: its header, and its rows with their checksums."""
     return _line([*columns, SUM]) + b"".join(_line([*row, _sum(row)]) for row in rows)
 
 
-def _sum(words: Sequence[str]) -> str:
+def _sum(words: Sequence[object]) -> str:
     return f"{zlib.crc32(_line(words)):08x}"
 
 
@@ -145,7 +145,7 @@ def _texts(row: Row) -> list[str]:
     return [repr(value) if isinstance(value, float) else str(value) for value in row.values()]
 
 
-def _line(words: Sequence[str]) -> bytes:
+def _line(words: Sequence[object]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(words)
     return text.getvalue().encode()
