@@ -23,6 +23,7 @@ from lingregions import regions
 from lingregions import tree as trees
 from lingregions.regions import Provenance, Region, command, equals, file, released, stack
 from lingregions.run import RunError
+from lingregions.run.files import checksum
 
 GOLDEN = Path(__file__).parent / "golden" / "released_mask.pt"
 NAME = "model.layers.1.mlp.up_proj.weight"
@@ -58,6 +59,7 @@ def rewrite(path: Path, change: object) -> Path:
     with safe_open(path, framework="np") as opened:
         own = json.loads(opened.metadata()[file.KEY])
     change(own)
+    own["crc32"] = checksum({key: value for key, value in own.items() if key != "crc32"})
     other = path.with_name("changed.safetensors")
     save_file(load_file(path), other, {file.KEY: json.dumps(own)})
     return other
@@ -87,7 +89,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, masks: tuple[np.nd
 
 def test_the_smaller_coding_is_chosen_and_said(path: Path) -> None:
     header, stored = file.header(path), load_file(path)
-    assert header.matrices[NAME] == file.Matrix((24, 16), 7 + 3, "uint32")
+    assert header.matrices[NAME] == file.Matrix((24, 16), 7 + 3, "uint32", "57a66f15")
     assert stored[NAME].dtype == np.uint32
     assert header.matrices["model.embed_tokens.weight"].coding == "uint32"
     assert stored["model.layers.0.input_layernorm.weight"].tolist() == []
@@ -102,7 +104,7 @@ def test_the_smaller_coding_is_chosen_and_said(path: Path) -> None:
 def test_the_header_is_json_that_others_can_read(path: Path) -> None:
     with safe_open(path, framework="np") as opened:
         own = json.loads(opened.metadata()["lingregions"])
-    assert own["format"] == 1
+    assert own["format"] == 2
     assert "[out, in]" in own["layout"]
     assert own["entries"] == sum(each["count"] for each in own["matrices"].values())
     assert own["provenance"]["name"] == "ends"
@@ -165,21 +167,26 @@ def test_damage_is_told(path: Path, tmp_path: Path) -> None:
     moved = bytearray(content)  # a byte of the last tensor: the first index of a matrix moves
     moved[-4] ^= 1
     (tmp_path / "moved.safetensors").write_bytes(moved)
-    with pytest.raises(ValueError, match=r"do not match the digest|holds \d+ entries"):
+    with pytest.raises(ValueError, match="does not match its checksum"):
         file.verify(tmp_path / "moved.safetensors")
     far = bytearray(content)
     far[-1] = 0xFF
     (tmp_path / "far.safetensors").write_bytes(far)
-    with pytest.raises(ValueError, match="beyond its"):
-        regions.load(tmp_path / "far.safetensors")
+    for read in (regions.load, file.read, lambda path: list(file.entries(path)), file.verify):
+        with pytest.raises(ValueError, match="does not match its checksum; the file was damaged or changed"):
+            read(tmp_path / "far.safetensors")
 
 
 def test_a_header_that_lies_is_refused(path: Path) -> None:
+    def vast(own: dict) -> None:
+        for layer in (0, 1):
+            own["matrices"][f"model.layers.{layer}.mlp.up_proj.weight"]["shape"] = [1 << 40, 1 << 40]
+
     def forge(words: str, change: object) -> None:
         with pytest.raises(ValueError, match=words):
             file.verify(rewrite(path, change))
 
-    forge("region format 2, this version reads 1", lambda own: own.update(format=2))
+    forge("region format 3, this version reads 2", lambda own: own.update(format=3))
     forge("entries, the header says 9", lambda own: own["matrices"][NAME].update(count=9))
     forge("is in the file only", lambda own: own["matrices"].pop(NAME))
     forge("is in the header only", lambda own: own["matrices"].update(x={"shape": [1], "count": 0, "coding": "uint8"}))
@@ -187,6 +194,47 @@ def test_a_header_that_lies_is_refused(path: Path) -> None:
     forge("stored as uint32, the header says uint8", lambda own: own["matrices"][NAME].update(coding="uint8"))
     forge("does not hold one matrix of one shape", lambda own: own["matrices"][NAME].update(shape=[16, 24]))
     forge("do not match the digest", lambda own: own.update(digest="0" * 64))
+    forge("the provenance says model is 7, which cannot be", lambda own: own["provenance"].update(model=7))
+    forge("NoneType", lambda own: own["provenance"].update(parents=None))
+    forge("says what cannot be of", lambda own: own["matrices"][NAME].update(shape=[24.0, 16]))
+    forge("says what cannot be of", lambda own: own["matrices"][NAME].update(shape=[-24, -16]))
+    forge("another form than a region file", lambda own: own.update(matrices=7))
+    forge("another form than a region file", lambda own: own["matrices"].update({NAME: []}))
+    forge("take .* GB, but there are .* GB", vast)
+
+
+def test_any_flipped_bit_is_found(path: Path, tmp_path: Path) -> None:
+    content, own = path.read_bytes(), build()
+    random, bad, refused = np.random.default_rng(0), tmp_path / "bad.safetensors", []
+    for place in [*range(64), *random.integers(0, len(content), 600)]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << int(random.integers(8))
+        bad.write_bytes(changed)
+        try:
+            found = regions.load(bad)
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            assert found.provenance == own.provenance
+            assert equals(found, own)
+    assert len(refused) > 600
+    assert [each for each in refused if str(bad) not in each] == []
+
+
+def test_an_old_file_is_read_and_its_masks_are_checked(path: Path, tmp_path: Path) -> None:
+    def old(own: dict) -> None:
+        own["format"] = 1
+        for each in own["matrices"].values():
+            del each["crc32"]
+
+    other = rewrite(path, old)
+    assert equals(regions.load(other), build())
+    content = bytearray(other.read_bytes())
+    content[-4] ^= 1
+    other.write_bytes(content)
+    for read in (regions.load, file.read, lambda path: list(file.entries(path)), file.verify):
+        with pytest.raises(ValueError, match=r"do not match the digest|holds \d+ entries"):
+            read(other)
 
 
 def test_nothing_half_written_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,17 +7,21 @@ coding, whichever is smaller for that matrix:
 - uint32 or uint64: the sorted flat indices of its entries.
 
 The metadata key `lingregions` holds a JSON header: format number, layout, shape and count of every matrix, provenance
-(model, tokenizer and data hashes, definition, scopes, seed, library versions) and a digest of the content that does not
-depend on the coding. Files are written beside their place and moved there whole. Writing and loading hold one matrix on
-the host at a time; the file of a 1 % region takes 4 bytes an entry: 4 MB for SmolLM2, 260 MB for LLaMA-2-7B.
+(model, tokenizer and data hashes, definition, scopes, seed, library versions), a digest of the content that does not
+depend on the coding, a CRC-32 of every stored tensor and one of the header itself: whatever is read is held against
+them. A file of format 1 has the digest alone, so it is read twice and its header is taken as it is. Files are written
+beside their place and moved there whole. Writing and loading hold one matrix on the host at a time; the file of a 1 %
+region takes 4 bytes an entry: 4 MB for SmolLM2, 260 MB for LLaMA-2-7B.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +35,16 @@ from lingregions import tree as trees
 from lingregions.regions import geometry, region, stack
 from lingregions.regions.region import Provenance, Region
 from lingregions.run import replacing
+from lingregions.run.files import checksum
 
-FORMAT = 1
+FORMAT = 2
 KEY = "lingregions"
 LAYOUT = (
     "one tensor a matrix under its Hugging Face name; the mask [out, in] is flattened in C order; "
     "uint8: packed bits, lowest bit first; uint32 or uint64: sorted flat indices"
 )
+
+_logger = logging.getLogger("lingregions")
 
 # Zeroes a region in a transformers model; shown in the README. Needs torch, transformers, safetensors and NumPy.
 TORCH_LOADER = """\
@@ -63,11 +70,13 @@ class Matrix:
       shape: [out, in], or [D] for a norm.
       count: entries of the region in it.
       coding: dtype of the stored tensor: "uint8" (packed bits), "uint32" or "uint64" (indices).
+      crc32: of the stored bytes, in hex; "" in a file of format 1.
     """
 
     shape: tuple[int, ...]
     count: int
     coding: str
+    crc32: str = ""
 
     @property
     def size(self) -> int:
@@ -113,7 +122,7 @@ def save(what: Region, path: str | os.PathLike[str]) -> None:
     for where, counts in geometry.counts(what).items():
         for layer, (name, count) in enumerate(zip(region.matrices(where, leaves[where]), counts, strict=True)):
             full = region.shape(where, leaves[where])
-            matrices[name] = Matrix(full, count, _coding(math.prod(full), count))
+            matrices[name] = Matrix(full, count, _coding(math.prod(full), count), "0" * 8)
             places[name] = (where, layer)
     # Wide types first, so that every tensor starts at a multiple of its item size.
     order = sorted(matrices, key=lambda name: -np.dtype(matrices[name].coding).itemsize)
@@ -128,7 +137,9 @@ def save(what: Region, path: str | os.PathLike[str]) -> None:
             where, layer = places[name]
             mask = stack.read(where, leaves[where], layer)
             digests[name] = _digest(name, mask)
-            stream.write(_encode(mask, matrices[name].coding).tobytes())
+            content = _encode(mask, matrices[name].coding).tobytes()
+            matrices[name] = dataclasses.replace(matrices[name], crc32=f"{zlib.crc32(content):08x}")
+            stream.write(content)
         stream.seek(0)
         stream.write(_head(what.provenance, matrices, order, _total(digests)))
     if jax.process_count() > 1:
@@ -155,7 +166,7 @@ def _total(digests: Mapping[str, bytes]) -> str:
 
 
 def _head(provenance: Provenance, matrices: Mapping[str, Matrix], order: list[str], digest: str) -> bytes:
-    """Return the first bytes of the file, length and JSON as of safetensors; the digest does not change how many."""
+    """Return the first bytes of the file, length and JSON as of safetensors; checksums do not change how many."""
     own = {
         "format": FORMAT,
         "layout": LAYOUT,
@@ -165,7 +176,8 @@ def _head(provenance: Provenance, matrices: Mapping[str, Matrix], order: list[st
         "matrices": {name: dataclasses.asdict(each) for name, each in matrices.items()},
         "provenance": provenance.describe(),
     }
-    fields: dict[str, Any] = {"__metadata__": {KEY: json.dumps(own, allow_nan=False)}}
+    sealed = own | {"crc32": checksum(own)}
+    fields: dict[str, Any] = {"__metadata__": {KEY: json.dumps(sealed, allow_nan=False)}}
     offset = 0
     for name in order:
         kind = np.dtype(matrices[name].coding)
@@ -200,27 +212,72 @@ class _Reader:
         text = (self.tensors.metadata() or {}).get(KEY)
         if text is None:
             raise ValueError(f"{self.path} is a safetensors file, but not a region file: it has no {KEY!r} metadata")
-        fields = json.loads(text)
-        if fields.get("format") != FORMAT:
-            raise ValueError(
-                f"{self.path} has region format {fields.get('format')}, this version reads {FORMAT}; "
-                "read it with the version of lingregions that wrote it (see its provenance)"
+        try:
+            fields = json.loads(text)
+            self.format = fields["format"]
+            if self.format not in (1, FORMAT):
+                raise ValueError(
+                    f"region format {self.format!r}, this version reads {FORMAT}; "
+                    "read it with the version of lingregions that wrote it (see its provenance)"
+                )
+            if self.format == FORMAT and fields.pop("crc32", None) != checksum(fields):
+                raise ValueError(
+                    "the header does not match its checksum; the file was damaged or changed: copy it again"
+                )
+            matrices = {name: _matrix(name, each) for name, each in fields["matrices"].items()}
+            provenance, digest = Provenance.parse(fields["provenance"]), str(fields["digest"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            said = (
+                str(error)
+                if isinstance(error, ValueError)
+                else f"the header has another form than a region file ({error!r})"
             )
-        matrices = {
-            name: Matrix(tuple(each["shape"]), each["count"], each["coding"])
-            for name, each in fields["matrices"].items()
-        }
+            raise ValueError(f"{self.path}: {said}") from None
         stored = set(self.tensors.keys())
         if stored != matrices.keys():
             odd = sorted(stored ^ matrices.keys())[0]
             raise ValueError(f"{self.path}: tensor {odd!r} is in the {'file' if odd in stored else 'header'} only")
-        return Header(Provenance.parse(fields["provenance"]), matrices, fields["digest"])
+        return Header(provenance, matrices, digest)
+
+    @property
+    def largest(self) -> int:
+        """Entries of the largest matrix."""
+        return max((each.size for each in self.header.matrices.values()), default=0)
+
+    def check(self, size: int) -> None:
+        """Make sure, before masks of `size` bytes are made, that they have room; an old file is read whole first."""
+        self._fit(size)
+        if self.format == 1:
+            _logger.warning("%s is of region format 1: nothing but its masks is covered by a checksum", self.path)
+            self.verify()
+
+    def _fit(self, size: int) -> None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if size > memory:
+            raise ValueError(
+                f"{self.path}: its masks take {size / 1e9:,.0f} GB, but there are {memory / 1e9:,.0f} GB here"
+            )
+
+    def verify(self) -> None:
+        """Read every mask; raises ValueError where they are not those that the digest was made of."""
+        self._fit(self.largest)
+        digests = {}
+        for name, matrix in self.header.matrices.items():
+            mask = np.empty(matrix.shape, np.bool_)
+            self.mask(name, mask)
+            digests[name] = _digest(name, mask)
+        if _total(digests) != self.header.digest:
+            raise ValueError(
+                f"{self.path}: the masks do not match the digest in the header; the file was damaged or changed"
+            )
 
     def mask(self, name: str, out: np.ndarray) -> None:
         """Write the mask of one matrix into `out` (bool, its shape); raises ValueError when the content is damaged."""
         matrix, code, flat = self.header.matrices[name], self.tensors.get_tensor(name), out.reshape(-1)
         if code.dtype != matrix.coding:
             raise ValueError(f"{self.path}: {name} is stored as {code.dtype}, the header says {matrix.coding}")
+        if matrix.crc32 and f"{zlib.crc32(code):08x}" != matrix.crc32:
+            raise ValueError(f"{self.path}: {name} does not match its checksum; the file was damaged or changed")
         if code.dtype == np.uint8:
             if code.size != -(-matrix.size // 8):
                 raise ValueError(f"{self.path}: {name} holds {code.size} bytes for {matrix.size} entries")
@@ -237,6 +294,19 @@ class _Reader:
             )
 
 
+def _matrix(name: str, fields: Mapping[str, Any]) -> Matrix:
+    """Return what the header says of a matrix; raises ValueError where that cannot be."""
+    matrix = Matrix(tuple(fields["shape"]), fields["count"], fields["coding"], fields.get("crc32", ""))
+    numbers = (*matrix.shape, matrix.count)
+    if (
+        not all(type(each) is int and each >= 0 for each in numbers)
+        or matrix.coding not in ("uint8", "uint32", "uint64")
+        or matrix.count > matrix.size
+    ):
+        raise ValueError(f"the header says what cannot be of {name!r}: {dict(fields)}")
+    return matrix
+
+
 def header(path: str | os.PathLike[str]) -> Header:
     """Return what a region file says of itself, without reading its masks; raises as `load` does."""
     return _Reader(path).header
@@ -245,6 +315,7 @@ def header(path: str | os.PathLike[str]) -> Header:
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return {Hugging Face name: bool mask [out, in]}, for tools that want NumPy; raises as `load` does."""
     reader = _Reader(path)
+    reader.check(reader.header.size)
     masks = {}
     for name, matrix in reader.header.matrices.items():
         masks[name] = np.empty(matrix.shape, np.bool_)
@@ -258,6 +329,7 @@ def entries(path: str | os.PathLike[str]) -> Iterator[tuple[str, np.ndarray]]:
     A 1 % region of LLaMA-2-7B never takes more than one mask of its largest matrix, 45 MB.
     """
     reader = _Reader(path)
+    reader.check(reader.largest)
     for name, matrix in reader.header.matrices.items():
         mask = np.empty(matrix.shape, np.bool_)
         reader.mask(name, mask)
@@ -294,6 +366,7 @@ def load(
         if tuple(wanted[place].shape) != shape.shape:
             theirs = tuple(wanted[place].shape)
             raise ValueError(f"{reader.path}: {place!r} has shape {shape.shape} in the region, {theirs} in the model")
+    reader.check(0 if like is not None else reader.header.size)
     masks = {}
     for place in shapes:
         named = region.matrices(place, shapes[place])
@@ -355,13 +428,5 @@ def verify(
         trees.assert_parallel(
             {place: each for place, each in trees.flatten(like).items() if place in shapes}, shapes, f"{reader.path}"
         )
-    digests = {}
-    for name, matrix in reader.header.matrices.items():
-        mask = np.empty(matrix.shape, np.bool_)
-        reader.mask(name, mask)
-        digests[name] = _digest(name, mask)
-    if _total(digests) != reader.header.digest:
-        raise ValueError(
-            f"{reader.path}: the masks do not match the digest in the header; the file was damaged or changed"
-        )
+    reader.verify()
     return reader.header

@@ -135,16 +135,22 @@ class Provenance:
         """Return the provenance that `describe` wrote.
 
         Raises:
-          ValueError: a field that this version does not know.
+          ValueError: a field that this version does not know, or one of another type.
         """
         values = {key: _frozen(value) for key, value in fields.items()}
         try:
             if values.get("selection") is not None:
                 values["selection"] = Selection(**{key: _frozen(each) for key, each in fields["selection"].items()})
             values["parents"] = tuple(cls.parse(parent) for parent in fields.get("parents", ()))
-            return cls(**values)
-        except TypeError as error:
+            found = cls(**values)
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"the provenance has a field that this version does not know: {error}") from error
+        for field in dataclasses.fields(cls):
+            value = getattr(found, field.name)
+            kind = int if field.name == "seed" else Selection if field.name == "selection" else type(field.default)
+            if type(value) is not kind and not (value is None and field.default is None):
+                raise ValueError(f"the provenance says {field.name} is {value!r}, which cannot be")
+        return found
 
 
 UNKNOWN = Provenance()

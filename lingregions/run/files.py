@@ -242,7 +242,7 @@ def digest(path: Path) -> dict[str, Any]:
 
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON object with `crc32` beside its fields (`schema` among them): the checksum of all of them."""
-    return {**value, "crc32": _sum(value)}
+    return {**value, "crc32": checksum(value)}
 
 
 def unseal(path: Path, value: Any, schema: int) -> dict[str, Any]:
@@ -261,12 +261,13 @@ def unseal(path: Path, value: Any, schema: int) -> dict[str, Any]:
     if value.get("schema") != schema:
         raise RunError(f"{path} has schema {value.get('schema')}, this version reads {schema}")
     fields = {key: each for key, each in value.items() if key != "crc32"}
-    if value.get("crc32") != _sum(fields):
+    if value.get("crc32") != checksum(fields):
         raise RunError(f"{path} is damaged: it does not match its checksum")
     return fields
 
 
-def _sum(value: Mapping[str, Any]) -> str:
+def checksum(value: Mapping[str, Any]) -> str:
+    """Return the CRC-32 of a JSON object, in hex, whatever the order of its fields."""
     return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
