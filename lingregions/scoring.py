@@ -382,6 +382,12 @@ class Scorer:
         out: Sums = self._start(params)
         return out
 
+    def group(self, sums: Sums) -> int:
+        """Return how many samples to `add` at a time."""
+        # Where groups are only summed up, their borders decide nothing, and a step fills the whole mesh.
+        borders = self.definition.weighting != "token" or bool(jax.tree.leaves(sums.open))
+        return self.definition.group if borders else max(self.definition.group, self.micro)
+
     def add(
         self,
         params: trees.Tree,

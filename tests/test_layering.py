@@ -10,6 +10,7 @@ PACKAGE = ROOT / "lingregions"
 
 # Top to bottom; a folder is one entry, and its files may import each other.
 ORDER = (
+    "display",
     "tree",
     "permutation",
     "mesh",
@@ -21,9 +22,10 @@ ORDER = (
     "verbs",
     "run",
     "scoring",
-    "regions",
     "perturb",
     "intervention",
+    "regions",
+    "scores",
     "evaluate",
     "generate",
     "statistics",

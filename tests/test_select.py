@@ -72,7 +72,7 @@ def draw(seed: int, kinds: int | None = None) -> dict[str, np.ndarray]:
 # One shape for every example: the device implementation compiles once.
 @given(
     scores=hnp.arrays(np.float32, (2, 6, 7), elements=st.sampled_from(VALUES)),
-    fraction=st.sampled_from([1e-7, 0.01, 0.03, 0.1, 0.25, 0.5, 0.9, 1]),
+    fraction=st.sampled_from([1e-7, 0.01, 0.03, 0.1, 0.25, 0.5, 0.9, 1.0]),
     selector=st.sampled_from(["top", "bottom"]),
     method=st.sampled_from(["host", "device"]),
 )
@@ -115,7 +115,7 @@ def test_large_matrices_meet_the_bracket_and_the_chunks() -> None:
     rounded = np.floor(heavy * 4).astype(np.float32)  # thousands of ties at every threshold
     ramp = np.sort(heavy.reshape(-1)).reshape(heavy.shape)
     for scores in (heavy, rounded, ramp, np.full_like(heavy, 2), np.where(heavy < 60, 0, heavy).astype(np.float32)):
-        for fraction in (1e-5, 0.01, 0.2, 0.5, 0.97, 1):
+        for fraction in (1e-5, 0.01, 0.2, 0.5, 0.97, 1.0):
             for selector in ("top", "bottom"):
                 found = select({"layers": {"w": scores[None]}}, fraction, selector, method="host")
                 mask = np.asarray(found.masks["layers"]["w"])[0]
@@ -178,7 +178,7 @@ def test_nan_and_negative_scores_are_refused_by_name(method: str, within: str) -
 def test_fractions_are_exact_nested_and_checked() -> None:
     leaves = whole(draw(4))
     before = None
-    for fraction in (1e-7, 0.01, 0.3, 0.5, 1):
+    for fraction in (1e-7, 0.01, 0.3, 0.5, 1.0):
         found = select(leaves, fraction)
         assert before is None or total(subtract(before, found)) == 0
         before = found
@@ -188,7 +188,7 @@ def test_fractions_are_exact_nested_and_checked() -> None:
     assert total(select({"layers": {"w": np.ones((1, 10, 10), np.float32)}}, 0.29)) == 29
     assert parse("1%") == parse(0.01) == parse(np.float32(0.01)) == fractions.Fraction(1, 100)
     assert parse(1e-7) == fractions.Fraction(1, 10**7)
-    assert [decimal(parse(each)) for each in ("1%", 1, fractions.Fraction(1, 3))] == ["0.01", "1.0", "1/3"]
+    assert [decimal(parse(each)) for each in ("1%", 1.0, fractions.Fraction(1, 3))] == ["0.01", "1.0", "1/3"]
     for wrong in (0, -0.1, 1.5, "150%", True, "one", "", float("nan"), None):
         with pytest.raises(ValueError, match="fraction"):
             select(leaves, wrong)
@@ -295,6 +295,7 @@ def test_every_selector_takes_k_of_every_matrix_and_records_itself(selector: str
         np.testing.assert_array_equal(taken, size // 4)
     own = found.provenance
     assert (own.selector, own.fraction, own.within, own.seed) == (selector, "0.25", "matrix", seed)
-    assert (own.model, own.languages, own.name) == ("abc", ("vi",), f"{selector} 0.25")
+    name = f"{selector} 25% vi" + (" seed 3" if selector == "random" else "")
+    assert (own.model, own.languages, own.name) == ("abc", ("vi",), name)
     assert dict(own.versions)["numpy"] == np.__version__
     assert Provenance.parse(own.describe()) == own

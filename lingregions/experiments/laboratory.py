@@ -235,10 +235,8 @@ def gather(
         at = Snapshot(found["position"], run.load(draft, scorer.shapes), found["tokens"], found["nll"])
         run.note(f"scoring {language} goes on from sample {at.position:,} of {stop:,}")
     goals = sorted({*(each for each in stops if start < each < stop), stop})
-    definition, saved = laboratory.definition, time.monotonic()
-    # Where groups are only summed up, their borders decide nothing, and a step fills the whole mesh.
-    borders = definition.weighting != "token" or bool(jax.tree.leaves(at.sums.open))
-    group = definition.group if borders else max(definition.group, scorer.micro)
+    saved = time.monotonic()
+    group = scorer.group(at.sums)
     with run.progress(f"score {language}", (stop - at.position) * corpus.length, "tokens") as bar:
         for goal in goals:
             while at.position < goal:

@@ -121,14 +121,25 @@ def restrict(
             mask = mask & _line(mask, named[path].index(axis), indices, f"axis {axis!r} of {path}")
         return mask
 
-    said = [
-        f"in {what} {value}"
-        for what, value in (("scope", scope), ("layers", layers), (f"indices of {axis}", indices))
-        if value is not None
+    own = first.provenance
+    one = layers[0] if layers is not None and len(layers) == 1 else None
+    words = [
+        scope or "",
+        "" if layers is None or one is not None else f"layers {', '.join(map(str, layers))}",
+        "" if axis is None or indices is None else f"{axis} {', '.join(map(str, indices))}",
     ]
-    return Region(
-        trees.transform(part, first.masks), combine(f"restriction {' '.join(said)}", [first.provenance], name)
+    origin = combine("restriction", [own], name).replace(
+        name=name,
+        definition=f"of {own.definition or own.name or 'a region'}: what lies in {' '.join(filter(None, words))}"
+        + ("" if one is None else f" layer {one}"),
+        part=" ".join(filter(None, [own.part, *words])).replace("_", " "),
+        layer=own.layer if one is None else one,
+        **({} if not own.selector else {"selector": own.selector, "fraction": own.fraction, "within": own.within}),
+        seed=own.seed,
     )
+    if not own.selector and not name:
+        origin = origin.replace(name=" ".join(filter(None, [own.name, *words, "" if one is None else f"layer {one}"])))
+    return Region(trees.transform(part, first.masks), origin.named())
 
 
 def _line(mask: jax.Array, place: int, indices: Sequence[int], what: str) -> jax.Array:
@@ -176,6 +187,8 @@ def combine(verb: str, parents: Sequence[Provenance], name: str = "") -> Provena
         languages=languages,
         score_scope=shared("score_scope"),
         select_scope=shared("select_scope"),
+        samples=shared("samples", ()),
+        data_seed=shared("data_seed", None),
         model=next(iter(models), ""),
         tokenizer=shared("tokenizer"),
         data=shared("data"),

@@ -338,7 +338,7 @@ def entries(path: str | os.PathLike[str]) -> Iterator[tuple[str, np.ndarray]]:
 
 def load(
     path: str | os.PathLike[str],
-    like: Mapping[str, Any] | None = None,
+    like: Mapping[str, Any] | jax.Device | None = None,
     model: str | None = None,
     tokenizer: str | None = None,
 ) -> Region:
@@ -347,7 +347,7 @@ def load(
     Args:
       path: the region file.
       like: tree of arrays or `ShapeDtypeStruct`s (the parameters will do) that gives shapes and shardings, and with
-        which the region must agree; None puts the masks on the default device.
+        which the region must agree; a device puts the masks there, None on the default one.
       model: hash of the model that the region will be used on.
       tokenizer: fingerprint of its tokenizer.
 
@@ -359,6 +359,9 @@ def load(
     reader = _Reader(path)
     _agree(reader, model, tokenizer)
     shapes = _shapes(reader)
+    if isinstance(like, jax.Device):
+        home = jax.sharding.SingleDeviceSharding(like)
+        like = {path: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=home) for path, each in shapes.items()}
     wanted = shapes if like is None else trees.flatten(like)
     for place, shape in shapes.items():
         if place not in wanted:

@@ -85,7 +85,7 @@ def match(
     return Region(
         trees.unflatten(masks),
         own.replace(
-            name=name or f"matched to {own.name} seed {seed}",
+            name=name if name or own.selector else f"matched to {own.name} seed {seed}",
             definition=f"drawn at random{' outside it' * outside}{beyond}, matched in |theta|, rows and columns of "
             f"each matrix to: {own.definition}",
             selector="matched",
@@ -93,7 +93,7 @@ def match(
             selection=None,
             versions=region.versions(),
             parents=(own,),
-        ),
+        ).named(),
     )
 
 

@@ -77,12 +77,16 @@ def parse(fraction: float | str | fractions.Fraction) -> fractions.Fraction:
     Raises:
       ValueError: not a number, or outside (0, 1].
     """
+    if type(fraction) is int and fraction >= 1:
+        raise ValueError(
+            f"the fraction {fraction!r} may mean two things: did you mean '{fraction}%' or {fraction / 100:g}?"
+        )
     text = str(fraction).strip()
     try:
         value = fractions.Fraction(text.removesuffix("%").strip()) / (100 if text.endswith("%") else 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{fraction!r} is not a fraction; write 0.01 or '1%'") from None
-    if not 0 < value <= 1 or isinstance(fraction, bool):
+    if not 0 < value <= 1:
         raise ValueError(
             f"the fraction {fraction!r} lies outside (0, 1]; a fraction is a part of all entries: 0.01 or '1%'"
         )
@@ -146,7 +150,6 @@ def select(
     return Region(
         trees.unflatten({path: each.mask for path, each in found.items()}),
         provenance.replace(
-            name=provenance.name or f"{selector} {text}",
             definition=provenance.definition or _define(selector, text, within),
             selector=selector,
             fraction=text,
@@ -154,7 +157,7 @@ def select(
             seed=seed,
             selection=_report(leaves, found),
             versions=provenance.versions or region.versions(),
-        ),
+        ).named(),
     )
 
 

@@ -1,0 +1,209 @@
+"""Scores: the importance of every parameter in scope for one language or several, and the regions selected from it.
+
+The one builder of regions that experiments and the public API share: region = scope + combination + selection +
+provenance. What a region's file says of model, tokenizer, data, definition and seeds is filled in here. Combining holds
+one language and the sum in memory; arithmetic is `scoring.combine`.
+"""
+
+import dataclasses
+import fractions
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from lingregions import scoring
+from lingregions import tree as trees
+from lingregions.display import Shown
+from lingregions.models import roles
+from lingregions.regions import region as regional
+from lingregions.regions.region import Bearer, Provenance, Region
+from lingregions.regions.select import select
+from lingregions.scoring import Definition
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Scores(Shown):
+    """Scores of one language, or of several combined. `Model.score`, `Run.scores` and `combine` make them.
+
+    Attributes:
+      values: float32 tree >= 0, parallel to the score scope, on the shards of the parameters (shapes will do for random
+        selections).
+      provenance: definition, languages, samples and their seed; hashes of model, tokenizer and data.
+      tokens: targets that were scored.
+      nll: their loss, nats; what the untouched model gave.
+      model: the model, where it is at hand.
+    """
+
+    values: trees.Tree
+    provenance: Provenance
+    tokens: int = 0
+    nll: float = 0.0
+    model: Bearer | None = None
+
+    @classmethod
+    def read(
+        cls,
+        values: trees.Tree,
+        header: Mapping[str, Any],
+        axes: tuple[tuple[str, tuple[str, ...]], ...] = (),
+        model: Bearer | None = None,
+    ) -> "Scores":
+        """Return scores with the header that they were saved with (the inverse of `header`).
+
+        Args:
+          values: the scores.
+          header: what `header` returned.
+          axes: axis names of every leaf, `regions.region.axes`.
+          model: where it is at hand.
+        """
+        return cls(
+            values,
+            Provenance(
+                score=json.dumps(header["definition"], sort_keys=True),
+                languages=(header["language"],),
+                score_scope=header["definition"]["scope"],
+                samples=(header["samples"],),
+                data_seed=header["seed"],
+                model=header["model"],
+                tokenizer=header["tokenizer"],
+                data=header["data"],
+                axes=axes,
+            ),
+            header["tokens"],
+            header["nll"],
+            model,
+        )
+
+    def header(self) -> dict[str, Any]:
+        """Return all that decides the scores of one language, as JSON: what stands in the header of saved scores."""
+        own = self.provenance
+        return {
+            "language": own.languages[0],
+            "definition": json.loads(own.score),
+            "samples": own.samples[0],
+            "tokens": self.tokens,
+            "nll": self.nll,
+            "seed": own.data_seed,
+            "model": own.model,
+            "tokenizer": own.tokenizer,
+            "data": own.data,
+        }
+
+    @property
+    def definition(self) -> Definition:
+        """How importance is defined."""
+        return Definition(**json.loads(self.provenance.score))
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that went in."""
+        return self.provenance.languages
+
+    def select(
+        self,
+        fraction: float | str | fractions.Fraction,
+        selector: str = "top",
+        *,
+        seed: int | None = None,
+        scope: str | None = None,
+        within: regional.Within = "matrix",
+        name: str = "",
+    ) -> Region:
+        """Return the region that a selector takes from the scores.
+
+        Args:
+          fraction: part of every matrix: "1%", or 0.01.
+          selector: "top", "bottom" or "random".
+          seed: of a random region.
+          scope: the part of the scored parameters that is selected from: a scope, parts such as "q,k", or patterns.
+          within: "matrix", or "scope": the fraction of all matrices together.
+          name: by default the name of an intervention on it, "top 1%".
+
+        Raises:
+          ValueError: a fraction that may mean two things (1: "1%" or 0.01?), an unknown selector or scope, a missing
+            seed, scores that are not finite.
+        """
+        scope = scope or self.provenance.score_scope
+        known = self.provenance.replace(name=name, select_scope=scope)
+        part = roles.restrict(self.values, scope)
+        found = select(part, fraction, selector, seed=seed, within=within, provenance=known)
+        return dataclasses.replace(found, model=self.model)
+
+    def _line(self) -> str:
+        languages = " ".join(self.languages) or "no language"
+        mean = f", {self.nll / self.tokens:.3f} nats a token" if self.tokens else ""
+        size = f"{trees.count(self.values):,} parameters"
+        return f"{self.definition.rule} of {size}, {languages}: {self.tokens:,} tokens{mean}"
+
+    def _facts(self) -> dict[str, Any]:
+        own = self.provenance
+        return {
+            "definition": own.score,
+            "languages": " ".join(own.languages),
+            "samples": " ".join(map(str, own.samples)),
+            "seed": str(own.data_seed),
+            "model": own.model,
+            "tokenizer": own.tokenizer,
+            "data": own.data,
+        }
+
+
+def combine(scores: Iterable[Scores]) -> Scores:
+    """Return the scores of several languages as one, summed as their definition says, one language in memory at a time.
+
+    Raises:
+      TypeError: something else than scores.
+      ValueError: none, of different models or definitions, or one language twice.
+    """
+    total: trees.Tree | None = None
+    known: list[Scores] = []
+    for each in scores:
+        if not isinstance(each, Scores):
+            raise TypeError(f"combine takes scores, as model.score(corpus) gives them, not {type(each).__name__}")
+        _check_alike(known, each)
+        total = scoring.combine(total, each.values, each.definition.normalised)
+        known.append(dataclasses.replace(each, values={}))
+    if total is None:
+        raise ValueError("combine was given no scores: name at least one language")
+    return dataclasses.replace(
+        known[0],
+        values=total,
+        provenance=known[0].provenance.replace(
+            languages=tuple(code for each in known for code in each.languages),
+            samples=tuple(count for each in known for count in each.provenance.samples),
+            data=" ".join(each.provenance.data for each in known),
+        ),
+        tokens=sum(each.tokens for each in known),
+        nll=sum(each.nll for each in known),
+    )
+
+
+def _check_alike(known: list[Scores], other: Scores) -> None:
+    """Refuse scores that cannot be summed with those before."""
+    twice = {code for each in known for code in each.languages} & set(other.languages)
+    if twice:
+        raise ValueError(f"combine was given {sorted(twice)[0]!r} twice; each language counts once")
+    for field, what in (("model", "models"), ("score", "definitions"), ("tokenizer", "tokenizers")):
+        values = [getattr(each.provenance, field) for each in (*known[:1], other)]
+        if values[0] != values[-1]:
+            raise ValueError(
+                f"combine was given scores of different {what}, {values[0]} and {values[-1]}: score all languages alike"
+            )
+
+
+def magnitudes(params: trees.Tree, like: Provenance, model: Bearer | None = None) -> Scores:
+    """Return |theta| in the score scope: what selects the largest weights, a control that has seen no text.
+
+    Args:
+      params: parameters.
+      like: what is known of the model: its hash, tokenizer, score scope and axes; definition and data are left out.
+      model: where it is at hand.
+    """
+    definition = dataclasses.asdict(Definition(rule="magnitude", scope=like.score_scope))
+    known = like.replace(
+        score=json.dumps(definition, sort_keys=True), languages=(), samples=(), data="", data_seed=None
+    )
+    values = trees.transform(lambda _, theta: jnp.abs(theta), roles.restrict(params, like.score_scope))
+    return Scores(values, known, model=model)
