@@ -104,7 +104,9 @@ class Intervention(Shown):
         return dataclasses.replace(self, seed=None)
 
     def _line(self) -> str:
-        change = " ".join(word for word in (self.perturbation, "" if self.factor is None else f"{self.factor:g}") if word)
+        change = " ".join(
+            word for word in (self.perturbation, "" if self.factor is None else f"{self.factor:g}") if word
+        )
         return f"{self.name}: {change or 'nothing is changed'}"
 
     def _facts(self) -> dict[str, Any]:
