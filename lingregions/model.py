@@ -292,20 +292,20 @@ def _fill(rows: np.ndarray, size: int) -> np.ndarray:
 def load(
     source: str,
     mesh: Mesh | None = None,
-    dtype: str | None = None,
     compute: models.Compute | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
+    dtype: str | None = None,
 ) -> Model:
     """Load a model onto a mesh.
 
     Args:
       source: a folder, a hub id, package:NAME, preset:NAME (see `models.source`).
       mesh: device mesh; by default all devices, parameters split over them (fsdp).
-      dtype: of activations and matrix products, "float32" (default) or "bfloat16"; the parameters are float32.
-      compute: more about how it is run; has a dtype of its own.
+      compute: how it is run; float32 by default.
       seed: of the values of a preset, which are random.
       cache: folder for downloads; default $LINGREGIONS_CACHE or ~/.cache/lingregions.
+      dtype: of activations and matrix products, in place of that of `compute`; the parameters are float32.
 
     Raises:
       FileNotFoundError, ConnectionError, ValueError: as `models.source.resolve` and `Source.load` do.
