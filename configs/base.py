@@ -34,8 +34,11 @@ def base(experiment: str, variant: str) -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "udhr"  # a folder of ar.txt.gz, es.jsonl, ..., a manifest.json, tfds:NAME, tokens:FOLDER
-    config.data.score_split = "first"  # half of each document; "all[:90%]" and the like for other sources
-    config.data.held = 0.0  # of a source without halves: the part of the documents kept for evaluation, by hash
+    config.data.score_source = ""  # of the text that is scored, where it is another one; "": data.source
+    config.data.score_split = "first"  # half of each document; "all", "all[:90%]" and the like for other sources
+    # Of a source that is both scored (or trained on) and evaluated on and has no halves: the part of the documents that
+    # is kept for evaluation, by hash of the text. A source that is only evaluated on is evaluated on whole.
+    config.data.held = 0.0
     config.data.column = "text"  # the field of .jsonl, .parquet and TFDS
     config.data.document = "line"  # what a document of a .txt is: line, paragraph or file
     config.data.strict = True  # a text that cannot be read is an error, not skipped and counted
@@ -91,6 +94,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
 
 def evaluated(config: ConfigDict, variant: str) -> ConfigDict:
     """Return the config with the settings of evaluation added."""
+    config.data.evaluate_source = ""  # of the text that is evaluated on; "": data.source
     config.data.evaluate_split = "second"  # the other half of each document; not what was scored
     config.evaluate = ConfigDict()
     config.evaluate.languages = ELEVEN  # whose text is evaluated: codes such as en,sw

@@ -113,14 +113,13 @@ def test_a_loader_may_be_left_in_the_middle(corpus: Corpus) -> None:
         next(batches)
 
 
-def test_a_corpus_is_a_data_source_of_grain(corpus: Corpus) -> None:
-    grain = pytest.importorskip("grain")
-    data = grain.MapDataset.source(corpus).seed(1).shuffle().batch(4)
-    batches = [data[place] for place in range(len(data))]
-    assert all(array.shape[1:] == (512,) for batch in batches for array in batch)
-    tokens = np.concatenate([batch.tokens for batch in batches])
-    whole = corpus.batch(range(len(corpus))).tokens
-    assert sorted(map(bytes, tokens)) == sorted(map(bytes, whole))
+def test_a_corpus_is_a_random_access_source(corpus: Corpus) -> None:
+    whole = corpus.batch(range(len(corpus)))
+    for place in (0, len(corpus) - 1):
+        for array, rows in zip(corpus[place], whole, strict=True):
+            assert array.tobytes() == rows[place].tobytes()
+    with pytest.raises(IndexError):
+        corpus[len(corpus)]
 
 
 PROCESS = """

@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lingregions.corpus import build as builds
 from lingregions.corpus import check as checks
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import languages, text
@@ -27,6 +29,7 @@ def read(path: Path, reading: Reading | None = None, **options: str) -> list[str
 
 
 def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
 
@@ -79,6 +82,39 @@ def test_parquet_reads_like_jsonl(tmp_path: Path) -> None:
         read(tmp_path / "c.parquet")
 
 
+def test_a_damaged_page_of_parquet_is_named_and_ends_the_file(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [f"row {number}" for number in range(3000)]
+    parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet", row_group_size=1000, compression="gzip")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    column = parquet.ParquetFile(tmp_path / "a.parquet").metadata.row_group(2).column(0)
+    start = column.dictionary_page_offset
+    path = write(tmp_path / "b.parquet", whole[:start] + bytes(64) + whole[start + 64 :])
+    with pytest.raises(TextError, match=r"b\.parquet:row \d+: the file is damaged from here on \("):
+        read(path)
+    reading = Reading(strict=False)
+    kept = read(path, reading)
+    assert kept == rows[: len(kept)]
+    assert reading.skipped == 1
+
+
+@pytest.mark.parametrize(("ending", "package"), [(".txt.zst", "zstandard"), (".parquet", "pyarrow")])
+def test_a_missing_package_is_one_sentence_before_any_reading(
+    ending: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "ar.1.txt", b"good\n")
+    write(tmp_path / f"ar.2{ending}", b"x")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        TextError, match=rf"ar\.2{ending}: reading [.](zst|parquet) needs {package}: pip install {package}$"
+    ):
+        sources.find(str(tmp_path)).files("ar")
+    with pytest.raises(TextError, match=f"pip install {package}$"):
+        read(tmp_path / f"ar.2{ending}")
+
+
 # --- bad texts --------------------------------------------------------------------------------------------------------
 
 BAD = {
@@ -98,6 +134,10 @@ BAD = {
                       "a.jsonl:2: the field 'text' holds null, not a string"),
     "a.jsonl: a list": ("a.jsonl", b'{"text": "good"}\n["text"]\n{"text": "good"}',
                         "a.jsonl:2: a JSON list where an object with the field 'text' is needed"),
+    "a.jsonl: nested deeply": ("a.jsonl", b'{"text": "good"}\n' + b"[" * 100_000 + b'\n{"text": "good"}',
+                               "a.jsonl:2: not a JSON object (nested too deeply)"),
+    "a.jsonl: a long number": ("a.jsonl", b'{"text": "good"}\n{"n": ' + b"9" * 5000 + b'}\n{"text": "good"}',
+                               "a.jsonl:2: not a JSON object (Exceeds the limit"),
     "a.jsonl: surrogate": ("a.jsonl", b'{"text": "good"}\n{"text": "b\\ud800d"}\n{"text": "good"}',
                            "a.jsonl:2: a lone surrogate U+D800 cannot be written as UTF-8"),
 }  # fmt: skip
@@ -177,6 +217,173 @@ def test_files_of_a_language_are_found_in_natural_order(tmp_path: Path) -> None:
     assert folder.languages() == ["ar", "nb", "vi"]
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        *[
+            (name, "zh")
+            for name in ("zh", "ZH", "zh-cn", "zh_CN", "zh-Hans", "zho_Hans", "zh-Hant-TW", "cmn", "Chinese")
+        ],
+        *[
+            (name, "nb")
+            for name in ("no", "nb", "nb_NO", "no-nb", "nob_Latn", "Norwegian", "norwegian bokmål", "Norsk")
+        ],
+        *[
+            ("pt_BR", "pt"),
+            ("pt-PT.UTF-8", "pt"),
+            ("eng_Latn", "en"),
+            ("arb_Arab", "ar"),
+            ("es-419", "es"),
+            ("中文", "zh"),
+        ],
+        *[("zsm_Latn", "ms"), ("pes_Arab", "fa"), ("swh_Latn", "sw"), ("kor_Hang", "ko"), ("jpn_Jpan", "ja")],
+        *[
+            ("es_AR", "es"),
+            (" French ", "fr"),
+            ("Bahasa Indonesia", "id"),
+            ("bahasa_melayu", "ms"),
+            ("Tiếng Việt", "vi"),
+        ],
+        # Nynorsk, Egyptian Arabic, Arabic in Latin letters, simple English, pairs of languages: other texts.
+        *[
+            (name, None)
+            for name in ("nn", "nno_Latn", "arz_Arab", "arb_Latn", "en-simple", "en-fr", "de_it", "hi", "", "x")
+        ],
+    ],
+)
+def test_a_language_has_many_names_and_one_code(name: str, code: str | None) -> None:
+    assert languages.understood(name) == code
+
+
+def test_names_of_languages_are_no_language_twice() -> None:
+    names = [
+        name for entry in languages.LANGUAGES.values() for name in (entry.code, entry.name.lower(), *entry.aliases)
+    ]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "en.txt",
+        "en.1.txt",
+        "en-10.jsonl.gz",
+        "EN.TXT",
+        "en_US.txt.xz",
+        "eng_Latn.parquet",
+        "English.txt",
+        "en-00000-of-00001.jsonl",
+        "c4-en.tfrecord-00000-of-00001.jsonl.gz",
+        "en_meta_part_1.jsonl.zst",
+        "en/anything at all.txt",
+        "20231101.en/train-00000-of-00001.parquet",
+        "en_meta/part.1.of.3.txt",
+        "en/a/b.c/d.txt",
+    ],
+)
+def test_names_of_files_hold_dots_shards_and_folders(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, b"")
+    folder = sources.find(str(tmp_path))
+    assert folder.languages() == ["en"]
+    assert folder.files("en") == [tmp_path / name]
+    assert folder.left_out(None) == folder.left_out("en") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eng_Latn.devtest",
+        "en.csv",
+        "en/wiki_00",
+        "c4-en.tfrecord-00000-of-01024.json.gz",
+        "en.parquet.gz",
+        "en/AA/x.json",
+    ],
+)
+def test_what_lies_there_and_is_not_read_is_named(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, b"x")
+    write(tmp_path / "README.md", b"x")
+    write(tmp_path / "notes.txt", b"x")
+    folder = sources.find(str(tmp_path))
+    assert folder.languages() == []
+    assert folder.left_out("en") == [f"not read are {name} in {tmp_path} (read are {text.READABLE})"]
+    assert folder.left_out(None) == [f"not read are notes.txt in {tmp_path} (their names are of no language)"]
+    with pytest.raises(FileNotFoundError, match=rf"no text in English in .*not read are {re.escape(name)} in "):
+        folder.files("en")
+    with pytest.raises(FileNotFoundError, match=r"no text in Arabic in .*not read are notes\.txt in "):
+        folder.files("ar")
+
+
+def test_all_shards_are_one_text_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    for number in (10, 2, 0):
+        write(tmp_path / f"ar/train-{number:05}-of-00011.txt", b"%d" % number)
+    assert list(sources.find(str(tmp_path)).documents("ar", "all", Reading())) == ["0", "2", "10"]
+    (told,) = sources.find(str(tmp_path)).left_out("ar")
+    assert told == f"3 of the 11 shards {tmp_path / 'ar/train-'}* are there"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("no.txt", "nb.txt"),
+        ("20231101.no/a.txt", "20230601.no/a.txt"),
+        ("nb.txt", "NB.txt"),
+        ("no/a.txt", "nob_Latn/b.txt"),
+    ],
+)
+def test_a_language_under_two_names_is_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    for name in names:
+        write(tmp_path / name, b"x")
+    with pytest.raises(ValueError, match=r"and .* are both Norwegian; keep one of them, or give both one name"):
+        corpora.open(str(tmp_path), "nb", Tokenizer.bytes(), length=4)
+
+
+def test_own_text_is_a_list_a_file_or_a_folder(tmp_path: Path) -> None:
+    texts = ["uno dos", "tres", ""]
+    write(tmp_path / "es.txt", "\n".join(texts).encode() + b"\n\n")
+    write(tmp_path / "mine.txt", (tmp_path / "es.txt").read_bytes())
+    tokenizer = Tokenizer.bytes()
+    folder = corpora.open(str(tmp_path), "es", tokenizer, length=4)
+    for source in (texts[:2], tuple(texts), tmp_path / "es.txt", str(tmp_path / "mine.txt"), tmp_path):
+        corpus = corpora.open(source, "Spanish", tokenizer, length=4)
+        assert corpus.fingerprint == folder.fingerprint
+        assert (corpus.counts.documents, corpus.counts.bytes) == (2, 11)
+    cached = corpora.open(texts, "es", tokenizer, length=4, cache=tmp_path / "cache")
+    assert cached.fingerprint == folder.fingerprint
+    assert sources.Texts(("ab", "c")).identity("es", "all") != sources.Texts(("a", "bc")).identity("es", "all")
+    with pytest.raises(ValueError, match="a list of strings, one a document"):
+        corpora.open(["a", 7], "es", tokenizer, length=4)
+    with pytest.raises(TextError, match="text 1 in memory: a lone surrogate"):
+        corpora.open(["a", "\ud800"], "es", tokenizer, length=4)
+    with pytest.raises(ValueError, match="no documents in 1 texts in memory"):
+        corpora.open([" "], "es", tokenizer, length=4)
+
+
+def test_the_filter_that_left_nothing_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "ar.txt", b"a\nb\nc\n")
+    write(tmp_path / "es.txt", b"\xff\n")
+    tokenizer = Tokenizer.bytes()
+    with pytest.raises(ValueError, match=r"are left: it holds 3, and split 'all\[3:\]' leaves none"):
+        corpora.open(str(tmp_path), "ar", tokenizer, length=4, split="all[3:]")
+    with pytest.raises(
+        ValueError, match=r"it holds 3, and split 'all' and held=1e-09, which keeps the evaluation side,"
+    ):
+        corpora.open(str(tmp_path), "ar", tokenizer, length=4, part="evaluation", held=1e-9, seed=0)
+    with pytest.raises(
+        ValueError, match=r"no documents in .*: 0 empty and 1 skipped texts; .*es\.txt:1: invalid UTF-8"
+    ):
+        corpora.open(str(tmp_path), "es", tokenizer, length=4, strict=False)
+
+
+def test_home_folders_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "texts/ar.txt", b"abc")
+    assert corpora.open("~/texts", "ar", Tokenizer.bytes(), length=4).counts.bytes == 3
+    with builds.Pool(Tokenizer.bytes(), 0) as pool:
+        builds.build(tmp_path / "tokens", sources.find("~/texts"), "ar", "all", pool)
+    assert corpora.open("tokens:~/tokens", "ar", Tokenizer.bytes(), length=4).counts.bytes == 3
+
+
 def test_norwegian_goes_by_both_codes(tmp_path: Path) -> None:
     write(tmp_path / "no.txt", b"hei")
     corpus = corpora.open(str(tmp_path), "no", Tokenizer.bytes(), length=4)
@@ -243,6 +450,12 @@ def test_a_manifest_names_source_split_and_licence_by_language(tmp_path: Path) -
             '{"languages": {"ar": {"sorce": "udhr"}}}',
             r"m\.json: the entry of 'ar' needs `source` and may have \['column',",
         ),
+        ('{"languages": {"ar": {"source": 7}}}', r"m\.json: source of 'ar' is a string, not 7"),
+        ('{"languages": {"ar": {"source": "m.json"}}}', r"m\.json: a manifest that names itself as a source"),
+        ('{"languages": {"no": {"source": "udhr"}, "nb": {"source": "udhr"}}}', r"m\.json names Norwegian twice"),
+        ('{"languages": {"no": {"source": "udhr"}, "no": {"source": "udhr"}}}', r"m\.json: .*'no' stands there twice"),
+        ("[" * 100_000, r"m\.json: not a JSON file \("),
+        ('{"languages": ' + "9" * 5000 + "}", r"m\.json: not a JSON file \("),
     ],
 )
 def test_a_wrong_manifest_is_refused(content: str, message: str, tmp_path: Path) -> None:

@@ -163,9 +163,8 @@ def build(
     about = [language, source.name, split, pool.tokenizer.fingerprint, pool.strict]
     for outdated, held, found in halves(root):
         if not held and outdated != partial and found in (about, None) and _remove(outdated) and say:
-            say(
-                f"{outdated}, half-written {'from texts that have changed since' if found else 'without a journal'}, is removed"
-            )
+            reason = "from texts that have changed since" if found else "without a journal"
+            say(f"{outdated}, half-written {reason}, is removed")
     with _lock(_lock_of(partial)):
         if not (final / "meta.json").is_file():
             partial.mkdir(exist_ok=True)

@@ -14,9 +14,10 @@ arrays, about 0.1 microseconds a token.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -278,6 +279,47 @@ def choose(tokens: Tokens, split: str, part: str, held: float | None, seed: int 
     # The permutation of range(2**62) mixes hash and seed; its images below held x 2**62 are a fraction `held` of all.
     places = permute((tokens.hashes[chosen] >> np.uint64(2)).astype(np.int64), 2**62, derive(seed, "part"))
     return chosen[(places < int(held * 2**62)) == (part == "evaluation")]
+
+
+def source_of(data: Mapping[str, Any], use: str) -> str:
+    """Return the source of the texts for one use, by the section `data` of a config."""
+    return str(data.get(f"{use}_source") or data["source"])
+
+
+def options(data: Mapping[str, Any], use: str, seed: int) -> dict[str, Any]:
+    """Return what `open` takes from the section `data` of a config for one use: "score", "evaluate" or "train".
+
+    Each use has a source (`<use>_source`, empty: `source`) and a split (`<use>_split`). Where one source serves both
+    evaluation and another use, `held` parts its documents; a source of evaluation alone is evaluated on whole.
+    """
+    uses = [each for each in ("score", "evaluate", "train") if f"{each}_split" in data]
+    named = {each: source_of(data, each) for each in uses}
+    across = [named[each] for each in uses if (each == "evaluate") != (use == "evaluate")]
+    parted = data["held"] and (not across or named[use] in across)
+    return {
+        "source": named[use],
+        "split": data[f"{use}_split"],
+        "part": ("evaluation" if use == "evaluate" else "score") if parted else "all",
+        "held": data["held"] or None,
+        "seed": seed,
+        "bos": data["bos"] or None,
+        "eos": data["eos"] or None,
+        **{key: data[key] for key in ("length", "packing", "column", "document", "strict")},
+    }
+
+
+def remarks(opened: Mapping[tuple[str, str], Corpus]) -> list[str]:
+    """Return what a run should note about its corpora, which are given by (language, use).
+
+    Raises ValueError where two languages have one text for the same use: it would count twice in every mean.
+    """
+    texts: dict[tuple[str, str], str] = {}
+    for (language, use), corpus in opened.items():
+        other = texts.setdefault((use, corpus.tokens.digest), language)
+        if other != language:
+            raise ValueError(f"{other} and {language} have the same text to {use}: it would count twice")
+    lines = [f"{language}: {warning}" for (language, _), corpus in opened.items() for warning in corpus.warnings]
+    return list(dict.fromkeys(lines))
 
 
 def open(

@@ -266,6 +266,8 @@ class Folder(File):
         sentences = []
         entries = [path for path, _ in self._entries().get(language, [])]
         unread = [each for path in entries for each in _files(path, readable=False) if not _about(each)]
+        if language is None:
+            unread += [each for path in entries for each in _files(path) if not _about(each)]
         if unread:
             names = [path.relative_to(self.path).as_posix() for path in unread]
             what = f"not read are {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")

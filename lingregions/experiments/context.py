@@ -75,28 +75,16 @@ class Context:
         """Return the samples of a language for one use, "score", "evaluate" or "train"; opened once."""
         if (language, use) not in self.corpora:
             data, machine = self.settings.data, self.settings.machine
-            part = ("evaluation" if use == "evaluate" else "score") if data.held else "all"
-            source = data.get(f"{use}_source") or data.source
+            options = corpora.options(data, use, self.settings.seed)
             opened = corpora.open(
-                source,
-                language,
-                self.model.tokenizer,
-                length=data.length,
-                split=data[f"{use}_split"],
-                part=part,
-                held=data.held or None,
-                seed=self.settings.seed,
-                packing=data.packing,
-                bos=data.bos or None,
-                eos=data.eos or None,
-                column=data.column,
-                document=data.document,
-                strict=data.strict,
+                language=language,
+                tokenizer=self.model.tokenizer,
                 vocabulary=self.model.config.vocab,
-                cache=None if source == "udhr" else sources.folder(machine.cache) / "tokens",
+                cache=None if options["source"] == "udhr" else sources.folder(machine.cache) / "tokens",
                 workers=machine.workers,
+                **options,
             )
-            self.run.identify(f"data/{language}/{use}", opened.fingerprint, source)
+            self.run.identify(f"data/{language}/{use}", opened.fingerprint, options["source"])
             self.corpora[language, use] = opened
         return self.corpora[language, use]
 
@@ -162,6 +150,10 @@ def prepare(settings: ConfigDict, run: Run) -> Context:
         for use in uses(settings):
             for language in settings[use].languages:
                 _open(context, language, use)
+        if "train" in settings:
+            context.corpus(settings.train.language, "train")
+        for remark in corpora.remarks(context.corpora):
+            run.note(remark)
     return context
 
 

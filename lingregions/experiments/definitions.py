@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from lingregions import regions, scoring
 from lingregions import tree as trees
+from lingregions.corpus import corpus as corpora
 from lingregions.effects import Effects
 from lingregions.experiments import claims, scored, selection, step, tables
 from lingregions.experiments.claims import BROKEN
@@ -92,7 +93,7 @@ def steps(settings: ConfigDict, config: Any) -> list[Step]:
     total = step.add(step.score(settings, config, passes=len(presets), copies=0), "score", "")
     collected = dataclasses.replace(
         total,
-        what=f"{', '.join(names)} of every parameter, on {settings.data.source}",
+        what=f"{', '.join(names)} of every parameter, on {corpora.source_of(settings.data, 'score')}",
         perform=_collect_all,
         marks=tuple(mark for each in marks.values() for mark in each),
     )

@@ -99,28 +99,16 @@ class Laboratory:
         """Return the samples of a language for one use, "score", "evaluate" or "train"; opened once."""
         if (language, use) not in self.texts:
             data, machine = self.settings.data, self.settings.machine
-            part = ("evaluation" if use == "evaluate" else "score") if data.held else "all"
-            source = data.get(f"{use}_source") or data.source
+            options = corpora.options(data, use, self.settings.seed)
             opened = corpora.open(
-                source,
-                language,
-                self.tokenizer,
-                length=data.length,
-                split=data[f"{use}_split"],
-                part=part,
-                held=data.held or None,
-                seed=self.settings.seed,
-                packing=data.packing,
-                bos=data.bos or None,
-                eos=data.eos or None,
-                column=data.column,
-                document=data.document,
-                strict=data.strict,
+                language=language,
+                tokenizer=self.tokenizer,
                 vocabulary=self.model.vocab,
-                cache=None if source == "udhr" else sources.folder(machine.cache) / "tokens",
+                cache=None if options["source"] == "udhr" else sources.folder(machine.cache) / "tokens",
                 workers=machine.workers,
+                **options,
             )
-            self.run.identify(f"data/{language}/{use}", opened.fingerprint, source)
+            self.run.identify(f"data/{language}/{use}", opened.fingerprint, options["source"])
             self.texts[language, use] = opened
         return self.texts[language, use]
 
@@ -203,6 +191,10 @@ def check(laboratory: Laboratory) -> None:
                     )
                 if corpus.counts.skipped:
                     laboratory.run.note(f"{language}: {corpus.counts.skipped} texts could not be read and were skipped")
+        if "train" in laboratory.settings:
+            laboratory.corpus(laboratory.settings.train.language, "train")
+        for remark in corpora.remarks(laboratory.texts):
+            laboratory.run.note(remark)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

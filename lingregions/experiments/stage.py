@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from lingregions import models
 from lingregions import tree as trees
+from lingregions.corpus import corpus as corpora
 from lingregions.experiments import laboratory as lab
 from lingregions.models import gguf, roles
 from lingregions.models.parameter import Parameter
@@ -99,7 +100,7 @@ def scoring(settings: ConfigDict, passes: int = 1, copies: int | None = None) ->
     return [
         Stage(
             f"score {language}",
-            f"{rules} of every parameter in {definition.scope}, on {settings.data.source}",
+            f"{rules} of every parameter in {definition.scope}, on {corpora.source_of(settings.data, 'score')}",
             read,
             _tokens(settings, read),
             4 * copies * count(settings, definition.scope),

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from lingregions import models
 from lingregions import tree as trees
+from lingregions.corpus import corpus as corpora
 from lingregions.experiments import generation, measurement, scored, selection
 from lingregions.experiments.context import Context, define, slug
 from lingregions.experiments.selection import Selection
@@ -109,7 +110,7 @@ def score(
     return [
         Step(
             f"score {language}",
-            f"{rules} of every parameter in {definition.scope}, on {settings.data.source}",
+            f"{rules} of every parameter in {definition.scope}, on {corpora.source_of(settings.data, 'score')}",
             functools.partial(scored.score, language=language, beside=beside),
             read,
             tokens(settings, read),

@@ -27,7 +27,6 @@ PACKAGES = (
     "safetensors",
     "gguf",
     "tensorflow-datasets",
-    "grain",
 )
 # Only these are recorded: others may hold keys and tokens.
 VARIABLES = (
