@@ -6,7 +6,7 @@ Dimensions where the core is fullest, those of massive activations, and random o
 in every matrix, in what writes to the stream, in the norms, in the input norm of layer 1; zero, ten times, noise. The
 paper claims that the core lies along a few dimensions, and that changing one scalar there can make the model useless.
 
-Cost: 84 arms in three languages of 512 tokens, 9 core minutes, so five minutes on two free cores, 3.0 GB; a v5e slice
+Cost: 84 interventions in three languages of 512 tokens, 9 core minutes, so five minutes on two free cores, 3.0 GB; a v5e slice
 of 8 chips for LLaMA-2-7B: hours, most of it scoring (estimate).
 
 Measured on SmolLM2-135M (seed 0), times the untouched model's perplexity over en, ru and ko: dimension 507, of the
@@ -31,7 +31,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.dimensions.seeds = (0, 1)  # of the random ones
     config.dimensions.places = ("residual", "outputs", "norms")  # every matrix; o_proj and down_proj; all norms
     config.dimensions.changes = ("zero",)  # a perturbation and its amount, at every count
-    config.dimensions.single_places = ("layer 1 norm",)  # where only one dimension is changed: an input norm
+    config.dimensions.input_norms = (1,)  # layers whose input norm is a place where one dimension is changed
     config.dimensions.single_changes = ("scale 10", "noise")  # what is done only to one dimension
     if variant == "tiny":
         config.dimensions.counts = (1, 3)

@@ -1,6 +1,7 @@
 """Dimensions of the residual stream: which, where, and what is done to them, on the tiny model."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from lingregions import regions, settings
-from lingregions.experiments import EXPERIMENTS, STAGES, laboratory
-from lingregions.experiments.dimension_dependence import Change, arm, choose, plan
+from lingregions.experiments import STUDIES
+from lingregions.experiments.context import prepare
+from lingregions.experiments.dimension_dependence import changes, random, region, special
+from lingregions.intervention import Intervention
 from lingregions.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -24,6 +27,7 @@ WORDS = (
     "--config.machine.pictures=False",
 )
 L, D, N, K, F, V = 2, 64, 64, 32, 128, 264  # of the tiny preset: N and K are heads times head size
+STUDY = STUDIES["dimension_dependence"]
 
 
 def chosen(*words: str):
@@ -33,23 +37,24 @@ def chosen(*words: str):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     with Run.open(tmp_path_factory.mktemp("dimensions") / "run", chosen()) as run:
-        EXPERIMENTS["dimension_dependence"](chosen(), run)
+        STUDY.perform(chosen(), run)
     return run.folder
 
 
 def test_names_say_which_dimension_or_how_many():
-    assert Change("top", 1, "residual", "zero").name([507, 3]) == "dimension 507 zero residual"
-    assert Change("top", 3, "norms", "scale 10").name([507, 3, 4]) == "3 top dimensions scale 10 norms"
-    drawn = Change("random", 1, "outputs", "noise", seed=2)
-    assert drawn.name([9]) == "dimension 9 noise outputs"
-    assert drawn.group == "1 random dimension noise outputs"
-    assert Change("random", 3, "outputs", "zero", seed=2).name([9, 8, 7]) == "3 random dimensions zero outputs seed 2"
+    dimensions = {"top": [507, 3, 4], "random 2": [9, 8, 7]}
+    one = Intervention(kind="dimension", count=1, part="residual", perturbation="zero")
+    assert special(one, "top", dimensions).name == "dimension 507 residual"
+    three = dataclasses.replace(one, count=3, part="norms", perturbation="scale", factor=10.0)
+    assert special(three, "top", dimensions).name == "3 top dimensions norms scale 10"
+    assert random(three, 2).name == "3 random dimensions norms scale 10 seed 2"
+    assert random(one, 2).group == random(one)
 
 
 def test_several_dimensions_get_fewer_changes_than_one():
-    found = list(plan(chosen()))
-    # Three kinds; one dimension: 4 places and 3 changes; three: 3 places and 1 change.
-    assert [sum(each.number == count for each in found) for count in (1, 3)] == [3 * 4 * 3, 3 * 3]
+    found = changes(chosen())
+    # One dimension: 4 places and 3 changes; three: 3 places and 1 change.
+    assert [sum(each.count == count for each in found) for count in (1, 3)] == [4 * 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -58,25 +63,27 @@ def test_several_dimensions_get_fewer_changes_than_one():
         ('dimensions.places=("attic",)', "no place 'attic'"),
         ('dimensions.changes=("scale",)', "needs an amount"),
         ('dimensions.changes=("melt",)', "no perturbation 'melt'"),
+        ("dimensions.counts=(0,)", "one or more numbers from 1"),
+        ("dimensions.counts=(30,)", "the model has 64 dimensions"),
     ],
 )
-def test_what_does_not_exist(word, message):
+def test_what_does_not_exist_is_refused_by_the_plan(word, message):
     with pytest.raises(ValueError, match=message):
-        list(plan(chosen(f"--config.{word}")))
+        STUDY.plan(chosen(f"--config.{word}"))
 
 
 def test_a_dimension_is_its_index_in_every_matrix_that_carries_it(tmp_path):
     with Run.open(tmp_path / "run", chosen()) as run:
-        made = laboratory.prepare(chosen(), run)
+        context = prepare(chosen(), run)
 
-        def sizes(place: str) -> dict[str, int]:
-            region = arm(made, Change("top", 2, place, "zero"), [5, 9]).region()
-            for path, mask in region.leaves().items():
-                axis = dict(region.provenance.axes)[path].index("embed")
+        def sizes(place: str, layer: int | None = None) -> dict[str, int]:
+            wanted = Intervention(kind="top dimension", count=2, part=place, layer=layer, perturbation="zero")
+            found = region(context, wanted, [5, 9])
+            for path, mask in found.leaves().items():
+                axis = dict(found.provenance.axes)[path].index("embed")
                 other = tuple(each for each in range(mask.ndim) if each != axis)
-                indices = np.flatnonzero(np.asarray(mask).any(axis=other))
-                assert set(indices) <= {5, 9}
-            return {path: sum(counts) for path, counts in regions.counts(region).items()}
+                assert set(np.flatnonzero(np.asarray(mask).any(axis=other))) == {5, 9}
+            return {path: sum(counts) for path, counts in regions.counts(found).items()}
 
         everywhere = sizes("residual")
         assert everywhere["embed_tokens"] == 2 * V
@@ -86,36 +93,32 @@ def test_a_dimension_is_its_index_in_every_matrix_that_carries_it(tmp_path):
         assert everywhere["layers.mlp.down_proj"] == 2 * L * F
         assert sizes("outputs") == {"layers.mlp.down_proj": 2 * L * F, "layers.self_attn.o_proj": 2 * L * N}
         assert sum(sizes("norms").values()) == 2 * (2 * L + 1)
-        assert sizes("layer 1 norm") == {"layers.input_layernorm": 2}
+        assert sizes("input norm", 1) == {"layers.input_layernorm": 2}
 
 
-def test_every_arm_is_measured_and_planned(folder):
+def test_every_intervention_is_measured_and_planned(folder):
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    assert len(rows) == 2 * len(arms)
-    *others, measuring = STAGES["dimension_dependence"](chosen())
-    assert all(stage.finished(folder) == stage.parts for stage in others)
-    assert measuring.rows >= len(rows)  # a dimension that comes first of two kinds is one arm
-    nats = {(row["arm"], row["language"]): row["nll_nats"] for row in rows}
-    assert all(nats[arm, code] != nats["base", code] for arm in arms[1:] for code in ("ar", "sw"))
+    names = list(dict.fromkeys(row["intervention"] for row in rows))
+    assert len(rows) == 2 * len(names)
+    *others, measuring = STUDY.plan(chosen())
+    assert [step.finished(folder) for step in others] == [step.parts for step in others]
+    assert measuring.rows >= len(rows)  # a dimension that comes first of two kinds is one intervention
+    nats = {(row["intervention"], row["language"]): row["nll_nats"] for row in rows}
+    unchanged = [(name, code) for name in names[1:] for code in ("ar", "sw") if nats[name, code] == nats["base", code]]
+    assert len(names) > 30
+    assert unchanged == []
 
 
 def test_the_tables_say_what_was_measured(folder):
     tables = {path.stem: json.loads(path.read_text()) for path in (folder / "tables").glob("*.json")}
     dimensions = {row[0]: [int(each) for each in row[1].split()] for row in tables["dimensions"]["rows"]}
-    assert {kind: len(each) for kind, each in dimensions.items()} == {"top": 3, "massive": 3, "random seed 0": 3}
-    assert not set(dimensions["random seed 0"]) & {*dimensions["top"], *dimensions["massive"]}
-    rows = tables["damage_of_dimensions"]["rows"]
-    assert len(rows) == len(list(plan(chosen())))
-    assert all((row[5] is None) == (row[0] == "random") for row in rows)
+    assert {kind: len(each) for kind, each in dimensions.items()} == {"top": 3, "massive": 3, "random 0": 3}
+    assert not set(dimensions["random 0"]) & {*dimensions["top"], *dimensions["massive"]}
+    rows = tables["effect_of_dimensions"]["rows"]
+    assert [row[0] for row in rows] == ["top", "massive", "random"] * len(changes(chosen()))
+    assert [row[5] is None for row in rows] == [False, False, True] * len(changes(chosen()))
     assert tables["single_dimensions"]["rows"] == ["top", "massive", "random"]
-    assert {"several_residual", "several_outputs", "several_norms", "verdict"} <= set(tables)
+    assert {"several_residual", "several_outputs", "several_norms"} <= set(tables)
+    assert f"The core is fullest at dimension {dimensions['top'][0]}" in tables["verdict"]["paragraphs"][0]
+    assert 5 < len(tables["verdict"]["headline"].split()) <= 25
     assert "The dimensions" in (folder / "report.html").read_text()
-
-
-def test_more_dimensions_than_there_are(folder, tmp_path):
-    config = chosen("--config.dimensions.counts=(30,)")
-    with Run.open(tmp_path / "run", config) as run:
-        made = laboratory.prepare(config, run)
-        with pytest.raises(ValueError, match="the model has 64 dimensions"):
-            choose(made, regions.load(folder / "regions" / "top-1pct.safetensors"))

@@ -6,9 +6,7 @@ from typing import Any, cast
 
 from ml_collections import ConfigDict
 
-from lingregions.experiments import core_removal, definitions
-from lingregions.experiments.dimension_dependence import dimension_dependence
-from lingregions.experiments.dimension_dependence import stages as dimension_dependence_stages
+from lingregions.experiments import core_removal, definitions, dimension_dependence
 from lingregions.experiments.frozen_pretraining import frozen_pretraining
 from lingregions.experiments.frozen_pretraining import stages as frozen_pretraining_stages
 from lingregions.experiments.minimal_damage import minimal_damage
@@ -29,6 +27,7 @@ from lingregions.train import require
 STUDIES: dict[str, Study] = {
     "core_removal": core_removal.STUDY,
     "definitions": definitions.STUDY,
+    "dimension_dependence": dimension_dependence.STUDY,
 }
 
 
@@ -42,7 +41,6 @@ class _Unported:
 STUDIES |= {
     name: cast(Any, _Unported(function, stages))
     for name, function, stages in (
-        ("dimension_dependence", dimension_dependence, dimension_dependence_stages),
         ("frozen_pretraining", frozen_pretraining, frozen_pretraining_stages),
         ("minimal_damage", minimal_damage, minimal_damage_stages),
         ("monolingual_regions", monolingual_regions, monolingual_regions_stages),

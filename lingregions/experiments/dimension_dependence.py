@@ -7,345 +7,242 @@ fullest, those of massive activations (arXiv 2402.17762, found from activations,
 controls; one or several at once; set to zero, scaled, or with noise of their own size.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import models, permutation, perturb, regions
-from lingregions.experiments import comparison, extremes, stage
-from lingregions.experiments import laboratory as lab
-from lingregions.experiments.cell import Arm, measure
-from lingregions.experiments.finding import LEVEL, Findings, number, verdict
-from lingregions.experiments.laboratory import Laboratory
-from lingregions.experiments.stage import Stage
+from lingregions.effects import Effects
+from lingregions.experiments import activations, claims, selection, step, tables
+from lingregions.experiments.context import Context
+from lingregions.experiments.step import Planned, Step
+from lingregions.experiments.study import Study
+from lingregions.intervention import Intervention
 from lingregions.models import roles
 from lingregions.regions import Region, geometry
-from lingregions.report import numerals
-from lingregions.run import Run
 
 AXIS = "embed"
-# Places -> scope; beside them "layer 3 norm", the input norm of one layer.
-PLACES = {
-    "residual": "everything",
-    "outputs": "outputs",
-    "norms": "all_norms",
-}
-_NORM = re.compile(r"^layer (\d+) norm$")
+# Places -> scope; beside them the input norm of one layer.
+PLACES = {"residual": "everything", "outputs": "outputs", "norms": "all_norms"}
+INPUT_NORM = "input norm"
+KINDS = ("top", "massive")  # beside the random ones: where the core is fullest, and of the largest activations
+FILE = "dimensions.json"
+Dimensions = Mapping[str, list[int]]  # {"top", "massive" or "random <seed>": dimensions, the first first}
 
 
-class Change(NamedTuple):
-    """Something done to dimensions that are not known yet.
-
-    Attributes:
-      kind: "top" (where the core is fullest), "massive" (of the largest activations), or "random".
-      number: how many dimensions at once: the first of their kind.
-      place: a name in `PLACES`, or "layer 3 norm".
-      what: a perturbation and its amount: "zero", "scale 10", "noise".
-      seed: of random dimensions.
-    """
-
-    kind: str
-    number: int
-    place: str
-    what: str
-    seed: int | None = None
-
-    @property
-    def group(self) -> str:
-        """The name without the draw: "3 random dimensions zero residual"."""
-        return f"{self.number} {self.kind} dimension{'s' * (self.number > 1)} {self.what} {self.place}"
-
-    def name(self, dimensions: Sequence[int]) -> str:
-        """Return the name of the arm: "dimension 507 zero residual", "3 top dimensions zero residual"."""
-        if self.number == 1:
-            return f"dimension {dimensions[0]} {self.what} {self.place}"
-        return self.group + ("" if self.seed is None else f" seed {self.seed}")
-
-
-def dimension_dependence(settings: ConfigDict, run: Run) -> None:
-    """Score, find the core and the dimensions, perturb, evaluate, report.
-
-    Args:
-      settings: see configs/dimension_dependence.py.
-      run: the work directory; what is finished in it is not done again.
-    """
-    changes = list(plan(settings))
-    laboratory = lab.prepare(settings, run)
-    lab.check(laboratory)
-    for language in settings.score.languages:
-        lab.score(laboratory, language)
-    chosen = choose(laboratory, core(laboratory))
-    named = {each: each.name(chosen[each.kind, each.seed]) for each in changes}
-    # The same dimension can come first of two kinds: one arm then.
-    made = {named[each]: arm(laboratory, each, chosen[each.kind, each.seed]) for each in changes}
-    measure(laboratory, "dimension_dependence", list(made.values()))
-    compare(laboratory, chosen, named)
-
-
-def stages(settings: ConfigDict) -> list[Stage]:
-    """Return what `dimension_dependence` would do, if no dimension comes first of two kinds."""
-    fraction = settings.select.fractions[0]
-    return [
-        *stage.scoring(settings),
-        stage.selecting(settings, {f"top {fraction}": fraction}),
-        stage.measuring(settings, len(list(plan(settings)))),
-    ]
-
-
-def plan(settings: ConfigDict) -> Iterator[Change]:
-    """Yield the changes: every kind, place and change of one dimension; then of several at once.
+def check(settings: ConfigDict) -> None:
+    """Refuse places and perturbations that do not exist.
 
     Raises:
-      ValueError: a place or a perturbation that does not exist.
+      ValueError: says which.
     """
     chosen = settings.dimensions
-    for place in (*chosen.places, *chosen.single_places):
-        if place not in PLACES and not _NORM.match(place):
-            raise ValueError(f"there is no place {place!r}; there are {', '.join(PLACES)} and such as 'layer 1 norm'")
-    for what in (*chosen.changes, *chosen.single_changes):
-        _split(what, settings.seed)
-    kinds: list[tuple[str, int | None]] = [("top", None), ("massive", None)]
-    kinds += [("random", seed) for seed in chosen.seeds]
-    for count in chosen.counts:
-        for place in (*chosen.places, *(chosen.single_places if count == 1 else ())):
-            for what in dict.fromkeys((*chosen.changes, *(chosen.single_changes if count == 1 else ()))):
-                for kind, seed in kinds:
-                    yield Change(kind, count, place, what, seed)
+    for place in chosen.places:
+        if place not in PLACES:
+            raise ValueError(f"there is no place {place!r}; dimensions.places may hold {', '.join(PLACES)}")
+    for change in (*chosen.changes, *chosen.single_changes):
+        _change(change, settings.seed)
+    if not chosen.counts or min(chosen.counts) < 1:
+        raise ValueError("dimensions.counts says how many at once: one or more numbers from 1")
 
 
-def _split(what: str, seed: int) -> dict[str, Any]:
-    """Return the arguments of a perturbation: "scale 10" is {"perturbation": "scale", "amount": 10.0, "seed": None}."""
-    name, _, amount = what.partition(" ")
-    size = float(amount) if amount else None
+def _change(change: str, seed: int) -> dict[str, Any]:
+    """Return the fields of an intervention that a change of the config stands for: "scale 10", "zero", "noise"."""
+    name, _, amount = change.partition(" ")
+    factor = float(amount) if amount else None
     draws = name in perturb.PERTURBATIONS and perturb.PERTURBATIONS[name].draws
-    perturb.check(name, size, seed if draws else None)
-    return {"perturbation": name, "amount": size, "seed": seed if draws else None}
+    noise_seed = seed if draws else None
+    perturb.check(name, factor, noise_seed)
+    return {"perturbation": name, "factor": factor, "noise_seed": noise_seed}
 
 
-# --- dimensions -------------------------------------------------------------------------------------------------------
+def changes(settings: ConfigDict) -> list[Intervention]:
+    """Return what is done, at dimensions that are not known yet: every place and change of one, then of several."""
+    chosen, found = settings.dimensions, []
+    for count in chosen.counts:
+        places: list[dict[str, Any]] = [{"part": place} for place in chosen.places]
+        kinds = list(chosen.changes)
+        if count == 1:
+            places += [{"part": INPUT_NORM, "layer": layer} for layer in chosen.input_norms]
+            kinds = list(dict.fromkeys((*kinds, *chosen.single_changes)))
+        found += [
+            Intervention(kind="dimension", count=count, **place, **_change(change, settings.seed))
+            for place in places
+            for change in kinds
+        ]
+    return found
 
 
-def core(laboratory: Laboratory) -> Region:
-    """Return the core: the top of the scores combined over the languages, in every matrix."""
-    settings = laboratory.settings
-    fraction = settings.select.fractions[0]
-
-    def top() -> Region:
-        part = roles.restrict(lab.combine(laboratory, settings.score.languages), settings.select.scope)
-        named = lab.provenance(laboratory, settings.score.languages).replace(name=f"top {fraction}")
-        return regions.select(part, fraction, provenance=named)
-
-    (file,) = lab.find(laboratory, {f"top {fraction}": top}).values()
-    return lab.read(laboratory, file)
+def special(change: Intervention, kind: str, dimensions: Dimensions) -> Intervention:
+    """Return a change at the first dimensions of a kind; a single one is named by its index."""
+    if change.count == 1:
+        return dataclasses.replace(change, target=f"dimension {dimensions[kind][0]}")
+    return dataclasses.replace(change, kind=f"{kind} dimension")
 
 
-def choose(laboratory: Laboratory, found: Region) -> dict[tuple[str, int | None], tuple[int, ...]]:
-    """Return {(kind, seed): dimensions, the first first}, as many as the largest count asks for.
+def random(change: Intervention, seed: int | None = None) -> Intervention:
+    """Return a change at as many random dimensions: the control."""
+    return dataclasses.replace(change, kind="random dimension", seed=seed)
 
-    Random dimensions are drawn from those that are in neither of the other lists.
 
-    Raises:
-      ValueError: more dimensions are asked for than there are.
-    """
-    chosen, size = laboratory.settings.dimensions, laboratory.model.embed
+def steps(settings: ConfigDict, config: Any) -> list[Step]:
+    """Score, select the core, choose dimensions, perturb."""
+    chosen = settings.dimensions
     most = max(chosen.counts)
-    if 3 * most > size:
+    if 3 * most > config.embed:
         raise ValueError(
-            f"dimensions.counts asks for {most}, and as many of two other kinds; the model has {size} dimensions"
+            f"dimensions.counts asks for {most}, and as many of two other kinds; the model has {config.embed} "
+            "dimensions"
         )
-    top = tuple(index for index, _ in geometry.profile(found, AXIS).leading(most))
-    massive = tuple(models.massive_dimensions(extremes.watch(laboratory), most))
-    free = np.setdiff1d(np.arange(size), [*top, *massive])
-    drawn = {
-        ("random", seed): tuple(
-            int(free[place])
-            for place in permutation.permute(np.arange(most), len(free), permutation.derive(seed, "dimensions"))
-        )
-        for seed in chosen.seeds
-    }
-    return {("top", None): top, ("massive", None): massive, **drawn}
-
-
-def arm(laboratory: Laboratory, change: Change, dimensions: Sequence[int]) -> Arm:
-    """Return the arm of a change, for the dimensions of its kind."""
-    indices = dimensions[: change.number]
-    name = change.name(dimensions)
-
-    def region() -> Region:
-        norm = _NORM.match(change.place)
-        scope = "input_norm" if norm else PLACES[change.place]
-        part = roles.restrict(laboratory.shapes, scope)
-        found = geometry.slab(part, models.declare(laboratory.model), AXIS, indices, name)
-        return regions.restrict(found, layers=[int(norm[1])], name=name) if norm else found
-
-    return Arm(
-        name,
-        region,
-        group=change.group if change.seed is not None else "",
-        **_split(change.what, laboratory.settings.seed),
-    )
-
-
-# --- what was found ---------------------------------------------------------------------------------------------------
-
-
-def compare(
-    laboratory: Laboratory, chosen: Mapping[tuple[str, int | None], Sequence[int]], named: Mapping[Change, str]
-) -> None:
-    """Set each change against the same one at random dimensions; write tables, verdict and report."""
-    settings = laboratory.settings
-    groups = {change: change.group if change.seed is not None else name for change, name in named.items()}
-    controls = {
-        change: change._replace(kind="random", seed=settings.dimensions.seeds[0])
-        for change in named
-        if change.seed is None and settings.dimensions.seeds
-    }
-    contrasts = list(dict.fromkeys((groups[change], groups[control]) for change, control in controls.items()))
-    found = Findings(comparison.assess(laboratory, {"dimension_dependence": contrasts})["dimension_dependence"])
-    lab.tabulate(laboratory, "dimensions", _dimensions(laboratory, chosen))
-    rows = []
-    for change in dict.fromkeys(each._replace(seed=None) for each in named):
-        own = next(group for each, group in groups.items() if each._replace(seed=None) == change)
-        against = None if change not in controls else found.cell(own, groups[controls[change]])
-        worse = None if change not in controls else found.worse(own, groups[controls[change]])
-        rows.append([change.kind, change.number, change.what, change.place, found.cell(own), against, worse])
-    content = {
-        "title": "Damage of dimensions, against as many random ones",
-        "note": "Perplexity over all languages (geometric mean) as a multiple of the untouched model's, and of what "
-        "the same change of as many random dimensions gives; the last column counts languages in which it does more "
-        f"harm, p < {LEVEL} after Holm's correction. Intervals: paired bootstrap over segments and draws.",
-        "columns": [
-            {"name": "dimensions"},
-            {"name": "at once", "kind": "count"},
-            {"name": "change"},
-            {"name": "where"},
-            {"name": "perplexity", "kind": "factor"},
-            {"name": "over random", "kind": "factor"},
-            {"name": "more harm in"},
-        ],
-        "rows": rows,
-    }
-    lab.tabulate(laboratory, "damage_of_dimensions", content)
-    lab.tabulate(laboratory, "single_dimensions", _single(groups, found))
-    for place in settings.dimensions.places if len(settings.dimensions.counts) > 1 else ():
-        what = settings.dimensions.changes[0]
-        lab.tabulate(laboratory, f"several_{lab.slug(place)}", _curve(groups, found, place, what))
-    lab.tabulate(laboratory, "verdict", verdict("Verdict", weigh(chosen, groups, controls, found)))
-    lab.publish(laboratory)
-
-
-def _dimensions(laboratory: Laboratory, chosen: Mapping[tuple[str, int | None], Sequence[int]]) -> dict[str, Any]:
-    """Return the table of which dimensions are meant, with what of the core they hold."""
-    held = geometry.profile(core(laboratory), AXIS).counts
-    whole = int(held.sum())
-
-    def row(key: tuple[str, int | None]) -> list[Any]:
-        kind, seed = key
-        indices = list(chosen[key])
-        label = kind if seed is None else f"{kind} seed {seed}"
-        shared = len(set(indices) & set(chosen["massive" if kind == "top" else "top", None]))
-        return [label, " ".join(map(str, indices)), int(held[indices].sum()) / whole if whole else None, shared]
-
-    return {
-        "title": "The dimensions",
-        "note": "The first first. Top: where the core is fullest along the residual axis; massive: of the largest "
-        f"activations on the scored text. Among the model's {len(held)} dimensions as many random ones would hold "
-        f"{len(next(iter(chosen.values()))) / len(held):.3f} of the core.",
-        "columns": [
-            {"name": "kind"},
-            {"name": "dimensions"},
-            {"name": "part of the core that they hold", "kind": "percent"},
-            {"name": "shared with top (top: with massive)", "kind": "count"},
-        ],
-        "rows": [row(key) for key in chosen],
-    }
-
-
-def _single(groups: Mapping[Change, str], found: Findings) -> dict[str, Any]:
-    """Return the heatmap of one dimension: kinds over places and changes."""
-    single = [change for change in groups if change.number == 1]
-    kinds = list(dict.fromkeys(change.kind for change in single))
-    across = list(dict.fromkeys((change.what, change.place) for change in single))
-    cells = {(change.kind, (change.what, change.place)): found.value(groups[change]) for change in single}
-    return {
-        "kind": "heatmap",
-        "title": "One dimension",
-        "corner": "dimension",
-        "rows": kinds,
-        "columns": [f"{what}, {place}" for what, place in across],
-        "values": [[number(cells[kind, each]) for each in across] for kind in kinds],
-        "format": "exponential",
-        "unit": "perplexity as a multiple of the untouched model's",
-    }
-
-
-def _curve(groups: Mapping[Change, str], found: Findings, place: str, what: str) -> dict[str, Any]:
-    """Return the curve of damage over how many dimensions are changed at once."""
-    series: dict[str, dict[int, list[float | None]]] = {}
-    for change, group in groups.items():
-        if (change.place, change.what) == (place, what) and (cell := found.cell(group))[0] is not None:
-            series.setdefault(change.kind, {})[change.number] = cell
-    return {
-        "kind": "curve",
-        "title": f"Several dimensions at once: {what}, {place}",
-        "across": "dimensions",
-        "upwards": "perplexity, as a multiple of the untouched model's",
-        "series": {
-            kind: {
-                "points": [[count, cells[count][0]] for count in sorted(cells)],
-                "low": [cells[count][1] for count in sorted(cells)],
-                "high": [cells[count][2] for count in sorted(cells)],
-            }
-            for kind, cells in series.items()
-        },
-        "format": "exponential",
-    }
-
-
-def weigh(
-    chosen: Mapping[tuple[str, int | None], Sequence[int]],
-    groups: Mapping[Change, str],
-    controls: Mapping[Change, Change],
-    found: Findings,
-) -> list[str]:
-    """Return the verdict: whether the special dimensions do more than random ones, and whether they are the core's."""
-    top, massive = chosen["top", None], chosen["massive", None]
-    said = [
-        f"The core is fullest at dimension {top[0]}, the largest activation is at {massive[0]}"
-        + (", the same one. " if top[0] == massive[0] else ". ")
-        + f"Of the first {len(top)} of each, {len(set(top) & set(massive))} are in both lists."
+    name, fraction = _core(settings), settings.select.fractions[0]
+    number = len(changes(settings)) * (len(KINDS) + len(chosen.seeds))
+    return [
+        *step.score(settings, config),
+        step.select(settings, config, {name: selection.ranked(name, fraction)}),
+        Step("dimensions", f"{most} of each kind, on the scored text", _choose, marks=("dimensions",)),
+        step.measure_found(settings, number, _plan),
     ]
-    single = [change for change in groups if change.number == 1]
-    for what in dict.fromkeys(change.what for change in single):
-        clauses: list[str] = []
-        alike: list[str] = []
-        weighed = [change for change in single if change.what == what and change in controls]
-        for kind in dict.fromkeys(change.kind for change in single):
-            mine = {change.place: change for change in single if (change.kind, change.what) == (kind, what)}
-            harm = (f"×{numerals.exponential(found.value(groups[each]))} ({place})" for place, each in mine.items())
-            clauses.append(f"at a {kind} dimension {', '.join(harm)}")
-        for change in weighed:
-            if found.sign(groups[change], groups[controls[change]]) <= 0:
-                alike.append(f"{change.kind} ({change.place})")
-        said.append(f"{numerals.sentence(what)}, perplexity over all languages: {'; '.join(clauses)}.")
-        if weighed:
-            but = f" but {numerals.listed(alike)}" if alike else ""
-            whom = f"all{but}" if len(alike) < len(weighed) else "none of the special ones"
-            said[-1] += f" The interval of the difference from random lies above zero for {whom}."
-    most = max(change.number for change in groups)
-    several = [change for change in controls if change.number == most > 1]
-    if several:
-        above = [change for change in several if found.sign(groups[change], groups[controls[change]]) > 0]
-        said.append(
-            f"With {most} at once, {len(above)} of {len(several)} changes of the special dimensions do more harm than "
-            "the same change of as many random ones."
-        )
-    if set(top) & set(massive):
-        said.append(
-            "Dimensions that are special by their activations alone, in any text, are part of what the score finds: "
-            "what hangs on them is not by that linguistic."
-        )
-    return said
+
+
+def _core(settings: ConfigDict) -> str:
+    return f"top {settings.select.fractions[0]}"
+
+
+def _choose(context: Context) -> None:
+    """Choose the dimensions once; random ones are drawn from those that are in neither of the other lists."""
+    if context.run.done("dimensions") is None:
+        chosen, size = context.settings.dimensions, context.model.config.embed
+        most = max(chosen.counts)
+        core = selection.read(context, _core(context.settings))
+        top = [int(index) for index, _ in geometry.profile(core, AXIS).leading(most)]
+        massive = models.massive_dimensions(activations.maxima(context), most)
+        free = np.setdiff1d(np.arange(size), [*top, *massive])
+        found = {"top": top, "massive": massive}
+        for seed in chosen.seeds:
+            drawn = permutation.permute(np.arange(most), len(free), permutation.derive(seed, "dimensions"))
+            found[f"random {seed}"] = [int(free[place]) for place in drawn]
+        context.run.write(FILE, json.dumps(found) + "\n")
+        context.run.finish("dimensions", FILE)
+
+
+def _chosen(context: Context) -> Dimensions:
+    found: Dimensions = context.run.agree(json.loads(context.run.path(FILE).read_text()))
+    return found
+
+
+def _plan(context: Context) -> Planned:
+    """Return every change at every kind of dimension; one that comes first of two kinds is one intervention."""
+    dimensions, settings = _chosen(context), context.settings
+    bound: dict[Intervention, Intervention] = {}
+    pairs = []
+    for change in changes(settings):
+        drawn = [(random(change, seed), f"random {seed}") for seed in settings.dimensions.seeds]
+        for each, kind in [*((special(change, kind, dimensions), kind) for kind in KINDS), *drawn]:
+            make = functools.partial(region, context, each, dimensions[kind][: change.count])
+            bound.setdefault(each, dataclasses.replace(each, region=make))
+            pairs += [(each, random(change))] if kind in KINDS and drawn else []
+    return list(bound.values()), pairs
+
+
+def region(context: Context, each: Intervention, indices: list[int]) -> Region:
+    """Return the region of dimensions in the places that an intervention says."""
+    scope = "input_norm" if each.part == INPUT_NORM else PLACES[each.part]
+    part = roles.restrict(context.model.shapes, scope)
+    found = geometry.slab(part, models.declare(context.model.config), AXIS, indices, each.name)
+    return found if each.layer is None else regions.restrict(found, layers=[each.layer], name=each.name)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def show(context: Context) -> dict[str, Any]:
+    """Return which dimensions they are, each change against the same one at random dimensions, and the verdict."""
+    settings, found, dimensions = context.settings, context.effects(), _chosen(context)
+    controlled = bool(settings.dimensions.seeds)
+    wanted = {
+        change: {kind: special(change, kind, dimensions) for kind in KINDS}
+        | ({"random": random(change)} if controlled else {})
+        for change in changes(settings)
+    }
+    columns = {"dimensions": "text", "at once": "count", "change": "text", "where": "text", **tables.AGAINST}
+    rows = [
+        [kind, change.count, _words(change), _where(change)]
+        + tables.against(found, each, None if kind == "random" else kinds.get("random"))
+        for change, kinds in wanted.items()
+        for kind, each in kinds.items()
+    ]
+    shown = {
+        "dimensions": _dimensions(context, dimensions),
+        "effect_of_dimensions": tables.table(
+            "Effect of dimensions, against as many random ones", columns, rows, tables.NOTE
+        ),
+        "single_dimensions": _single(wanted, found),
+    }
+    for place in settings.dimensions.places if len(settings.dimensions.counts) > 1 else ():
+        shown[f"several_{place}"] = _curve(wanted, found, place, settings.dimensions.changes[0])
+    facts = {"dimensions": dimensions, "wanted": wanted, "words": _words, "where": _where}
+    title = "Do a few dimensions carry the model?"
+    return shown | {"verdict": claims.verdict("dimension_dependence", title, found, **facts)}
+
+
+def _words(change: Intervention) -> str:
+    return change.perturbation + ("" if change.factor is None else f" {change.factor:g}")
+
+
+def _where(change: Intervention) -> str:
+    return change.part + ("" if change.layer is None else f" of layer {change.layer}")
+
+
+def _dimensions(context: Context, dimensions: Dimensions) -> dict[str, Any]:
+    """Return the table of which dimensions are meant, with what of the core they hold."""
+    held = geometry.profile(selection.read(context, _core(context.settings)), AXIS).counts
+    whole = int(held.sum())
+    columns = {
+        **{"kind": "text", "dimensions": "text", "part of the core that they hold": "percent"},
+        "shared with top (top: with massive)": "count",
+    }
+    rows = [
+        [
+            kind,
+            " ".join(map(str, indices)),
+            int(held[indices].sum()) / whole if whole else None,
+            len(set(indices) & set(dimensions["massive" if kind == "top" else "top"])),
+        ]
+        for kind, indices in dimensions.items()
+    ]
+    note = (
+        "The first first. Top: where the core is fullest along the residual axis; massive: of the largest activations "
+        f"on the scored text. Among the model's {len(held)} dimensions as many random ones would hold "
+        f"{len(dimensions['top']) / len(held):.3f} of the core."
+    )
+    return tables.table("The dimensions", columns, rows, note)
+
+
+Wanted = Mapping[Intervention, Mapping[str, Intervention]]  # {change: {kind: intervention}}
+
+
+def _single(wanted: Wanted, found: Effects) -> dict[str, Any]:
+    """Return the heat map of one dimension: kinds over places and changes."""
+    values: dict[str, dict[str, float | None]] = {}
+    for change, kinds in wanted.items():
+        for kind, each in kinds.items() if change.count == 1 else ():
+            values.setdefault(kind, {})[f"{_words(change)}, {_where(change)}"] = found.value(each)
+    return tables.heatmap("One dimension", "dimension", values)
+
+
+def _curve(wanted: Wanted, found: Effects, place: str, what: str) -> dict[str, Any]:
+    """Return the curve of the effect over how many dimensions are changed at once."""
+    series: dict[str, list[tuple[float, tables.Cell]]] = {}
+    for change, kinds in wanted.items():
+        if (change.part, _words(change)) == (place, what):
+            for kind, each in kinds.items():
+                series.setdefault(kind, []).append((change.count or 0, found.cell(each)))
+    return tables.curve(f"Several dimensions at once: {what}, {place}", "dimensions", series)
+
+
+STUDY = Study(steps, show, check)
