@@ -20,7 +20,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def _configs() -> str:
-    parts = ["# Configs\n\nThe docstrings of `configs/`: what each measures, its command, its cost, what was measured.\n"]
+    parts = [
+        "# Configs\n\nThe docstrings of `configs/`: what each measures, its command, its cost, what was measured.\n"
+    ]
     for path in sorted((ROOT / "configs").rglob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         parts.append(f"## {path.relative_to(ROOT / 'configs').with_suffix('')}\n\n{text}\n")

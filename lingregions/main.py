@@ -40,29 +40,36 @@ def run(words: Sequence[str]) -> int:
     if "experiment" not in config:
         raise settings.SettingsError(f"{asked.source} names no experiment; a sweep is run with: lingregions sweep")
     # From here on JAX is imported: what a wrong word costs ends above.
+    from lingregions import door, forecast
     from lingregions.experiments import perform, study
     from lingregions.run import Run
 
-    study(config.experiment)
+    known(config.experiment)
     if asked.dry_run:
         return plan(config, asked.workdir)
+    if not Run.examine(asked.workdir, config) or asked.fresh:
+        door.check(config, asked.workdir, fetch=True)
     if config.machine.distributed:
         connect(os.environ, config.machine.get("wait_seconds"))
     with Run.open(asked.workdir, config, asked.fresh) as opened:
-        print("done" if perform(config, opened) else "done already", opened.path("report.html"), sep=": ")
+        performed = perform(config, opened)
+        print("done" if performed else "done already", opened.path("report.html"), sep=": ")
+    if performed:
+        forecast.record(config, asked.workdir)
     return 0
 
 
 def plan(config: "ConfigDict", workdir: Path) -> int:
-    """Print the resolved config and the steps that it asks for, and which are finished; nothing is written."""
-    from lingregions.experiments import step, study
+    """Check the config, and print its steps, what they take on this machine, and the config; nothing is written."""
+    from lingregions import door, forecast
     from lingregions.run import Run
-    from lingregions.train import require
 
-    require(config.machine.get("tracker", "none"))
-    begun = Run.examine(workdir, config)
-    print(config)
-    print(step.tabulate(study(config.experiment).plan(config), workdir if begun else None))
+    Run.examine(workdir, config)
+    steps, problems = door.problems(config, workdir)
+    if steps:
+        print(forecast.render(config, steps, workdir))
+    if problems:  # what the run would be refused for here; on another machine it may go
+        raise door.refusal(problems)
     return 0
 
 

@@ -36,6 +36,8 @@ ORDER = (
     "model",
     "report",
     "experiments",
+    "forecast",
+    "door",
     "sweep",
     "main",
 )

@@ -232,16 +232,16 @@ def model_config(settings: ConfigDict) -> Any:
             return gguf.load(inside[0]).config
     elif preset in models.PRESETS:
         return models.PRESETS[preset]
-    elif (cached := _cached(name)) is not None:
-        return models.parse(json.loads(cached.read_text(encoding="utf-8")))
+    elif (found := hub_config(name)) is not None:
+        return models.parse(json.loads(found.read_text(encoding="utf-8")))
     raise ValueError(
         f"the size of the model {name!r} is not known before it is here: it is no folder with a config.json, not in "
         f"the hub's cache, and none of preset:{', preset:'.join(models.PRESETS)}, {', '.join(KNOWN)}"
     )
 
 
-def _cached(name: str) -> Path | None:
-    """The config.json of a hub repository in the hub's cache; nothing is asked of the hub."""
+def hub_config(name: str) -> Path | None:
+    """Return the config.json of a hub repository in the hub's cache; nothing is asked of the hub."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

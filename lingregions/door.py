@@ -1,0 +1,227 @@
+"""Door: everything that a config asks for is checked before any work and before a work directory exists.
+
+`run` and `--dry-run` pass the same door. All that is wrong is told in one message, a sentence a problem. What lies on
+this machine is opened; what a run would have to fetch first (a model of the hub, a package) is fetched by `run` alone,
+and a large text is not tokenized here: it is there, has the split, and is long enough by its bytes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lingregions import forecast, models, scoring, train
+from lingregions import mesh as meshes
+from lingregions.corpus import corpus as corpora
+from lingregions.corpus import source as texts
+from lingregions.experiments import study
+from lingregions.experiments.context import define
+from lingregions.experiments.step import Step, hub_config
+from lingregions.models import source as sources
+from lingregions.models.source import Source
+from lingregions.regions.select import parse
+from lingregions.settings import SettingsError
+
+SMALL = 4_000_000  # bytes of the largest text that is tokenized to see whether it is long enough
+CHOICES = {
+    "packing": ("packed", "paper"),
+    "document": ("line", "paragraph", "file"),
+    "bos": ("", "none", "document", "sample"),
+    "eos": ("", "none", "document"),
+}
+# What a problem may be raised as by the parts of the package that know it.
+_TOLD = (ValueError, OSError, ModuleNotFoundError)
+
+
+def check(settings: ConfigDict, workdir: Path, fetch: bool = False) -> None:
+    """Return if all that a config asks for is possible.
+
+    Args:
+      settings: the config.
+      workdir: where the run will write; need not exist.
+      fetch: fetch a model that is not on this machine, to check it too.
+
+    Raises:
+      SettingsError: all that is wrong, a sentence a line.
+    """
+    if found := problems(settings, workdir, fetch)[1]:
+        raise refusal(found)
+
+
+def problems(settings: ConfigDict, workdir: Path, fetch: bool = False) -> tuple[Sequence[Step], list[str]]:
+    """Return the steps that a config asks for, none where they cannot be known, and all that is wrong; see `check`."""
+    steps: list[Step] = []
+    found = list(dict.fromkeys(_problems(settings, workdir, fetch, steps)))
+    return steps, found
+
+
+def refusal(found: Sequence[str]) -> SettingsError:
+    """Return the error that tells problems."""
+    if len(found) == 1:
+        return SettingsError(found[0])
+    return SettingsError("\n".join([f"{len(found)} things keep this from running:", *(f"- {each}" for each in found)]))
+
+
+def _problems(settings: ConfigDict, workdir: Path, fetch: bool, steps: list[Step]) -> Iterator[str]:
+    yield from _attempt(lambda: study(settings.experiment))
+    yield from _attempt(lambda: train.require(settings.machine.get("tracker", "none")))
+    yield from _attempt(lambda: models.Compute(**settings.compute.to_dict(), **settings.machine.compute.to_dict()))
+    yield from _attempt(lambda: define(settings))
+    values = list(_values(settings))
+    yield from values
+    if not settings.machine.distributed:  # else the devices are known when the hosts have met
+        yield from _attempt(lambda: meshes.build(**settings.machine.mesh.to_dict()))
+    opened: list[Source] = []
+    yield from _attempt(lambda: opened.extend(_model(settings, fetch)))
+    if not values:  # else every text would tell the same again
+        yield from _texts(settings, opened[0] if opened else None)
+    planned = list(_attempt(lambda: steps.extend(study(settings.experiment).plan(settings))))
+    yield from planned
+    if not planned:
+        yield from _room(settings, workdir, steps)
+
+
+def _attempt(work: Callable[..., Any], *given: Any) -> Iterator[str]:
+    """Yield what a piece of work has to complain of."""
+    try:
+        work(*given)
+    except _TOLD as error:
+        yield str(error)
+    except KeyError as error:
+        yield f"there is no {error}"
+
+
+def _values(settings: ConfigDict) -> Iterator[str]:
+    """Check plain values by themselves."""
+    data = settings.data
+    for key, choices in CHOICES.items():
+        if data[key] not in choices:
+            yield f"data.{key} is {data[key]!r}; it must be one of {', '.join(map(repr, choices))}"
+    if data.length < 2:
+        yield f"data.length is {data.length}; a sample needs at least 2 tokens"
+    if not 0 <= data.held < 1:
+        yield f"data.held is {data.held}; it is the part of the documents kept for evaluation, at least 0 and below 1"
+    for rule in (*settings.score.rules, *filter(None, [settings.score.rule])):
+        if rule not in scoring.RULES:
+            yield f"there is no score rule {rule!r}; there are {', '.join(scoring.RULES)}"
+    for use in ("score", "evaluate", "train"):
+        if use in settings and settings[use].samples < 0:
+            yield f"{use}.samples is {settings[use].samples}; it is a number of samples, or 0 for all"
+        if use in settings and "languages" in settings[use] and not settings[use].languages:
+            yield f"{use}.languages is empty: name at least one"
+    for key in ("score_batch", "evaluate_batch", "train_batch"):
+        if settings.machine.get(key, 1) < 1:
+            yield f"machine.{key} is {settings.machine[key]}; a step needs at least 1 sample"
+    if not settings.select.fractions:
+        yield "select.fractions is empty: no region can be selected"
+    for fraction in settings.select.fractions:
+        yield from _attempt(parse, fraction)
+
+
+# --- the model and the texts ------------------------------------------------------------------------------------------
+
+
+def _model(settings: ConfigDict, fetch: bool) -> list[Source]:
+    """Open the model, unless it would have to be fetched and must not be."""
+    name = settings.model.source
+    kind, _, rest = name.partition(":")
+    here = True
+    if kind == "package" and rest in sources.PACKAGES:
+        version = sources.PACKAGES[rest].version
+        here = (sources.folder(settings.machine.cache or None) / "packages" / f"{rest}-{version}").is_dir()
+    elif kind not in ("package", "preset") and "/" in name and not Path(name).expanduser().exists():
+        here = hub_config(name) is not None
+        if not here and name.startswith((".", "/", "~")):
+            here = True  # a path: that nothing is there is for `resolve` to say
+    if not (here or fetch):
+        return []
+    return [sources.resolve(name, settings.machine.cache or None, sources.tell if not here else lambda message: None)]
+
+
+def _texts(settings: ConfigDict, model: Source | None) -> Iterator[str]:
+    """Check the texts of every use and language."""
+    data = settings.data
+    for use in ("score", "evaluate", "train"):
+        if use not in settings:
+            continue
+        chosen = settings[use]
+        name = data.get(f"{use}_source") or data.source
+        languages = chosen.languages if "languages" in chosen else (chosen.language,)
+        if name.startswith("tokens:"):
+            if model is not None:
+                for language in languages:
+                    yield from _attempt(_open, settings, use, language, name, model)
+            continue
+        try:
+            source = texts.find(name, column=data.column, document=data.document)
+        except _TOLD as error:
+            yield str(error)
+            continue
+        for language in languages:
+            yield from _attempt(_long_enough, settings, use, language, name, source, model)
+
+
+def _long_enough(
+    settings: ConfigDict, use: str, language: str, name: str, source: texts.Source, model: Source | None
+) -> None:
+    """Raise unless a text has its split and holds the samples that are asked for, as far as can be told at once."""
+    split = settings.data[f"{use}_split"]
+    whole, _ = source.resolve(language, split)
+    size = None if name.startswith("tfds:") else source.size(language, whole)
+    asked = settings[use].samples * settings.data.length
+    if model is not None and size is not None and size <= SMALL:
+        _open(settings, use, language, name, model)
+    elif size is not None and not settings.data.fewer and size < asked:  # no token is less than a byte
+        raise ValueError(
+            f"{language}, {use}: {name} holds {size:,} bytes, which cannot be {asked:,} tokens ({use}.samples x "
+            "data.length); bring more text, ask for fewer samples, or set --config.data.fewer=True"
+        )
+
+
+def _open(settings: ConfigDict, use: str, language: str, name: str, model: Source) -> None:
+    data = settings.data
+    corpus = corpora.open(
+        name,
+        language,
+        model.tokenizer,
+        length=data.length,
+        split=data[f"{use}_split"],
+        part=("evaluation" if use == "evaluate" else "score") if data.held else "all",
+        held=data.held or None,
+        seed=settings.seed,
+        packing=data.packing,
+        bos=data.bos or None,
+        eos=data.eos or None,
+        column=data.column,
+        document=data.document,
+        strict=data.strict,
+        vocabulary=model.config.vocab,
+    )
+    corpus.draw(settings[use].samples or len(corpus), settings.seed, fewer=data.fewer or use == "train")
+
+
+# --- disk and memory --------------------------------------------------------------------------------------------------
+
+
+def _room(settings: ConfigDict, workdir: Path, steps: Sequence[Step]) -> Iterator[str]:
+    """Check that the disk holds what is left to be written, and memory the largest step."""
+    needed = sum(each.bytes or 0 for each in steps if not each.parts or each.finished(workdir) < each.parts)
+    there = forecast.free(workdir)
+    if needed > there:
+        yield (
+            f"the run keeps {needed / 1e9:,.1f} GB in {workdir}, and {there / 1e9:,.1f} GB are free there: give a "
+            "--workdir on a larger disk, or ask for fewer languages, snapshots or fractions"
+        )
+    if settings.machine.distributed:
+        return
+    try:
+        need = forecast.memory(settings)
+    except _TOLD:
+        return  # said before: a mesh or dtype that does not exist
+    if need.total and need.peak > need.total:
+        yield (
+            f"{need.job} needs about {need.peak / 1e9:,.1f} GB of memory, and there are {need.total / 1e9:,.1f} GB: "
+            "take a smaller model, --config.machine.compute.remat=full, smaller batches or more devices (see "
+            "lingregions plan)"
+        )
