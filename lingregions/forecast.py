@@ -121,7 +121,9 @@ def memory(settings: ConfigDict) -> Memory:
     for job in jobs:
         micro = settings.machine.get(f"{job}_batch", 1) * meshes.rows(mesh)
         batch = max(settings.train.batch, micro) // micro * micro if job == "train" else 0
-        step = compiled.Step(job, config, compute, shape, micro, settings.data.length, batch, preset=settings.score.preset)
+        step = compiled.Step(
+            job, config, compute, shape, micro, settings.data.length, batch, preset=settings.score.preset
+        )
         peaks[job] = cost.memory(step).peak * len(devices)
     job = max(peaks, key=lambda each: peaks[each])
     host = meshes.platform() == "cpu"

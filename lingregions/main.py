@@ -44,7 +44,7 @@ def run(words: Sequence[str]) -> int:
     from lingregions.experiments import perform, study
     from lingregions.run import Run
 
-    known(config.experiment)
+    study(config.experiment)
     if asked.dry_run:
         return plan(config, asked.workdir)
     if not Run.examine(asked.workdir, config) or asked.fresh:

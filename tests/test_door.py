@@ -60,7 +60,7 @@ def test_every_tiny_config_passes(name, tmp_path):
     ],
 )
 def test_what_a_config_asks_for_is_checked(words, said, tmp_path):
-    steps, problems = door.problems(config(words), tmp_path / "run")
+    _, problems = door.problems(config(words), tmp_path / "run")
     assert any(said in each for each in problems), problems
 
 

@@ -13,7 +13,7 @@ import pytest
 from ml_collections.config_flags import config_path
 
 from lingregions import VERSION, guide, scoring, settings, verbs
-from lingregions.experiments import EXPERIMENTS
+from lingregions.experiments import STUDIES
 from lingregions.main import VERBS, main
 from lingregions.models import compute
 from lingregions.plan import compiled, plan
@@ -119,7 +119,7 @@ def test_the_words_of_the_parsers_are_those_of_the_registries():
 def test_the_help_of_run_shows_experiments_variants_and_fields(capsys):
     assert main(["run", "--help"]) == 0
     said = capsys.readouterr().out
-    for name in (*EXPERIMENTS, "tiny", "smollm2", "llama2_7b", "--dry-run"):
+    for name in (*STUDIES, "tiny", "smollm2", "llama2_7b", "--dry-run"):
         assert f"\n  {name} " in said, name
     shown = guide.fields()
     assert len(shown) >= 20
