@@ -2,15 +2,14 @@
 
 A name is a folder of numbered versions. A save makes the next version, which gets its number only when it is complete,
 and then the older ones go: whenever the process dies, one complete version is there. Nothing is gathered on one device.
-The record beside the arrays has a checksum, and holds one of every leaf, which a load checks: a sum of its bits, each
-word weighted by where it stands, that any sharding adds up to the same. It costs one pass over the devices' memory.
+The record beside the arrays has a checksum, and holds one of the bits of every leaf (`tree.checksum`, the same on any
+mesh), which a load checks: one pass over the devices' memory.
 """
 
 import contextlib
 import ctypes
-import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec
 
+from lingregions import tree as trees
 from lingregions.run import files
 
 SCHEMA = 2  # of the record
@@ -119,35 +118,13 @@ def _read(folder: Path, version: int) -> dict[str, Any]:
 
 def _sums(leaves: dict[str, Any]) -> dict[str, str]:
     """Return the checksum of every leaf, in hex: the same on any mesh."""
-    parts = jax.device_get({path: _compiled(_everywhere(leaf))(leaf) for path, leaf in leaves.items()})
+    parts = jax.device_get({path: _sum(leaf) for path, leaf in leaves.items()})
     return {path: "".join(f"{int(part):08x}" for part in parts[path]) for path in leaves}
 
 
-def _everywhere(leaf: Any) -> NamedSharding | None:
-    """Return the sharding of a result that every process of a leaf's mesh can read."""
-    where = getattr(leaf, "sharding", None)
-    return NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else None
-
-
-@functools.cache
-def _compiled(where: NamedSharding | None) -> Callable[[Any], jax.Array]:
-    return jax.jit(_sum, out_shardings=where)
-
-
+@jax.jit
 def _sum(leaf: jax.Array) -> jax.Array:
-    """Return uint32 [2]: the words of an array, each times an odd weight of its place, added up modulo 2**32, twice.
-
-    A changed bit changes the sum: an odd weight loses none. Integers add up to the same in any order.
-    """
-    words = _bits(leaf)
-    index = functools.reduce(
-        lambda flat, axis: flat * np.uint32(words.shape[axis]) + jax.lax.broadcasted_iota(np.uint32, words.shape, axis),
-        range(words.ndim),
-        jnp.zeros(words.shape, np.uint32),
-    )
-    mixed = (index ^ (index >> 15)) * np.uint32(0x85EBCA6B)
-    weights = (2 * index + 1, (mixed ^ (mixed >> 13)) | np.uint32(1))
-    return jnp.stack([jnp.sum(words * weight, dtype=np.uint32) for weight in weights])
+    return trees.checksum(_bits(leaf))
 
 
 def _bits(leaf: jax.Array) -> jax.Array:
