@@ -6,13 +6,14 @@ WORKDIR ?= demo
 CONFIG  ?= configs/core_removal.py:smollm2
 TESTS   ?= tests
 WORKERS ?= 2
+COUNT   ?= 20000
 BIN     := $(VENV)/bin
 PARITY  := .venv-parity
 say      = @printf '%s\n' '--> $(1)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint check parity lock clean
+.PHONY: help demo test fuzz lint check parity lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +26,10 @@ demo: $(VENV)/.report  ## score SmolLM2 in six languages, remove its core region
 test: $(VENV)/.test  ## run all tests that need no torch (TESTS= for some, WORKERS= processes of about 2 GB)
 	$(call say,running $(TESTS) without torch)
 	@$(BIN)/python -m pytest -q -m 'not parity' -n $(WORKERS) --dist loadfile --durations=10 $(TESTS)
+
+fuzz: $(VENV)/.test  ## read COUNT damaged files of each kind: each is read as its format says or refused in a sentence
+	$(call say,reading $(COUNT) damaged files of each kind)
+	@$(BIN)/python benchmarks/fuzz.py --count $(COUNT)
 
 lint: $(VENV)/.dev  ## check format, lint, shell scripts and types
 	$(call say,checking format)

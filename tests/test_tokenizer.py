@@ -235,7 +235,16 @@ def test_gguf_may_lack_bos_and_eos_or_have_them_equal():
         ({"tokenizer.ggml.pre": "tekken"}, "'tekken' is not known"),
         ({"tokenizer.ggml.tokens": ["a", "a", "b"]}, "1 tokens of the GGUF vocabulary occur twice"),
         ({"tokenizer.ggml.merges": ["a b"]}, "the merges of the GGUF tokenizer are broken"),
+        ({"tokenizer.ggml.merges": ["ab"]}, "the merges of the GGUF tokenizer are broken"),
+        ({"tokenizer.ggml.merges": None}, "lacks its tokens or merges"),
+        ({"tokenizer.ggml.tokens": None}, "lacks its tokens or merges"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "lacks its tokens or merges"),
+        ({"tokenizer.ggml.tokens": "ab"}, "lacks its tokens or merges"),
+        ({"tokenizer.ggml.token_type": [1]}, "lacks a type for each token"),
+        ({"tokenizer.ggml.pre": ["smollm"]}, r"\['smollm'\] is not known"),
         ({"tokenizer.ggml.eos_token_id": 999}, "the eos id 999 is not in its vocabulary"),
+        ({"tokenizer.ggml.bos_token_id": -1}, "the bos id -1 is not in its vocabulary"),
+        ({"tokenizer.ggml.bos_token_id": "0"}, "the bos id '0' is not in its vocabulary"),
     ],
 )
 def test_gguf_that_cannot_be_read_exactly_is_refused(changes, message):
@@ -261,6 +270,15 @@ def test_special_ids_of_a_folder(tmp_path):
         special({"bos_token": "<x>"})
     with pytest.raises(ValueError, match="the bos id 44 is not in its vocabulary"):
         special({}, config={"bos_token_id": 44})
+
+
+def test_an_id_beyond_all_vocabularies_is_refused(tmp_path):
+    folder = bpe(tmp_path / "m", [*SPECIALS, "a"], [])
+    text = (folder / "tokenizer.json").read_text()
+    assert '"a": 3' in text
+    (folder / "tokenizer.json").write_text(text.replace('"a": 3', '"a": 2147483647'))
+    with pytest.raises(ValueError, match="tokenizer m: it has the id 2147483647, which no vocabulary needs"):
+        Tokenizer.from_folder(folder)
 
 
 def test_bos_policy_follows_the_config_or_else_the_post_processor(tmp_path):

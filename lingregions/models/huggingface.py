@@ -54,6 +54,8 @@ def complete_config(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
             return dict(raw)
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except MemoryError:
+            raise
         except Exception as error:  # its own classes, and whatever arithmetic with broken sizes raises
             raise ValueError(f"{folder / 'config.json'}: transformers refuses it ({_line(error)})") from error
     complete: dict[str, Any] = config.to_dict()
@@ -87,6 +89,8 @@ def read_tokenizer(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int 
                 folder, trust_remote_code=False, local_files_only=True, **plain
             )
             starts = auto.encode("a")[:1]
+    except MemoryError:
+        raise
     except Exception as error:  # the libraries raise bare Exception, and all that broken files lead to
         raise ValueError(f"{folder / files[0]}: not a tokenizer that transformers can read ({_line(error)})") from error
     backend = getattr(auto, "backend_tokenizer", None)

@@ -17,35 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, pre_tokenizers
 
-from lingregions.models import huggingface
+from lingregions.models import gguf_tokenizer, huggingface
 
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-
-
-def _gpt2() -> list[Any]:
-    return [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-
-
-def _digits() -> list[Any]:
-    return [pre_tokenizers.Digits(individual_digits=True), *_gpt2()]
-
-
-def _llama3() -> list[Any]:
-    split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_SPLIT), behavior="isolated")
-    return [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-
-
-# `tokenizer.ggml.pre` of a GGUF file -> the pre-tokenizer of the Hugging Face tokenizer that it was converted from. The
-# GGUF reader of transformers knows only the first one, and so splits "\n\n1" otherwise than the model's own tokenizer.
-PRETOKENIZERS = {"gpt-2": _gpt2, "smollm": _digits, "llama-bpe": _llama3}
-
-# `tokenizer.ggml.token_type` of GGUF.
-CONTROL, USER_DEFINED = 3, 4
+_MOST = 1 << 24  # ids; the largest vocabularies have 2^18
 
 
 class Encoding(NamedTuple):
@@ -84,8 +60,10 @@ class Tokenizer:
         self.backend.no_truncation()
         self.backend.no_padding()
         for kind, token in (("bos", self.bos), ("eos", self.eos)):
-            if token is not None and self.backend.id_to_token(token) is None:
+            if token is not None and not (0 <= token < 2**32 and self.backend.id_to_token(token) is not None):
                 raise ValueError(f"tokenizer {self.name}: the {kind} id {token} is not in its vocabulary")
+        if self.vocab_size > _MOST:
+            raise ValueError(f"tokenizer {self.name}: it has the id {self.vocab_size - 1}, which no vocabulary needs")
 
     @classmethod
     def bytes(cls) -> "Tokenizer":
@@ -121,46 +99,8 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], name: str) -> "Tokenizer":
-        """Return the byte-level BPE tokenizer in the metadata of a GGUF file.
-
-        Args:
-          metadata: GGUF keys and values (`tokenizer.ggml.*`).
-          name: what messages call it.
-
-        Raises:
-          ValueError: no tokenizer, another kind than byte-level BPE, or a pre-tokenizer that is not in `PRETOKENIZERS`.
-        """
-        kind = metadata.get("tokenizer.ggml.model")
-        advice = "use the model's Hugging Face folder, which has a tokenizer.json"
-        if kind != "gpt2":
-            raise ValueError(f"{name}: the GGUF tokenizer model {kind!r} is not byte-level BPE ('gpt2'); {advice}")
-        pre = metadata.get("tokenizer.ggml.pre")
-        if pre not in PRETOKENIZERS:
-            known = ", ".join(PRETOKENIZERS)
-            raise ValueError(f"{name}: the GGUF pre-tokenizer {pre!r} is not known (known: {known}); {advice}")
-        tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
-        vocab = {token: index for index, token in enumerate(tokens)}
-        if len(vocab) != len(tokens):
-            raise ValueError(f"{name}: {len(tokens) - len(vocab)} tokens of the GGUF vocabulary occur twice; {advice}")
-        pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
-        try:
-            model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre == "llama-bpe")
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{name}: the merges of the GGUF tokenizer are broken ({error}); {advice}") from error
-        backend = tokenizers.Tokenizer(model)
-        backend.pre_tokenizer = pre_tokenizers.Sequence(PRETOKENIZERS[pre]())
-        backend.decoder = decoders.ByteLevel()
-        types = metadata.get("tokenizer.ggml.token_type") or []
-        for index, kind in enumerate(types):
-            if kind in (CONTROL, USER_DEFINED):
-                added = tokenizers.AddedToken(tokens[index], normalized=False, special=kind == CONTROL)
-                (backend.add_special_tokens if kind == CONTROL else backend.add_tokens)([added])
-        bos, eos = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos"))
-        adds_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")) and bos is not None
-        if adds_bos:
-            backend.post_processor = processors.TemplateProcessing(
-                single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
-            )
+        """Return the tokenizer in the metadata of a GGUF file; see `gguf_tokenizer.build` for arguments and errors."""
+        backend, bos, eos, adds_bos = gguf_tokenizer.build(metadata, name)
         return cls(backend, name, bos, eos, adds_bos)
 
     @functools.cached_property

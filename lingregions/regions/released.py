@@ -7,6 +7,7 @@ exhaust nothing. A folder becomes a region only when every
 matrix is there exactly once with its shape; the released loader only prints what does not match.
 """
 
+import errno
 import math
 import os
 import pickle
@@ -163,6 +164,10 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(
             f"{path} is not a mask of the released code: {error} (cut short, or of a torch before version 1.6?)"
         ) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what seeking to a damaged place gives; others are faults of the disk
+            raise
+        raise ValueError(f"{path} is not a mask of the released code: its directory is damaged") from error
     except _DAMAGE as error:
         raise ValueError(f"{path} is not a mask of the released code: {str(error)[:200]}") from error
 
