@@ -40,7 +40,7 @@ SECONDS, MEMORY = 5, 1 << 30
 HEAD = 4096  # most damage is done to the first bytes, where files say what they hold
 EXTREMES = (0, 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 WORDS = (b"null", b"[]", b"{}", b'""', b"-1", b"1e999", b"NaN", b"0.5", b"true", b"9" * 5000, b"[" * 100_000)
-CONFIG = models.LlamaConfig(vocab=264, embed=32, mlp=32, layers=2, heads=2, kv_heads=1, head_dim=16, context=64)
+CONFIG = models.DecoderConfig(vocab=264, embed=32, mlp=32, layers=2, heads=2, kv_heads=1, head_dim=16, context=64)
 
 
 class Format(NamedTuple):

@@ -24,7 +24,7 @@ def fuzz():
 def test_a_few_hundred_damaged_files_of_each_kind(fuzz):
     # In a process of its own, whose memory it bounds.
     done = subprocess.run(
-        [sys.executable, PROGRAM, "--count", "150"], capture_output=True, text=True, check=False, timeout=400
+        [sys.executable, PROGRAM, "--count", "100"], capture_output=True, text=True, check=False, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
     # The tokenizers library has words of its own for the output.
@@ -32,8 +32,8 @@ def test_a_few_hundred_damaged_files_of_each_kind(fuzz):
     found = {record["format"]: record for record in records}
     assert found.keys() == fuzz.FORMATS.keys()
     for name, record in found.items():
-        assert record["cases"] == record["refused"] + record["equal"] + record["other"] == 150, name
-        assert record["refused"] > 50, name
+        assert record["cases"] == record["refused"] + record["equal"] + record["other"] == 100, name
+        assert record["refused"] > 30, name
         assert record["slowest_s"] < fuzz.SECONDS, name
 
 

@@ -57,8 +57,9 @@ def build(metadata: Mapping[str, Any], name: str) -> tuple[tokenizers.Tokenizer,
     pre = metadata.get("tokenizer.ggml.pre")
     if not isinstance(pre, str) or pre not in PRETOKENIZERS:
         raise refuse(f"pre-tokenizer {pre!r} is not known (known: {', '.join(PRETOKENIZERS)})")
-    tokens, merges = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
-    types = metadata.get("tokenizer.ggml.token_type") or [0] * len(tokens or ())
+    tokens: Any = metadata.get("tokenizer.ggml.tokens")
+    merges: Any = metadata.get("tokenizer.ggml.merges")
+    types: Any = metadata.get("tokenizer.ggml.token_type") or [0] * len(tokens or ())
     if not (_are(tokens, str) and _are(merges, str)):
         raise refuse("vocabulary lacks its tokens or merges")
     if len(set(tokens)) != len(tokens):

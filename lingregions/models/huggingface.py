@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from lingregions.models.json_object import read_object
 
@@ -56,6 +57,8 @@ def complete_config(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except MemoryError:
             raise
+        except StrictDataclassClassValidationError:
+            return dict(raw)  # of sizes that do not divide: the family's own parser knows whether they need to
         except Exception as error:  # its own classes, and whatever arithmetic with broken sizes raises
             raise ValueError(f"{folder / 'config.json'}: transformers refuses it ({_line(error)})") from error
     complete: dict[str, Any] = config.to_dict()
