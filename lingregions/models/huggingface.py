@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from lingregions.models.json_object import read_object
 
@@ -51,6 +50,8 @@ def complete_config(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: a value that the library refuses.
     """
     with _quiet() as transformers:
+        from huggingface_hub.errors import StrictDataclassClassValidationError
+
         if raw.get("model_type") not in list(transformers.CONFIG_MAPPING):
             return dict(raw)
         try:
