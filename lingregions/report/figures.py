@@ -1,569 +1,687 @@
-"""Grid, Strip and Curve: the three kinds of figure, each as markup for the page and as a picture beside it.
+"""Figures: one Vega-Lite specification each, built with Altair from a data frame.
 
-A Grid (heat map) is an HTML table whose cells are coloured and hold their number, so that it reads without colour, on a
-phone and through a screen reader; a Strip (dots per row on a logarithmic axis) and a Curve (lines or needles) are
-inline SVG. The colours are classes of the page, which knows light from dark. `draw` writes the same figures as PNG and
-is the only place that needs matplotlib (extra `report`).
+The page explores the specification, `export` draws it as SVG and PNG, and the frame is its CSV: nothing is drawn twice.
+Every figure says in words what it shows, tells series by shape or dash as well as by colour, and fits its container. A
+heat map whose cells are all alike says nothing: `heatmap` returns None for it, and a sentence takes its place.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import Any
 
-from lingregions.report import numerals, scatter
-from lingregions.report.numerals import Cell, Span
-from lingregions.report.scatter import Scatter
-from lingregions.report.svg import DASHES, SERIES, WIDTH, frame, line, power, powers, scale, shorten, text, ticks
-from lingregions.report.tables import Column, Table
+import altair as alt
+import numpy as np
+import pandas as pd
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
-STEPS = 16  # shades of a heat map; class "s0" is the palest
-# One hue whose lightness falls steadily: readable without colour vision, and in grey print.
-LIGHT = ((247, 250, 253), (198, 219, 239), (107, 165, 214), (33, 105, 176), (8, 48, 107))
-DARK = ((27, 34, 43), (28, 62, 99), (42, 105, 166), (112, 172, 222), (222, 237, 250))
+from lingregions.report import numerals
+from lingregions.report.effects import BASE, labels, sign
+from lingregions.report.survey import Overlap, Survey
+
+# Okabe and Ito (2008), told apart with any colour vision.
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87F00", "#3C97CF", "#777777", "#8F8500")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2])
+BESIDE = 4  # interventions drawn over each other; of more, two are chosen
+SMALL = 0.01  # nats; below it a logarithmic axis of effects is linear
+RESIDUAL_BINS = 1024  # of the density along the residual axis
+
+
+def _theme(ink: str, quiet: str, rule: str, paper: str, ramp: Sequence[str], diverging: Sequence[str]) -> dict[str, Any]:
+    words = {"labelColor": quiet, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    return {
+        "background": paper,
+        "aria": False,  # the page says what the whole figure shows; thousands of marks would be read out one by one
+        "font": "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, sans-serif",
+        "view": {"stroke": None},
+        "axis": {**words, "gridColor": rule, "domainColor": rule, "tickColor": rule, "labelLimit": 190, "labelOverlap": True},
+        "axisBand": {"grid": False, "labelOverlap": False},
+        "legend": {**words, "labelLimit": 320, "symbolSize": 90, "orient": "top", "direction": "horizontal"},
+        "title": {"color": ink, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
+        "text": {"color": ink, "fontSize": 11},
+        "rule": {"color": quiet},
+        "range": {
+            "category": list(SERIES),
+            "symbol": list(SHAPES),
+            "ramp": list(ramp),
+            "heatmap": list(ramp),
+            "diverging": list(diverging),
+        },
+    }
+
+
+THEMES = {
+    "light": _theme(
+        *("#1b1f24", "#59636e", "#d5dae0", "#ffffff"),
+        ["#eef3f8", "#b5d0e6", "#6aa3cc", "#2b6fa8", "#0b3c6f"],
+        ["#b35806", "#f1b46f", "#f7f4f0", "#8fb8dc", "#0b4a86"],
+    ),
+    "dark": _theme(
+        *("#e3e7ec", "#9aa5b1", "#343c46", "#12161b"),
+        ["#1c2732", "#27506f", "#3f82b0", "#84bde0", "#e4f2fc"],
+        ["#f0a04b", "#80532a", "#232a31", "#376a93", "#9ccdf0"],
+    ),
+}
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A heat map: one number per (row, column), printed in its cell.
+class Figure:
+    """A figure: `name` is its file stem, `alt` what it shows in words, `spec` its Vega-Lite specification.
 
-    `groups` is a second header per row (a language's family); `totals` counts the last rows that are means over the
-    rows above; the colour runs from `low` to `high`, by default from 0 to the largest value. `labels`, where given, are
-    printed in the cells in place of the values that colour them (counts on densities).
+    Figures of one `group` follow each other: a parameter that is set in one is set in the others.
     """
 
     name: str
     title: str
-    corner: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: tuple[tuple[float | None, ...], ...]
-    kind: str = "number"
-    unit: str = ""
+    alt: str
+    spec: Mapping[str, Any]
+    frame: pd.DataFrame
     note: str = ""
-    groups: tuple[str, ...] = ()
     group: str = ""
-    totals: int = 0
-    low: float | None = None
-    high: float | None = None
-    labels: tuple[tuple[Cell, ...], ...] = ()
-    label_kind: str = "count"
-    label: str = ""
-    marks: tuple[tuple[bool, ...], ...] = ()  # cells whose figure is printed with `numerals.UNSURE`
-    compact: bool = False  # many columns, set small
-
-    def __post_init__(self) -> None:
-        wrong = [len(row) for row in self.values if len(row) != len(self.columns)]
-        if len(self.values) != len(self.rows) or wrong or (self.groups and len(self.groups) != len(self.rows)):
-            raise ValueError(
-                f"grid {self.name!r}: {len(self.rows)} rows x {len(self.columns)} columns are named, but the values "
-                f"have {len(self.values)} rows" + (f", one of {wrong[0]} columns" if wrong else "")
-            )
-
-    def limits(self) -> tuple[float, float]:
-        """The values of the palest and the strongest colour."""
-        present = [value for row in self.values for value in row if numerals.finite(value) and value is not None]
-        low = self.low if self.low is not None else min([0.0, *present])
-        high = self.high if self.high is not None else max([low, *present])
-        return low, high
-
-    def printed(self, row: int, column: int) -> str:
-        """What stands in a cell."""
-        if self.labels:
-            return numerals.KINDS[self.label_kind](self.labels[row][column])
-        words = numerals.KINDS[self.kind](self.values[row][column])
-        return words + (numerals.UNSURE if self.marks and self.marks[row][column] and words != numerals.DASH else "")
-
-    def table(self) -> Table:
-        """The same numbers as a table; a long one, of values and labels, where there are labels."""
-        if self.labels:
-            return Table(
-                self.name,
-                self.title,
-                (
-                    Column(self.corner or "row"),
-                    Column("column"),
-                    Column(self.label, self.label_kind),
-                    Column(self.unit, self.kind),
-                ),
-                tuple(
-                    (row, name, label, value)
-                    for row, labels, values in zip(self.rows, self.labels, self.values, strict=True)
-                    for name, label, value in zip(self.columns, labels, values, strict=True)
-                ),
-                self.note,
-            )
-        second = (Column(self.group),) if self.groups else ()
-        return Table(
-            self.name,
-            self.title + (f" ({self.unit})" if self.unit else ""),
-            (Column(self.corner), *second, *(Column(name, self.kind) for name in self.columns)),
-            tuple(
-                (name, *(self.groups[position : position + 1]), *row)
-                for position, (name, row) in enumerate(zip(self.rows, self.values, strict=True))
-            ),
-            self.note,
-            self.totals,
-        )
+    folded: bool = False
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Dots per row on a logarithmic axis. `points[row]` holds (label, natural logarithm); `marks[row]` their mean."""
-
-    name: str
-    title: str
-    axis: str
-    rows: tuple[str, ...]
-    points: tuple[tuple[tuple[str, float], ...], ...]
-    marks: tuple[float | None, ...]
-    mark: str
-    note: str = ""
+def _figure(chart: Any, frame: pd.DataFrame, name: str, title: str, words: str, **others: Any) -> Figure:
+    spec = chart.properties(width="container", autosize={"type": "fit-x", "contains": "padding"}).to_dict()
+    spec.pop("config", None)
+    return Figure(name, title, words, {**spec, "description": words}, frame, **others)
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line of a Curve: its label and its points, x ascending.
+def _values(frame: pd.DataFrame) -> alt.Data:
+    """The rows of a frame as the data of a specification: seven digits, null where a number is missing."""
 
-    `band`, where given, holds the interval (low, high) of each point; None where there is none.
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, float | np.floating):
+            return float(f"{value:.7g}") if math.isfinite(value) else None
+        return value.item() if isinstance(value, np.generic) else value
+
+    records = frame.astype(object).to_dict("records")
+    return alt.Data(values=[plain({str(key): value for key, value in record.items()}) for record in records])
+
+
+def _select(name: str, options: Sequence[str], words: str, value: str | None = None) -> alt.Parameter:
+    """A parameter that a list beside the figure sets."""
+    bind = alt.binding_select(options=list(options), name=f"{words} ")
+    return alt.param(name=name, value=options[0] if value is None else value, bind=bind)
+
+
+def _round_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) that cover [low, high]."""
+    rough = max(high - low, 1e-9) / (most - 1)
+    base = 10 ** math.floor(math.log10(rough))
+    stride = next(base * times for times in (1, 2, 5, 10) if base * times >= rough * (1 - 1e-9))
+    steps = range(math.floor(low / stride + 1e-9), math.ceil(high / stride - 1e-9) + 1)
+    return [float(f"{step * stride:.6g}") for step in steps]
+
+
+# --- effects --------------------------------------------------------------------------------------------------------
+
+
+def _readings(frame: pd.DataFrame) -> pd.DataFrame:
+    """What hovering shows: the effect with its interval, in nats and as a factor of perplexity."""
+    spans = [numerals.Span(*map(_known, row)) for row in frame[["effect_nats", "low", "high"]].to_numpy().tolist()]
+    words = [numerals.interval(span) for span in spans]
+    return frame.assign(
+        reading=words,
+        times=[numerals.factor(span) for span in spans],
+        p_words=[numerals.probability(value) for value in frame["p_adjusted"].tolist()],
+    )
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+_HOVER = [
+    alt.Tooltip("language:N"),
+    alt.Tooltip("family:N"),
+    alt.Tooltip("label:N", title="intervention"),
+    alt.Tooltip("reading:N", title="effect, nats per token"),
+    alt.Tooltip("times:N", title="perplexity"),
+    alt.Tooltip("p_words:N", title="p, adjusted"),
+    alt.Tooltip("segments:Q"),
+    alt.Tooltip("seeds:Q"),
+]
+
+
+def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
+    """Effect and interval of every language (rows), by intervention: the picture that opens a report.
+
+    Args:
+      frame: rows of effects.csv of single languages, `language` as it is printed.
+      name: stem of its files.
+      title: above it.
     """
+    frame = _readings(frame.assign(label=labels(frame)))
+    names = list(dict.fromkeys([*frame["label"][frame["control"] == BASE], *frame["label"]]))
+    families = [str(family) for family in dict.fromkeys(frame["family"]) if family]
+    ranks = frame.assign(by_name=frame["language"].rank(method="dense"), by_family=frame["family"].rank(method="dense"))
+    whole = frame["control"].eq(BASE).all() and len(names) <= BESIDE
+    ends = frame[["effect_nats", "low", "high"]].to_numpy(dtype=float)
+    low, high = min(0.0, float(np.nanmin(ends, initial=0.0))), max(0.0, float(np.nanmax(ends, initial=0.0)), SMALL)
+    # Beyond a factor of a thousand between effects a linear axis shows the largest alone.
+    large = float(np.nanmax(np.abs(ends), initial=0.0)) > 2
+    params = [
+        _select("intervention", ["all", *names] if whole else names, "Intervention"),
+        *([] if whole else [_select("beside", ["none", *names], "beside", names[1] if len(names) > 1 else "none")]),
+        _select("order", ["effect", "family", "name"], "Order"),
+        _select("axis", ["linear", "logarithmic"], "Axis", "logarithmic" if large else "linear"),
+        _select("family", ["all", *families], "Family"),
+    ]
+    chosen = "datum.label == intervention" + (" || intervention == 'all'" if whole else " || datum.label == beside")
+    slot = "datum.label" if whole else "(datum.label == intervention ? '' : 'beside: ') + datum.label"
+    keep = ["label", "language", "family", "effect_nats", "low", "high", "reading", "times", "p_words", "segments", "seeds"]
+    base = (
+        alt.Chart(_values(ranks[[*keep, "by_name", "by_family"]]))
+        .transform_filter(chosen)
+        .transform_calculate(
+            slot=slot,
+            row="order == 'family' && datum.family ? datum.family + ' · ' + datum.language : datum.language",
+            **{f"{end}_at": _scaled(f"datum.{end}") for end in ("effect_nats", "low", "high")},
+        )
+        .transform_joinaggregate(mean="mean(effect_nats)", groupby=["language"])
+        .transform_calculate(
+            place="order == 'effect' ? -datum.mean : order == 'name' ? datum.by_name : 1000 * datum.by_family + datum.by_name"
+        )
+        .encode(
+            y=alt.Y("row:N", title=None, sort=alt.EncodingSortField("place", op="min", order="ascending")),
+            yOffset=alt.YOffset("slot:N", sort=names if whole else "ascending"),
+            color=alt.Color("slot:N", title=None, sort=names if whole else "ascending", legend=alt.Legend(columns=1)),
+            shape=alt.Shape("slot:N", title=None, sort=names if whole else "ascending"),
+            opacity=alt.when("family == 'all' || datum.family == family").then(alt.value(1)).otherwise(alt.value(0.15)),
+            tooltip=_HOVER,
+        )
+    )
+    across = alt.Axis(
+        values=alt.ExprRef(f"axis == 'linear' ? {_round_ticks(low, high)} : {_log_ticks(low, high)}"),
+        labelExpr=f"axis == 'linear' ? format(datum.value, '~g') : format({_unscaled('datum.value')}, '.1~g')",
+        title="difference in NLL from the control, nats per token (0.69 doubles the perplexity)",
+    )
+    points = base.mark_point(filled=True, size=60).encode(x=alt.X("effect_nats_at:Q", axis=across))
+    bars = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low_at:Q", axis=across), x2="high_at:Q", shape=alt.Shape())
+    zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(strokeDash=[2, 2]).encode(x="x:Q")
+    drawn = min(len(names), BESIDE) if whole else 2
+    chart = alt.layer(zero, bars, points).add_params(*params).properties(height=alt.Step(max(18, 9 * drawn)))
+    many = len(set(frame["language"]))
+    words = (
+        f"Effects in {numerals.plural(many, 'language')} of {numerals.plural(len(names), 'comparison')}: "
+        f"{_extremes(frame)}. The table below gives every figure."
+    )
+    note = "The bars are intervals; an effect whose bar crosses the dotted line may be none. Hover for the figures."
+    return _figure(chart, frame.drop(columns=["reading", "times", "p_words"]), name, title, words, note=note)
 
-    label: str
-    points: tuple[tuple[float, float], ...]
-    band: tuple[tuple[float, float] | None, ...] = ()
 
-    def stretches(self) -> list[list[tuple[float, float, float]]]:
-        """The band as runs of (x, low, high) without a gap."""
-        runs: list[list[tuple[float, float, float]]] = [[]]
-        for (x, _), bounds in zip(self.points, self.band, strict=False):
-            if bounds is None:
-                runs.append([])
-            else:
-                runs[-1].append((x, *bounds))
-        return [run for run in runs if run]
+def _extremes(frame: pd.DataFrame) -> str:
+    found = frame.dropna(subset=["effect_nats"])
+    if found.empty:
+        return "none is finite"
+    ends = (found.loc[found["effect_nats"].idxmin()], found.loc[found["effect_nats"].idxmax()])
+    return "from " + " to ".join(
+        f"{numerals.number(row['effect_nats'])} nats per token ({row['label']}, {row['language']})" for row in ends
+    )
+
+
+def _scaled(value: str) -> str:
+    """Expression of the place of an effect on the axis that is chosen; logarithmic beyond `SMALL`."""
+    folded = f"({value} < 0 ? -1 : 1) * log(1 + abs({value}) / {SMALL}) / LN10"
+    return f"axis == 'linear' || !isValid({value}) ? {value} : {folded}"
+
+
+def _unscaled(value: str) -> str:
+    return f"({value} < 0 ? -1 : 1) * {SMALL} * (pow(10, abs({value})) - 1)"
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    found = [0.0]
+    for step in range(8):
+        size = SMALL * 10**step
+        place = math.log10(1 + size / SMALL)
+        found += ([place] if size <= 3 * high else []) + ([-place] if size <= -3 * low else [])
+    return sorted(found)
+
+
+def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
+    """Effect of every intervention (rows) in every language (columns), where there are many; None if all are alike."""
+    frame = _readings(frame.assign(label=labels(frame)))
+    frame["mark"] = np.where(sign(frame) == 0, numerals.UNSURE, np.where(frame["effect_nats"] < 0, numerals.MINUS, ""))
+    if frame["effect_nats"].nunique() <= 1:
+        return None
+    columns = list(dict.fromkeys(frame["language"]))
+    base = alt.Chart(_values(frame[["label", "language", "effect_nats", "reading", "times", "p_words", "mark"]])).encode(
+        x=alt.X("language:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-60)),
+        y=alt.Y("label:N", sort=None, title=None),
+        tooltip=[_HOVER[0], *_HOVER[2:6]],
+    )
+    span = float(frame["effect_nats"].abs().max())
+    scale = alt.Scale(type="symlog", constant=SMALL, domain=[-span, span], range="diverging")
+    colour = alt.Color("effect_nats:Q", title="nats per token", scale=scale, legend=_gradient(span, signed=True))
+    chart = alt.layer(
+        base.mark_rect().encode(color=colour),
+        base.mark_text().encode(text="mark:N", color=_legible("effect_nats")),
+    ).properties(height=alt.Step(18))
+    words = f"Heat map of the effects of {frame['label'].nunique()} comparisons in {len(columns)} languages: {_extremes(frame)}."
+    note = f"{numerals.UNSURE}: the interval holds no effect; {numerals.MINUS}: the loss falls."
+    frame = frame.drop(columns=["reading", "times", "p_words", "mark"])
+    return _figure(chart, frame, name, title, words, note=note, folded=frame["label"].nunique() > 40)
+
+
+def _gradient(span: float, signed: bool = False) -> alt.Legend:
+    steps = [SMALL * 10**step for step in range(8) if SMALL * 10**step <= span]
+    values = sorted([0.0, span, *steps, *([-span, *(-step for step in steps)] if signed else [])])
+    return alt.Legend(gradientLength=180, values=values[:: max(1, len(values) // 5)], format=".1~g", titleOrient="left")
+
+
+def _legible(field: str) -> Any:
+    """Black or white, whichever is read on the colour of the cell in any theme."""
+    return alt.when(f"luminance(scale('color', datum['{field}'])) > 0.35").then(alt.value("#111")).otherwise(alt.value("#fff"))
+
+
+# --- tables of numbers -------------------------------------------------------------------------------------------------
+
+
+def heatmap(
+    name: str,
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    corner: str = "row",
+    kind: str = "number",
+    unit: str = "",
+    note: str = "",
+) -> Figure | None:
+    """A heat map with its numbers where they find room; None where every cell is the same."""
+    write = numerals.KINDS[kind]
+    frame = pd.DataFrame(
+        [(row, column, value) for row, line in zip(rows, values, strict=True) for column, value in zip(columns, line, strict=True)],
+        columns=["row", "column", "value"],
+    )
+    frame["value"] = frame["value"].astype(float)
+    if frame["value"].nunique() <= 1:
+        return None
+    frame["reading"] = [write(_known(value)) for value in frame["value"]]
+    signed = frame["value"].min() < 0 < frame["value"].max()
+    span = float(frame["value"].abs().max())
+    scale = alt.Scale(domain=[-span, span], range="diverging") if signed else alt.Scale(range="ramp")
+    if kind == "share":
+        scale = alt.Scale(domain=[0, span], range="ramp")
+    widest = 7 * int(frame["reading"].str.len().max())
+    base = alt.Chart(_values(frame)).encode(
+        x=alt.X("column:N", sort=None, title=None, axis=alt.Axis(labelAngle=-60 if len(columns) > 6 else 0, orient="top")),
+        y=alt.Y("row:N", sort=None, title=corner or None),
+        tooltip=[alt.Tooltip("row:N", title=corner or "row"), alt.Tooltip("column:N"), alt.Tooltip("reading:N", title=unit or "value")],
+    )
+    chart = alt.layer(
+        base.mark_rect().encode(
+            color=alt.Color("value:Q", title=unit or None, scale=scale, legend=alt.Legend(gradientLength=160, orient="bottom"))
+        ),
+        base.mark_text(opacity=alt.ExprRef(f"width / {len(columns)} > {widest} ? 1 : 0"))
+        .transform_filter("isValid(datum.value)")
+        .encode(text="reading:N", color=_legible("value")),
+    ).properties(height=alt.Step(20))
+    lowest, highest = frame.loc[frame["value"].idxmin()], frame.loc[frame["value"].idxmax()]
+    words = f"Heat map of {len(rows)} rows and {len(columns)} columns, {unit or 'values'} from " + " to ".join(
+        f"{cell['reading']} ({cell['row']}, {cell['column']})" for cell in (lowest, highest)
+    )
+    return _figure(chart, frame.drop(columns="reading"), name, title, f"{words}.", note=note)
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Lines over an axis, or needles (one vertical stroke per x, the `peaks` highest labelled with their x)."""
+class Axis:
+    """An axis of a curve or a scatter: its title, the kind of its numbers, whether it is logarithmic."""
 
-    name: str
     title: str
-    across: str
-    upwards: str
-    series: tuple[Series, ...]
-    note: str = ""
-    logarithmic: bool = False
-    needles: bool = False
-    peaks: int = 0
     kind: str = "number"
-    level: float | None = None  # a horizontal line to compare with
-    level_label: str = ""
-    across_kind: str = ""  # of the numbers on the axis x; empty: whole numbers if all are whole
+    logarithmic: bool = False
 
-    @property
-    def banded(self) -> bool:
-        """Whether any point has an interval."""
-        return any(bounds is not None for series in self.series for bounds in series.band)
+    def encode(self) -> dict[str, Any]:
+        """The scale and the ticks; of kind exponential the values are logarithms, and the ticks powers of ten."""
+        formats = {"percent": "format(datum.value, '~%')", "exponential": "abs(datum.value) < 3 ? format(pow(10, datum.value), '.3~r') : '1e' + format(datum.value, '~f')"}
+        ticks = {"labelExpr": formats[self.kind]} if self.kind in formats else {}
+        return {
+            "title": self.title,
+            "scale": alt.Scale(type="log") if self.logarithmic else alt.Scale(zero=False, nice=True),
+            "axis": alt.Axis(tickCount=6, **ticks),
+        }
 
-    def place(self, x: float) -> str:
-        """A number of the axis x as it is read."""
-        whole = all(float(x).is_integer() for series in self.series for x, _ in series.points)
-        if self.across_kind == "percent":
-            return numerals.percentage(x)
-        return numerals.KINDS[self.across_kind or ("count" if whole else "number")](x)
-
-    def heights(self) -> list[float]:
-        """Every y that the figure has to hold."""
-        values = [y for series in self.series for _, y in series.points]
-        values += [bound for series in self.series for bounds in series.band if bounds is not None for bound in bounds]
-        return values + ([self.level] if self.level is not None else [])
-
-    def table(self) -> Table:
-        """The points as a long table."""
-        whole = all(float(x).is_integer() for series in self.series for x, _ in series.points)
-        kind = self.kind
-        if self.banded:
-            kind = "factor" if self.kind == "exponential" else "interval"
-        rows: list[tuple[Cell, ...]] = []
-        for series in self.series:
-            bands = series.band or (None,) * len(series.points)
-            for (x, y), bounds in zip(series.points, bands, strict=True):
-                value = Span(y, *(bounds or (None, None))) if self.banded else y
-                rows.append((series.label, int(x) if whole else x, value))
-        return Table(
-            self.name,
-            self.title,
-            (
-                Column("series"),
-                Column(self.across, self.across_kind or ("count" if whole else "number")),
-                Column(self.upwards, kind),
-            ),
-            tuple(rows),
-            self.note,
-        )
+    def place(self, values: pd.Series) -> pd.Series:
+        """Where values lie on the axis."""
+        return values / math.log(10) if self.kind == "exponential" else values
 
 
-Figure = Grid | Strip | Curve | Scatter
+def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axis, note: str = "") -> Figure:
+    """Lines with bands.
 
-
-# --- colour ---------------------------------------------------------------------------------------------------------
-
-
-def shade(anchors: tuple[tuple[int, int, int], ...], position: float) -> tuple[int, int, int]:
-    """The colour at `position` in [0, 1] of a scale given by its anchors (linear between them)."""
-    place = min(max(position, 0.0), 1.0) * (len(anchors) - 1)
-    left = min(int(place), len(anchors) - 2)
-    red, green, blue = (
-        round(a + (place - left) * (b - a)) for a, b in zip(anchors[left], anchors[left + 1], strict=True)
+    Args:
+      frame: columns series, x, y, low, high.
+      name: stem of its files.
+      title: above it.
+      across, upwards: the axes.
+      note: below it.
+    """
+    drawn = frame.assign(
+        x=across.place(frame["x"]),
+        **{end: upwards.place(frame[end].astype(float)) for end in ("y", "low", "high")},
+        reading=[
+            numerals.factor(span).removeprefix("×") if upwards.kind == "exponential" else numerals.interval(span)
+            for span in (numerals.Span(*map(_known, row)) for row in frame[["y", "low", "high"]].to_numpy(float).tolist())
+        ],
+        at=[numerals.KINDS[across.kind](value) for value in frame["x"].tolist()],
     )
-    return red, green, blue
-
-
-def luminance(colour: tuple[int, int, int]) -> float:
-    """Relative luminance in [0, 1] (WCAG 2.2)."""
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (c / 255 for c in colour)
+    series = list(dict.fromkeys(frame["series"]))
+    pick = alt.selection_point(name="line", fields=["series"], bind="legend")
+    dim = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0.12))
+    legend = alt.Legend(columns=2 if max(map(len, series)) < 22 else 1, symbolLimit=40) if len(series) > 1 else None
+    base = alt.Chart(_values(drawn)).encode(
+        x=alt.X("x:Q", **across.encode()),
+        color=alt.Color("series:N", sort=series, title=None, legend=legend),
+        tooltip=[alt.Tooltip("series:N"), alt.Tooltip("at:N", title=across.title), alt.Tooltip("reading:N", title=upwards.title)],
     )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def ink(colour: tuple[int, int, int]) -> str:
-    """Black or white, whichever contrasts more with a background."""
-    light = luminance(colour)
-    return "#000" if (light + 0.05) / 0.05 >= 1.05 / (light + 0.05) else "#fff"
-
-
-def palette(anchors: tuple[tuple[int, int, int], ...]) -> str:
-    """The style rules of the shades s0, s1, ...: background and the ink that is legible on it."""
-    rules = []
-    for step in range(STEPS):
-        colour = shade(anchors, step / (STEPS - 1))
-        rules.append(f".s{step} {{ background: rgb{colour}; color: {ink(colour)} }}\n")
-    return "".join(rules)
-
-
-def step(value: Cell, low: float, high: float) -> int | None:
-    """Which shade a value has; None where there is no value."""
-    if not numerals.finite(value):
-        return None
-    assert isinstance(value, int | float)
-    return min(STEPS - 1, max(0, round((value - low) / (high - low) * (STEPS - 1)))) if high > low else 0
-
-
-# --- markup ---------------------------------------------------------------------------------------------------------
-
-
-def _grid(figure: Grid) -> str:
-    low, high = figure.limits()
-    second = f'<th scope="col">{escape(figure.group)}</th>' if figure.groups else ""
-    upright = figure.compact and max(map(len, figure.columns), default=0) > 4
-    start, stop = ('<span class="upright">', "</span>") if upright else ("", "")
-    heads = "".join(f'<th scope="col" class="n">{start}{escape(name)}{stop}</th>' for name in figure.columns)
-    look = "grid compact" if figure.compact else "grid"
-    lines = [
-        f'<figure class="{look}" id="figure_{escape(figure.name)}">',
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(figure.title)}">',
-        f"<table><caption>{escape(figure.title)}</caption>",
-        f'<thead><tr><th scope="col">{escape(figure.corner)}</th>{second}{heads}</tr></thead><tbody>',
+    y = alt.Y("y:Q", **upwards.encode())
+    layers = [
+        base.mark_line(strokeWidth=2).encode(
+            y=y,
+            opacity=dim,
+            strokeDash=alt.StrokeDash("series:N", sort=series, scale=alt.Scale(range=[list(dash) for dash in DASHES]), legend=legend),
+        ),
+        base.mark_point(filled=True, size=45).encode(y=y, opacity=dim, shape=alt.Shape("series:N", sort=series, legend=legend)),
     ]
-    for position, (name, row) in enumerate(zip(figure.rows, figure.values, strict=True)):
-        total = ' class="total"' if position >= len(figure.rows) - figure.totals else ""
-        cells = [f'<th scope="row">{escape(name)}</th>']
-        if figure.groups:
-            cells.append(f'<td class="group">{escape(figure.groups[position])}</td>')
-        for place, value in enumerate(row):
-            shade_ = step(value, low, high)
-            css = "none" if shade_ is None else str(shade_)
-            cells.append(f'<td class="n s{css}">{escape(figure.printed(position, place))}</td>')
-        lines.append(f"<tr{total}>{''.join(cells)}</tr>")
-    lines.append("</tbody></table></div>")
-    legend = "".join(f'<i class="s{shade_}"></i>' for shade_ in range(STEPS))
-    unit = f" {escape(figure.unit)}" if figure.unit else ""
-    first, last = (numerals.KINDS[figure.kind](value) if value else "0" for value in (low, high))
-    lines.append(
-        f'<p class="legend"><span>{escape(first)}</span><span class="bar" aria-hidden="true">{legend}</span>'
-        f"<span>{escape(last)}{unit}</span></p>"
+    if drawn["low"].notna().any():
+        fade = alt.when(pick).then(alt.value(0.16)).otherwise(alt.value(0.03))
+        layers.insert(0, base.mark_area().encode(y=alt.Y("low:Q", **upwards.encode()), y2="high:Q", opacity=fade))
+    chart = alt.layer(layers[0].add_params(pick), *layers[1:]).properties(height=300)
+    words = (
+        f"{numerals.plural(len(series), 'line')} of {upwards.title} against {across.title}: {numerals.listed([str(each) for each in series[:8]])}"
+        f"{' and others' if len(series) > 8 else ''}."
     )
-    if figure.note:
-        lines.append(f"<figcaption>{escape(figure.note)}</figcaption>")
-    lines.append("</figure>")
-    return "\n".join(lines)
+    more = "Choose a line in the legend to see it alone." if len(series) > 1 else ""
+    return _figure(chart, frame, name, title, words, note=" ".join(filter(None, [note, more])))
 
 
-def _strip(figure: Strip) -> str:
-    left, right, top = 24 + 7.2 * min(24, max(map(len, figure.rows), default=0)), WIDTH - 128, 26.0
-    pitch = 34.0 if len(figure.rows) <= 14 else 21.0
-    bottom = top + pitch * len(figure.rows)
-    everything = [value for row in figure.points for _, value in row]
-    exponents = powers(min(everything), max(everything))
-    low, high = exponents[0] * math.log(10), exponents[-1] * math.log(10)
+def scatter(
+    frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axis, front: Sequence[str] = (), note: str = ""
+) -> Figure:
+    """Points with an interval on each axis, told apart by group, the Pareto front dotted.
 
-    def place(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
-    body = [text(WIDTH - 4, 14, figure.mark, "label", "end")]
-    for exponent in exponents:
-        x = place(exponent * math.log(10))
-        body += [line(x, top, x, bottom, "rule"), text(x, bottom + 18, power(exponent), "label", "middle")]
-    for position, (name, row, mark) in enumerate(zip(figure.rows, figure.points, figure.marks, strict=True)):
-        y = top + pitch * (position + 0.5)
-        body += [text(left - 14, y + 4, shorten(name, 24), "name", "end"), line(left, y, right, y, "thread")]
-        for label, value in row:
-            body.append(
-                f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="{min(5.0, pitch / 5):g}" class="dot">'
-                f"<title>{escape(label)}: {escape(numerals.exponential(value))}</title></circle>"
-            )
-        if mark is not None:
-            body += [
-                line(place(mark), y - 0.35 * pitch, place(mark), y + 0.35 * pitch, "mark"),
-                text(WIDTH - 4, y + 4, numerals.exponential(mark), "value", "end"),
-            ]
-    body.append(text((left + right) / 2, bottom + 38, figure.axis, "label", "middle"))
-    means = ", ".join(
-        f"{name} {numerals.exponential(mark)}" for name, mark in zip(figure.rows, figure.marks, strict=True)
+    Args:
+      frame: columns label, group, x, x_low, x_high, y, y_low, y_high.
+      name: stem of its files.
+      title: above it.
+      across, upwards: the axes.
+      front: labels of the points on the front.
+      note: below it.
+    """
+    drawn = frame.assign(
+        **{end: across.place(frame[end].astype(float)) for end in ("x", "x_low", "x_high")},
+        **{end: upwards.place(frame[end].astype(float)) for end in ("y", "y_low", "y_high")},
+        front=frame["label"].isin(front),
     )
-    told = f"{figure.title}. {numerals.sentence(figure.mark)}: {means}."
-    return frame(figure.name, figure.title, figure.note, bottom + 48, body, told)
+    groups = list(dict.fromkeys(frame["group"]))
+    x, y = across.encode(), upwards.encode()
+    pick = alt.selection_point(name="line", fields=["group"], bind="legend")
+    dim = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0.15))
+    legend = alt.Legend(columns=2) if any(groups) and len(groups) > 1 else None
+    base = alt.Chart(_values(drawn)).encode(
+        color=alt.Color("group:N", sort=groups, title=None, legend=legend),
+        opacity=dim,
+        tooltip=[alt.Tooltip("label:N"), *(alt.Tooltip(f"{end}:Q", format=".4~g") for end in ("x", "x_low", "x_high", "y", "y_low", "y_high"))],
+    )
+    points = base.mark_point(filled=True, size=80).encode(
+        x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), shape=alt.Shape("group:N", sort=groups, legend=legend)
+    )
+    layers = [
+        base.mark_rule(opacity=0.6).encode(x=alt.X("x_low:Q", **x), x2="x_high:Q", y=alt.Y("y:Q", **y)),
+        base.mark_rule(opacity=0.6).encode(x=alt.X("x:Q", **x), y=alt.Y("y_low:Q", **y), y2="y_high:Q"),
+        points.add_params(pick),
+    ]
+    chosen = base.transform_filter("datum.front") if front else base
+    if front:
+        layers.insert(0, chosen.mark_line(strokeDash=[2, 3]).encode(x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), color=alt.value("#808890")))
+    if len(front or frame) <= 8:
+        words = chosen.mark_text(align="left", dx=8, dy=-8).encode(x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), text="label:N", color=alt.Color())
+        layers.append(words.properties(name="words"))
+    chart = alt.layer(*layers).properties(height=360)
+    said = f"{numerals.plural(len(frame), 'point')} of {upwards.title} against {across.title}"
+    said += f"; on the Pareto front: {numerals.listed(list(front))}." if front else "."
+    return _figure(chart, frame, name, title, said, note=note)
 
 
-def bins(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most `most` points, each the highest of its stretch, so that no peak is lost to the width of the paper."""
-    size = max(1, math.ceil(len(points) / most))
-    return [max(points[start : start + size], key=lambda point: point[1]) for start in range(0, len(points), size)]
+# --- regions ---------------------------------------------------------------------------------------------------------
 
 
-def tallest(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """The `most` highest points, highest first; equals by x."""
-    return sorted(points, key=lambda point: (-point[1], point[0]))[:most]
+def overlap(found: Overlap, name: str, title: str) -> list[Figure]:
+    """The overlap of every pair as a heat map in the order of the dendrogram, and the dendrogram."""
+    values = np.array([[math.nan if cell is None else cell for cell in row] for row in found.values], float)
+    order, figures = list(range(len(found.names))), []
+    distance = 1 - (values + values.T) / 2
+    np.fill_diagonal(distance, 0)
+    if len(found.names) > 2 and np.isfinite(distance).all():
+        tree = hierarchy.linkage(squareform(distance, checks=False), method="average")
+        drawn = hierarchy.dendrogram(tree, no_plot=True)
+        order = [int(leaf) for leaf in drawn["leaves"]]
+        figures.append(_dendrogram(drawn, [found.names[leaf] for leaf in order], f"{name}_dendrogram", title))
+    names = [found.names[place] for place in order]
+    apart = [[None if row == column else found.values[row][column] for column in order] for row in order]
+    note = "The diagonal, a region with itself, is left out; neighbours share most."
+    grid = heatmap(name, title, names, names, apart, corner="", kind="share", unit="IoU", note=note)
+    return [*([grid] if grid else []), *figures]
 
 
-def _summits(figure: Curve, series: Series) -> list[tuple[float, float]]:
-    """The needles that are labelled: the highest, where they rise well above the level."""
-    return [point for point in tallest(series.points, figure.peaks) if point[1] >= 1.5 * (figure.level or 0.0)]
+def _dendrogram(drawn: Mapping[str, Any], names: Sequence[str], name: str, title: str) -> Figure:
+    points = [
+        (link, step, 1 - height, place)
+        for link, (places, heights) in enumerate(zip(drawn["icoord"], drawn["dcoord"], strict=True))
+        for step, (place, height) in enumerate(zip(places, heights, strict=True))
+    ]
+    frame = pd.DataFrame(points, columns=["link", "step", "iou", "place"])
+    leaves = alt.Axis(
+        values=[10 * place + 5 for place in range(len(names))],
+        labelExpr=f"{json.dumps(list(names))}[round((datum.value - 5) / 10)]",
+        grid=False,
+        domain=False,
+        ticks=False,
+        labelOverlap=False,
+    )
+    top = 1 - float(np.max(drawn["dcoord"]))
+    chart = (
+        alt.Chart(_values(frame))
+        .mark_line(strokeWidth=1.5)
+        .encode(
+            x=alt.X("iou:Q", title="mean IoU of the two groups that a fork joins", scale=alt.Scale(domain=[top, 1], reverse=True)),
+            y=alt.Y("place:Q", title=None, axis=leaves, scale=alt.Scale(domain=[0, 10 * len(names)], reverse=True)),
+            detail="link:N",
+            order="step:O",
+            tooltip=[alt.Tooltip("iou:Q", format=".3f", title="mean IoU")],
+        )
+        .properties(height=max(80, 20 * len(names)))
+    )
+    words = f"Dendrogram by average linkage of {len(names)}, in the order {numerals.listed(list(names))}."
+    return _figure(chart, frame, name, f"{title}: dendrogram", words)
 
 
-def _marks(figure: Curve, xs: Sequence[float]) -> list[float]:
-    """Where the axis x is labelled: at every x if they are few, else at round numbers, apart as the axis is."""
-    if len(xs) <= 8:
-        return list(xs)
-    if figure.logarithmic:
-        tens = [10.0**exponent for exponent in powers(math.log(xs[0]), math.log(xs[-1]))]
-        inside = [x for x in tens if xs[0] <= x <= xs[-1]]
-        return inside if len(inside) > 1 else [xs[0], xs[-1]]
-    return [x for x in ticks(xs[0], xs[-1], 8) if xs[0] <= x <= xs[-1]]
+def atlas(surveys: Sequence[Survey]) -> list[Figure]:
+    """Layer x role of every region, and inside the matrix that is chosen the density along its two named axes."""
+    measures = {"share of the matrix": "density", "held by the fullest 1 % of outputs": "out", "held by the fullest 1 % of inputs": "in"}
+    rows = [row for survey in surveys for row in _cells(survey)]
+    frame = pd.DataFrame(rows, columns=["region", "layer", "role", "entries", "size", "density", "out", "in"])
+    if all(survey.even for survey in surveys) or frame["density"].nunique() <= 1:
+        measures.pop("share of the matrix")
+    measures = {words: field for words, field in measures.items() if frame[field].nunique() > 1}
+    profiles = [(survey.name, profile) for survey in surveys for profile in survey.profiles]
+    inside = _inside(profiles) if profiles else []
+    if not measures:
+        return inside
+    value = " : ".join(f"measure == {json.dumps(words)} ? datum['{field}']" for words, field in measures.items())
+    cell = alt.selection_point(name="cell", fields=["region", "layer", "role"], on="click", clear=False)
+    roles = list(dict.fromkeys(frame["role"]))
+    layers = list(dict.fromkeys(frame["layer"]))
+    chart = (
+        alt.Chart(_values(frame))
+        .mark_rect(stroke=None, cursor="pointer")
+        .transform_filter("datum.region == region")
+        .transform_calculate(value=f"{value} : null")
+        .encode(
+            x=alt.X("role:N", sort=roles, title=None, axis=alt.Axis(labelAngle=0 if len(roles) < 12 else -60, orient="top")),
+            y=alt.Y("layer:N", sort=layers, title="layer"),
+            color=alt.Color("value:Q", title=None, scale=alt.Scale(range="ramp"), legend=alt.Legend(format="~%", orient="bottom", gradientLength=200)),
+            tooltip=[
+                *(alt.Tooltip(f"{field}:N") for field in ("region", "layer", "role")),
+                alt.Tooltip("entries:Q", format=","),
+                alt.Tooltip("density:Q", format=".3~%", title="share of the matrix"),
+                alt.Tooltip("out:Q", format=".3~%", title="held by the fullest 1 % of outputs"),
+                alt.Tooltip("in:Q", format=".3~%", title="held by the fullest 1 % of inputs"),
+            ],
+        )
+        .add_params(_select("region", [survey.name for survey in surveys], "Region"), _select("measure", list(measures), "Colour"), cell)
+        .properties(height=alt.Step(16))
+    )
+    words = f"Heat map of {len(layers)} layers and {len(roles)} kinds of matrix, for {numerals.plural(len(surveys), 'region')}: " + numerals.listed(list(measures))
+    note = "Choose a cell to see inside its matrix below."
+    return [_figure(chart, frame, "atlas", "Atlas of the regions: layer and role", f"{words}.", note=note, group="atlas"), *inside]
 
 
-def _curve(figure: Curve) -> str:
-    left, right, top, bottom = 70.0, WIDTH - (20.0 if figure.needles else 150.0), 32.0, 266.0
-    xs = [x for series in figure.series for x, _ in series.points]
-    ys = figure.heights()
-    marked = scale(min([0.0, *ys]), max(ys), figure.kind)
-    if len(marked) > 2 and marked[1][0] == 0 and min(ys) > -0.02 * max(ys):
-        del marked[0]  # an interval that just dips below nothing needs no stretch of the axis
-    levels = [level for level, _ in marked]
-    start, stop = min(xs), max(xs)
-    if stop <= start:
-        stop = start + 1
+def _cells(survey: Survey) -> list[tuple[Any, ...]]:
+    held = {(profile.layer, profile.role, profile.side): profile.held for profile in survey.profiles}
+    return [
+        (survey.name, layer, role, count, size, count / size, *(held.get((layer, role, side), math.nan) for side in ("out", "in")))
+        for layer, counts, sizes in zip(survey.layers, survey.counts, survey.sizes, strict=True)
+        for role, count, size in zip(survey.roles, counts, sizes, strict=True)
+        if size and count is not None
+    ]
 
-    def across(x: float) -> float:
-        part = math.log(x / start) / math.log(stop / start) if figure.logarithmic else (x - start) / (stop - start)
-        return left + part * (right - left)
 
-    def upwards(y: float) -> float:
-        return bottom - max(0.0, y - levels[0]) / (levels[-1] - levels[0]) * (bottom - top)
-
-    body = [text(0, 14, figure.upwards, "label")]
-    for level, label in marked:
-        body += [line(left, upwards(level), right, upwards(level), "rule")]
-        body += [text(left - 8, upwards(level) + 4, label, "label", "end")]
-    for x in _marks(figure, sorted(set(xs))):
-        body += [text(across(x), bottom + 18, figure.place(x), "label", "middle")]
-    body.append(text((left + right) / 2, bottom + 38, figure.across, "label", "middle"))
-    if figure.level is not None:
-        body += [line(left, upwards(figure.level), right, upwards(figure.level), "level")]
-    taken: list[float] = []
-    # From the top: a label that has to make way moves down, and the labels keep the order of the ends of their lines.
-    order = sorted(enumerate(figure.series), key=lambda item: upwards(item[1].points[-1][1]))
-    for position, series in order:
-        css = f"c{position % len(SERIES)}"
-        if figure.needles:
-            strokes = "".join(
-                f"M{across(x):.1f} {bottom:.1f}V{upwards(y):.1f}"
-                for x, y in bins(series.points, int(right - left))
-                if y > levels[0]
-            )
-            body.append(f'<path d="{strokes}" class="needle {css}"/>')
-            spots: list[float] = []
-            for x, y in _summits(figure, series):
-                if all(abs(across(x) - spot) > 26 for spot in spots):  # a label on a label is no label
-                    spots.append(across(x))
-                    body.append(text(across(x), max(upwards(y) - 4, 12.0), numerals.count(x), "value halo", "middle"))
-            continue
-        for run in series.stretches():
-            edge = [(x, high) for x, _, high in run] + [(x, low) for x, low, _ in reversed(run)]
-            outline = "L".join(f"{across(x):.1f} {upwards(y):.1f}" for x, y in edge)
-            body.append(f'<path d="M{outline}Z" class="band f{position % len(SERIES)}"/>')
-        path = "L".join(f"{across(x):.1f} {upwards(y):.1f}" for x, y in series.points)
-        dash = DASHES[position // len(SERIES) % len(DASHES)]
-        body.append(f'<path d="M{path}" class="line {css}" stroke-dasharray="{dash or "none"}"/>')
-        body += [
-            f'<circle cx="{across(x):.1f}" cy="{upwards(y):.1f}" r="3" class="{css} point">'
-            f"<title>{escape(series.label)}, {figure.place(x)}: {numerals.KINDS[figure.kind](y)}</title></circle>"
-            for x, y in series.points
+def _inside(profiles: Sequence[tuple[str, Any]]) -> list[Figure]:
+    """The two figures of one matrix: density along its outputs and along its inputs."""
+    peak = max(profiles, key=lambda pair: pair[1].held)  # what stands out most is shown first
+    options = {
+        "region": list(dict.fromkeys(name for name, _ in profiles)),
+        "layer": list(dict.fromkeys(profile.layer for _, profile in profiles)),
+        "role": list(dict.fromkeys(profile.role for _, profile in profiles)),
+    }
+    start = dict(zip(options, (peak[0], peak[1].layer, peak[1].role), strict=True))
+    figures = []
+    for side, words in (("out", "outputs"), ("in", "inputs")):
+        rows = [
+            {
+                **dict(zip(options, (name, profile.layer, profile.role), strict=True)),
+                **{"axis": f"{profile.axis} ({profile.length:,} indices)", "width": profile.length / len(profile.bins)},
+                "mean": sum(profile.bins) / len(profile.bins),
+                "bins": [round(value, 6) for value in profile.bins],
+                "fullest": [{"index": index, "density": round(density, 6)} for index, density in profile.fullest],
+            }
+            for name, profile in profiles
+            if profile.side == side
         ]
-        height = upwards(series.points[-1][1]) + 4
-        while any(abs(height - other) < 14 for other in taken):
-            height += 2
-        taken.append(height)
-        body.append(
-            f'<path d="M{right + 10:.1f} {height - 4:.1f}h16" class="line {css}" stroke-dasharray="{dash or "none"}"/>'
+        frame = pd.DataFrame(rows)
+        base = alt.Chart(_values(frame)).transform_filter(" && ".join(f"datum.{key} == {key}" for key in options))
+        bars = (
+            base.transform_flatten(["bins"])
+            .transform_window(number="row_number()")
+            .transform_calculate(begin="(datum.number - 1) * datum.width", end="datum.number * datum.width")
+            .mark_rect()
+            .encode(
+                x=alt.X("begin:Q", title=f"index along the {words}", scale=alt.Scale(nice=False)),
+                x2="end:Q",
+                y=alt.Y("bins:Q", title="density", axis=alt.Axis(format="~%", tickCount=4)),
+                y2=alt.datum(0),
+                tooltip=[alt.Tooltip("begin:Q", format=".0f", title="from index"), alt.Tooltip("end:Q", format=".0f", title="to"), alt.Tooltip("bins:Q", format=".3~%", title="density")],
+            )
         )
-        body.append(text(right + 32, height, shorten(series.label, 18), "name"))
-    if figure.level is not None:
-        body.append(text(right - 4, upwards(figure.level) - 6, figure.level_label, "label halo", "end"))
-    height_ = max([bottom + 48, *(spot + 8 for spot in taken)])
-    summary = f"{figure.title}: {figure.upwards} over {figure.across}"
-    if figure.needles and figure.peaks:
-        summits = [numerals.count(x) for series in figure.series for x, _ in _summits(figure, series)]
-        summary += f", highest at {numerals.listed(summits)}"
-    return frame(figure.name, figure.title, figure.note, height_, body, summary + ".")
+        tops = base.transform_flatten(["fullest"]).transform_calculate(index="datum.fullest.index", peak="datum.fullest.density")
+        spot = tops.mark_point(filled=True, shape="diamond", size=70, color=SERIES[1]).encode(
+            x="index:Q", y="peak:Q", tooltip=[alt.Tooltip("index:Q"), alt.Tooltip("peak:Q", format=".3~%", title="density")]
+        )
+        name = tops.mark_text(align="left", dx=7, dy=-6).encode(x="index:Q", y="peak:Q", text="index:N").properties(name="words")
+        head = base.mark_text(align="left", baseline="bottom", dy=-6).encode(x=alt.value(0), y=alt.value(0), text="axis:N").properties(name="words_axis")
+        given = [alt.param(name=key, value=start[key]) if side == "in" else _select(key, choice, key.capitalize(), start[key]) for key, choice in options.items()]
+        chart = alt.layer(bars, spot, name, head).add_params(*given).properties(height=150)
+        text = f"Density along the {words} of one matrix at a time, with the {len(frame.iloc[0]['fullest'])} fullest indices marked; first {start['role']} of layer {start['layer']}."
+        note = "Diamonds: the indices that hold most. Bars: means over equal runs of indices."
+        figures.append(_figure(chart, frame, f"inside_{side}", f"Inside a matrix: along its {words}", text, note=note, group="atlas"))
+    return figures
 
 
-def html(figure: Figure) -> str:
-    """The figure as markup for the page."""
-    if isinstance(figure, Grid):
-        return _grid(figure)
-    if isinstance(figure, Strip):
-        return _strip(figure)
-    if isinstance(figure, Scatter):
-        return scatter.html(figure)
-    return _curve(figure)
-
-
-# --- pictures -------------------------------------------------------------------------------------------------------
-
-
-def _draw_grid(figure: Grid, axes: Any) -> None:
-    from matplotlib.colors import ListedColormap, Normalize
-
-    low, high = figure.limits()
-    colours = [tuple(part / 255 for part in shade(LIGHT, position / (STEPS - 1))) for position in range(STEPS)]
-    values = [
-        [math.nan if not numerals.finite(value) or value is None else value for value in row] for row in figure.values
-    ]
-    colour_map = ListedColormap(colours).with_extremes(bad="#ffffff")
-    picture = axes.pcolormesh(
-        values, cmap=colour_map, norm=Normalize(low, high if high > low else low + 1), edgecolors="white", linewidth=1
+def residual(surveys: Sequence[Survey]) -> Figure | None:
+    """Density of each region along the residual axis, over every matrix that carries it; special dimensions marked."""
+    rows = []
+    for survey in surveys:
+        if not sum(survey.carried):
+            continue
+        density = np.array(survey.carried) / np.maximum(np.array(survey.capacity), 1)
+        edges = np.linspace(0, len(density), min(RESIDUAL_BINS, len(density)) + 1).astype(int)
+        tallest = np.argsort(-density, kind="stable")[:6] if density.max() >= 2 * density.mean() else []
+        rows.append(
+            {
+                "region": survey.name,
+                "width": len(density) / (len(edges) - 1),
+                "bins": [float(f"{value:.4g}") for value in np.maximum.reduceat(density, edges[:-1])],
+                "fullest": [{"index": int(index), "density": float(density[index])} for index in tallest],
+            }
+        )
+    if not rows:
+        return None
+    frame = pd.DataFrame(rows)
+    axis = surveys[0].axis
+    base = alt.Chart(_values(frame)).transform_filter("datum.region == region")
+    line = (
+        base.transform_flatten(["bins"])
+        .transform_window(number="row_number()")
+        .transform_calculate(index="floor((datum.number - 1) * datum.width)")
+        .mark_rule(color=SERIES[0], strokeWidth=1)
+        .encode(
+            x=alt.X("index:Q", title=f"index of the axis {axis}", scale=alt.Scale(nice=False)),
+            y=alt.Y("bins:Q", title="density", axis=alt.Axis(format="~%", tickCount=5)),
+            y2=alt.datum(0),
+            tooltip=[alt.Tooltip("index:Q"), alt.Tooltip("bins:Q", format=".3~%", title="density")],
+        )
     )
-    axes.invert_yaxis()
-    for row, values_ in enumerate(figure.values):
-        for place, value in enumerate(values_):
-            shade_ = step(value, low, high)
-            colour = ink(shade(LIGHT, (shade_ or 0) / (STEPS - 1)))
-            cell = figure.printed(row, place)
-            axes.text(place + 0.5, row + 0.5, cell, ha="center", va="center", color=colour, fontsize=8)
-    if figure.totals and figure.totals < len(figure.rows):
-        axes.axhline(len(figure.rows) - figure.totals, color="black", linewidth=1.2)
-    axes.xaxis.tick_top()
-    places = [place + 0.5 for place in range(len(figure.columns))]
-    if max(map(len, figure.columns), default=0) > 12:  # wider than a cell
-        axes.set_xticks(places, figure.columns, fontsize=9, rotation=25, ha="left", rotation_mode="anchor")
-    else:
-        axes.set_xticks(places, figure.columns, fontsize=9)
-    axes.set_yticks([place + 0.5 for place in range(len(figure.rows))], figure.rows, fontsize=9)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    bar = axes.figure.colorbar(picture, ax=axes, label=figure.unit or None, fraction=0.04, pad=0.02)
-    if figure.kind in ("percent", "share"):
-        bar.ax.yaxis.set_major_formatter(lambda value, _: numerals.KINDS[figure.kind](value))
+    tops = base.transform_flatten(["fullest"]).transform_calculate(index="datum.fullest.index", peak="datum.fullest.density")
+    spot = tops.mark_point(filled=True, shape="diamond", size=70, color=SERIES[1]).encode(x="index:Q", y="peak:Q")
+    name = tops.mark_text(align="left", dx=7, dy=-5).encode(x="index:Q", y="peak:Q", text="index:N").properties(name="words")
+    chart = alt.layer(line, spot, name).add_params(_select("region", frame["region"].tolist(), "Region")).properties(height=220)
+    words = f"Density of {numerals.plural(len(rows), 'region')} at every index of the axis {axis}"
+    marked = [f"{row['region']}: {', '.join(str(top['index']) for top in row['fullest'])}" for row in rows if row["fullest"]]
+    words += f"; indices that stand out: {'; '.join(marked[:4])}." if marked else "; no index stands out."
+    note = "Share of the entries at an index that the region holds, over every matrix that carries the axis; diamonds are twice the mean or more."
+    return _figure(chart, frame, "residual", f"Along the residual axis {axis}", words, note=note, group="atlas")
 
 
-def _draw_strip(figure: Strip, axes: Any) -> None:
-    logarithm = math.log(10)
-    for position, (row, mark) in enumerate(zip(figure.points, figure.marks, strict=True)):
-        axes.axhline(position, color="0.85", linewidth=0.8, zorder=0)
-        axes.plot(
-            [value / logarithm for _, value in row], [position] * len(row), "o", color=SERIES[0], alpha=0.55, ms=6
+def pairs(found: Overlap, most: int = 8) -> Figure | None:
+    """Two regions compared: their overlap by layer and role; None where there are no two, or all cells are alike."""
+    names = found.names[:most]
+    layers = list(dict.fromkeys(layer for layer, _, _ in found.cells))
+    roles = list(dict.fromkeys(role for _, role, _ in found.cells))
+    cells = {(layer, role): iou for layer, role, iou in found.cells}
+    rows = [
+        {"one": names[i], "two": names[j], "role": role, "layers": layers, "iou": [round(float(cells[layer, role][i, j]), 4) if (layer, role) in cells else math.nan for layer in layers]}
+        for i in range(len(names))
+        for j in range(i)
+        for role in roles
+    ]
+    present = {value for row in rows for value in row["iou"] if math.isfinite(value)}
+    if len(present) <= 1:
+        return None
+    frame = pd.DataFrame(rows)
+    chart = (
+        alt.Chart(_values(frame))
+        .mark_rect()
+        .transform_filter("(datum.one == first && datum.two == second) || (datum.one == second && datum.two == first)")
+        .transform_flatten(["layers", "iou"])
+        .encode(
+            x=alt.X("role:N", sort=roles, title=None, axis=alt.Axis(labelAngle=0 if len(roles) < 12 else -60, orient="top")),
+            y=alt.Y("layers:N", sort=layers, title="layer"),
+            color=alt.Color("iou:Q", title="IoU", scale=alt.Scale(range="ramp", domain=[0, max(present)]), legend=alt.Legend(orient="bottom", gradientLength=200)),
+            tooltip=[alt.Tooltip("layers:N", title="layer"), alt.Tooltip("role:N"), alt.Tooltip("iou:Q", format=".3f", title="IoU")],
         )
-        if mark is not None:
-            axes.plot([mark / logarithm] * 2, [position - 0.3, position + 0.3], color="black", linewidth=2)
-            label = f" {numerals.exponential(mark)}"
-            axes.text(1.01, position, label, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    everything = [value for row in figure.points for _, value in row]
-    exponents = powers(min(everything), max(everything))
-    axes.set_xlim(exponents[0], exponents[-1])
-    axes.set_xticks(exponents, [power(exponent) for exponent in exponents])
-    axes.set_yticks(range(len(figure.rows)), figure.rows)
-    axes.set_ylim(len(figure.rows) - 0.4, -0.6)
-    axes.set_xlabel(figure.axis)
-    axes.grid(axis="x", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
-
-
-def _draw_curve(figure: Curve, axes: Any) -> None:
-    for position, series in enumerate(figure.series):
-        x, y = [point[0] for point in series.points], [point[1] for point in series.points]
-        colour = SERIES[position % len(SERIES)]
-        if figure.needles:
-            axes.vlines(x, 0, y, color=colour, linewidth=0.8)
-            for peak, height in _summits(figure, series):
-                axes.annotate(numerals.count(peak), (peak, height), ha="center", va="bottom", fontsize=8)
-        else:
-            axes.plot(x, y, "o-", color=colour, label=series.label, ms=3.5, linewidth=1.5)
-            for run in series.stretches():
-                axes.fill_between(*zip(*run, strict=True), color=colour, alpha=0.15, linewidth=0)
-    if figure.level is not None:
-        axes.axhline(figure.level, color="0.3", linewidth=1, linestyle=":", label=figure.level_label or None)
-    if figure.logarithmic:
-        axes.set_xscale("log")
-    whole = sorted({x for series in figure.series for x, _ in series.points})
-    marks = _marks(figure, whole)
-    axes.set_xticks(marks, [figure.place(x) for x in marks])
-    axes.minorticks_off()
-    ys = figure.heights()
-    marked = scale(min([0.0, *ys]), max(ys), figure.kind)
-    axes.set_yticks([level for level, _ in marked], [label for _, label in marked])
-    axes.set_ylim(bottom=min([0.0, *ys]), top=marked[-1][0])
-    axes.set_xlabel(figure.across)
-    axes.set_ylabel(figure.upwards)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if not figure.needles or figure.level is not None:
-        axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.01, 1), loc="upper left")
-
-
-def draw(figure: Figure, path: Path, dpi: int = 160) -> None:
-    """Write the figure as a PNG; ModuleNotFoundError without matplotlib (the extra `report`)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    if isinstance(figure, Scatter):
-        height = scatter.layout(figure).height + 24
-        canvas = Canvas(figsize=(WIDTH / 100, height / 100), dpi=dpi, facecolor="white")
-        FigureCanvasAgg(canvas)
-        scatter.draw(figure, canvas)
-        canvas.savefig(path, format="png", metadata={"Description": figure.note or figure.title})
-        return
-    if isinstance(figure, Grid):
-        size = (3.2 + (0.5 if figure.compact else 0.85) * max(3, len(figure.columns)), 1.3 + 0.3 * len(figure.rows))
-    elif isinstance(figure, Strip):
-        size = (8.4, 1.4 + (0.45 if len(figure.rows) <= 14 else 0.3) * len(figure.rows))
-    else:
-        size = (8.4, 3.6)
-    canvas = Canvas(figsize=size, dpi=dpi, layout="constrained", facecolor="white")
-    FigureCanvasAgg(canvas)
-    axes = canvas.add_subplot()
-    axes.set_title(figure.title, loc="left", fontsize=11, pad=12)
-    if isinstance(figure, Grid):
-        _draw_grid(figure, axes)
-    elif isinstance(figure, Strip):
-        _draw_strip(figure, axes)
-    else:
-        _draw_curve(figure, axes)
-    canvas.savefig(path, format="png", metadata={"Description": figure.note or figure.title})
+        .add_params(_select("first", names, "Region"), _select("second", names, "against", names[1]))
+        .properties(height=alt.Step(16))
+    )
+    words = f"Intersection over union of two of {len(names)} regions in every layer and kind of matrix, at most {numerals.share(max(present))}."
+    return _figure(chart, frame, "pairs", "Two regions compared: overlap by layer and role", words)

@@ -1,11 +1,11 @@
 """Kinds: what a file `tables/<name>.json` may hold, by which any experiment adds a section to the report of its run.
 
-One JSON object with a `title`, optionally a `note` (a sentence or a list of them), a `headline` (one sentence, shown at
-the top of the page) and a `kind`:
+One JSON object with a `title`, optionally a `note` (a sentence or a list of them), a `headline` (one sentence of at most
+25 words, shown at the top of the page) and a `kind`:
 
     table (default)  columns: names, or {"name", "kind"}; rows: lists of cells; optionally totals (last rows set apart)
     texts            columns: names; rows: lists of texts, set side by side and wrapped, in any script and direction
-    verdict          paragraphs: list of sentences; shown first, and in headline.txt
+    verdict          paragraphs: list of sentences; shown below the first picture, and in headline.txt
     heatmap          rows, columns: names; values: list of lists; optionally corner, unit, format
     overlap          names; values: square list of lists of IoU; optionally chance
     reliability      halves: {region: IoU}; growth: {region: {samples: IoU}}
@@ -24,13 +24,14 @@ number that is missing, a bound too, is null. On an axis of format exponential t
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lingregions.report import numerals, sections
-from lingregions.report.figures import Curve, Figure, Grid, Series
+import pandas as pd
+
+from lingregions.report import figures, numerals, sections
+from lingregions.report.figures import Axis
 from lingregions.report.numerals import Cell, Span
-from lingregions.report.scatter import Point, Scatter
 from lingregions.report.sections import Section
 from lingregions.report.survey import Overlap, Survey
 from lingregions.report.tables import Column, Table, column
@@ -94,69 +95,65 @@ def _verdict(name: str, content: Mapping[str, Any]) -> Section:
     return Section(content["title"], (*paragraphs, *_paragraphs(content)))
 
 
+FIELDS = {axis: (axis, f"{axis}_low", f"{axis}_high") for axis in "xy"}
+
+
 def _scatter(name: str, content: Mapping[str, Any]) -> Section:
-    points = tuple(
-        Point(
-            str(entry["label"]),
-            str(entry.get("group", "")),
-            *(Span(*(_number(entry.get(key)) for key in (axis, f"{axis}_low", f"{axis}_high"))) for axis in "xy"),
-        )
-        for entry in content["points"]
-    )
-    figure = Scatter(
-        name,
-        content["title"],
-        content["x"],
-        content["y"],
-        points,
-        across_kind=content.get("x_format", "number"),
-        upwards_kind=content.get("y_format", "number"),
-        better=tuple(content.get("better", ())),
-    )
-    if not figure.drawn:
+    points = pd.DataFrame(
+        [
+            {"label": str(entry["label"]), "group": str(entry.get("group", ""))}
+            | {key: _number(entry.get(key)) for keys in FIELDS.values() for key in keys}
+            for entry in content["points"]
+        ]
+    ).astype({key: float for keys in FIELDS.values() for key in keys})
+    drawn = points.dropna(subset=["x", "y"])
+    if drawn.empty:
         raise ValueError("points holds none that has both an x and a y")
+    better = tuple(content.get("better", ()))
+    if better and (len(better) != 2 or not set(better) <= {"low", "high"}):
+        raise ValueError(f"better has to say low or high for x and for y, not {list(better)}")
     said = []
-    if front := [point.label for point in figure.front()]:
+    if front := pareto(drawn, better):
         said.append(
             f"No other point is better on both axes than {numerals.listed(front)} (the Pareto front, dotted; of the "
             "values as measured, intervals aside)."
         )
-    if absent := [point.label for point in points if point not in figure.drawn]:
+    if absent := points["label"][~points.index.isin(drawn.index)].tolist():
         said.append(f"Not drawn, because a value is missing: {numerals.listed(absent)}.")
-    if any(bound is not None for point in points for span in (point.x, point.y) for bound in span[1:]):
+    if points[["x_low", "x_high", "y_low", "y_high"]].notna().any(axis=None):
         said.append("The bars are the intervals.")
-    items: tuple[Table | Figure, ...] = (figure, figure.listing())
-    return Section(content["title"], (*_paragraphs(content), *said), items)
+    across, upwards = (Axis(content[axis], content.get(f"{axis}_format", "number")) for axis in "xy")
+    figure = figures.scatter(drawn, name, content["title"], across, upwards, front)
+    rows = tuple(
+        (row["label"], row["group"], *(Span(*(None if math.isnan(row[key]) else row[key] for key in keys)) for keys in FIELDS.values()))
+        for row in points.to_dict("records")
+    )
+    columns = [Column(axis.title, "factor" if axis.kind == "exponential" else "interval") for axis in (across, upwards)]
+    listing = Table(f"{name}_points", content["title"], (Column("point"), Column("group"), *columns), rows)
+    return Section(content["title"], (*_paragraphs(content), *said), (figure, listing))
 
 
-def _series(label: str, content: Any) -> tuple[Series, int]:
-    """A line with its band, and how many of its points were left out because a number is missing or not finite."""
-    given = content if isinstance(content, Mapping) else {"points": content}
-    points = [(_number(x), _number(y)) for x, y in given["points"]]
-    sides = [list(map(_number, given.get(side) or [None] * len(points))) for side in ("low", "high")]
-    if any(len(side) != len(points) for side in sides):
-        raise ValueError(f"series {label!r} has {len(points)} points, but low or high has not as many")
-    kept: list[tuple[float, float]] = []
-    band: list[tuple[float, float] | None] = []
-    for (x, y), low, high in zip(points, *sides, strict=True):
-        if x is not None and y is not None:
-            kept.append((x, y))
-            band.append(None if low is None or high is None else (low, high))
-    return Series(label, tuple(kept), tuple(band) if any(band) else ()), len(points) - len(kept)
+def pareto(points: pd.DataFrame, better: Sequence[str]) -> list[str]:
+    """Labels of the points that no other point beats on both axes; none where `better` says nothing."""
+    if not better:
+        return []
+    values = points[["x", "y"]].to_numpy(float) * [1 if side == "high" else -1 for side in better]
+    beaten = ((values[None] >= values[:, None]).all(-1) & (values[None] > values[:, None]).any(-1)).any(1)
+    return points["label"][~beaten].tolist()
 
 
 def _heatmap(name: str, content: Mapping[str, Any]) -> Section:
-    grid = Grid(
-        name,
-        content["title"],
-        content.get("corner", ""),
-        tuple(content["rows"]),
-        tuple(content["columns"]),
-        _numbers(content["values"]),
-        kind=content.get("format", "number"),
-        unit=content.get("unit", ""),
-    )
-    return Section(content["title"], _paragraphs(content), (grid,))
+    title, values = content["title"], _numbers(content["values"])
+    rows, columns = list(content["rows"]), list(content["columns"])
+    if len(values) != len(rows) or any(len(line) != len(columns) for line in values):
+        raise ValueError(f"values has not {len(rows)} rows of {len(columns)} cells")
+    kind, unit, corner = content.get("format", "number"), content.get("unit", ""), content.get("corner", "")
+    figure = figures.heatmap(name, title, sections.named(rows), sections.named(columns), values, corner, kind, unit)
+    if figure is not None:
+        return Section(title, _paragraphs(content), (figure,))
+    cells = [cell for line in values for cell in line if cell is not None]
+    said = f"Every cell is {numerals.KINDS[kind](cells[0])} {unit}".strip() if cells else "No cell was measured"
+    return Section(title, (*_paragraphs(content), f"{said}: there is nothing to draw."))
 
 
 def _overlap(name: str, content: Mapping[str, Any]) -> Section:
@@ -170,35 +167,38 @@ def _reliability(name: str, content: Mapping[str, Any]) -> Section:
         region: {float(samples): float(iou) for samples, iou in points.items()}
         for region, points in content.get("growth", {}).items()
     }
-    section = sections.reliability(content.get("halves"), growth, content["title"], name)
+    section = sections.reliability(content.get("halves") or {}, growth, content["title"], name)
     return Section(section.title, (*section.paragraphs, *_paragraphs(content)), section.items)
 
 
 def _curve(name: str, content: Mapping[str, Any]) -> Section:
-    lines = [_series(label, points) for label, points in content["series"].items() if points]
-    series = tuple(line for line, _ in lines if line.points)
-    if not series:
+    rows = [row for label, points in content["series"].items() if points for row in _series(label, points)]
+    frame = pd.DataFrame(rows, columns=["series", "x", "y", "low", "high"]).astype(dict.fromkeys(("x", "y", "low", "high"), float))
+    kept = frame.dropna(subset=["x", "y"])
+    if kept.empty:
         raise ValueError("series holds no point")
-    curve = Curve(
-        name,
-        content["title"],
-        content["across"],
-        content["upwards"],
-        series,
-        logarithmic=bool(content.get("logarithmic", False)),
-        kind=content.get("format", "number"),
-        across_kind=content.get("x_format", ""),
-    )
-    if curve.logarithmic and any(x <= 0 for line in series for x, _ in line.points):
+    across = Axis(content["across"], content.get("x_format", "number"), bool(content.get("logarithmic", False)))
+    if across.logarithmic and (kept["x"] <= 0).any():
         raise ValueError("the axis x is logarithmic, but a point has an x of zero or less")
-    said = ["The shaded bands are the intervals."] if curve.banded else []
-    if absent := sum(lost for _, lost in lines):
+    figure = figures.curve(kept, name, content["title"], across, Axis(content["upwards"], content.get("format", "number")))
+    said = ["The shaded bands are the intervals."] if kept["low"].notna().any() else []
+    if absent := len(frame) - len(kept):
         said.append(f"Left out, because a number is missing or not finite: {numerals.plural(absent, 'point')}.")
-    return Section(content["title"], (*_paragraphs(content), *said), (curve,))
+    return Section(content["title"], (*_paragraphs(content), *said), (figure,))
+
+
+def _series(label: str, content: Any) -> list[tuple[Any, ...]]:
+    """The rows (label, x, y, low, high) of a line."""
+    given = content if isinstance(content, Mapping) else {"points": content}
+    points = given["points"]
+    sides = [given.get(side) or [None] * len(points) for side in ("low", "high")]
+    if any(len(side) != len(points) for side in sides):
+        raise ValueError(f"series {label!r} has {len(points)} points, but low or high has not as many")
+    return [(label, *map(_number, (x, y, low, high))) for (x, y), low, high in zip(points, *sides, strict=True)]
 
 
 def _densities(name: str, content: Mapping[str, Any]) -> Section:
-    section = sections.densities([survey(entry) for entry in content["regions"]])
+    section = sections.regions([survey(entry) for entry in content["regions"]])
     return Section(content["title"], (*section.paragraphs, *_paragraphs(content)), section.items)
 
 

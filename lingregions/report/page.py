@@ -1,140 +1,157 @@
 """The page: sections to one HTML document that needs nothing but itself.
 
-No script, no request (a content policy forbids both), colours for light, dark and paper, tables that scroll by
-themselves on a phone. `compose` turns facts into sections and `render` sections into text; both are pure, so equal
-facts give equal pages.
+Jinja2 fills `page.html` and escapes what it fills in; the style sheet, the script and Vega's bundle stand inside the
+document under a content policy that names each of them by its hash and forbids every request. Prose stands in the
+template. `render` is pure: equal data give equal pages.
 """
 
+import base64
+import functools
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from html import escape
+from importlib import resources
+from typing import Any
+
+import altair
+import jinja2
+import vl_convert
+from markupsafe import Markup
 
 import lingregions
-from lingregions.report import damage, figures, losses, numerals, sections, style, tables, verdict
-from lingregions.report.facts import Facts
+from lingregions.report import languages, numerals, sections, tables
+from lingregions.report.data import ReportData
+from lingregions.report.effects import BASE, MEAN
+from lingregions.report.figures import THEMES, Figure
 from lingregions.report.sections import Section
 from lingregions.report.tables import Table
 
-LONG = 160  # characters of a headline that is set smaller
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+VEGA_LITE = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # of bundle and exports, as Altair writes it
+LONGEST = 25  # words of a headline
+FEW_TOKENS = 2000  # of a language; below it an NLL is rough
+FEW_SEGMENTS = 10  # resampled; an interval over fewer is rough
 
 
-def compose(facts: Facts) -> tuple[Section, ...]:
-    """The sections of a report: damage, regions, overlap, what the experiment adds, settings, notes."""
-    experiments = damage.collect(facts.rows, facts.fraction, facts.contrasts)
-    several = len(experiments) > 1
-    parts = [
-        losses.section(experiment, f": {experiment.experiment}" if several else "", facts.tables)
-        for experiment in experiments
-    ]
-    if facts.surveys:
-        parts.append(sections.densities(facts.surveys))
-    if facts.overlap is not None:
-        parts.append(sections.overlap(facts.overlap, name="overlap_of_regions"))
-    parts += facts.extras
-    parts.append(sections.settings(facts.config, facts.environment, facts.identity, facts.timings, facts.stages))
-    if facts.notes:
-        parts.append(sections.notes(facts.notes))
+def compose(data: ReportData) -> tuple[Section, ...]:
+    """The sections of a report in their order: effects, what the experiment adds, regions, notes, settings."""
+    experiments = list(dict.fromkeys(data.results["experiment"]))
+    parts = []
+    for experiment in experiments:
+        own = [frame[frame["experiment"] == experiment] for frame in (data.effects, data.results)]
+        several = len(experiments) > 1
+        part = sections.effects(*own, prefix=f"{tables.slug(experiment)}_" if several else "")
+        parts.append(Section(f"{part.title}: {experiment}", part.paragraphs, part.items) if several else part)
+    parts += data.extras
+    if data.surveys:
+        parts.append(sections.regions(data.surveys, data.overlap))
+    parts.append(Section("Notes", tuple(dict.fromkeys(data.notes))))
+    parts.append(sections.settings(data.config, data.environment, data.identity, data.timings, data.stages))
     return tuple(part for part in parts if part.paragraphs or part.items)
 
 
-def lead(facts: Facts) -> tuple[str, tuple[Section, ...]]:
-    """The headline, and what is said before anything else: the experiment's own verdict, then what holds of any run.
-
-    A headline that a table of the run offers goes before the one that is computed from the damage.
-    """
-    experiments = damage.collect(facts.rows, facts.fraction, facts.contrasts)
-    # The base is one for all experiments of a run; each experiment's sentence stands by itself.
-    computed = [verdict.headline(experiment, facts.verb) for experiment in experiments[:2]]
-    said = [sentence for part in facts.verdicts for sentence in verdict.opening(part.paragraphs)][:1]
-    if said and not any(arm.region for experiment in experiments for arm in experiment.parsed()[:1]):
-        computed = (
-            [] if facts.headlines else said
-        )  # of changes that remove no region the experiment itself knows what matters
-    first, *others = [*facts.headlines, *filter(None, [" ".join(computed)])] or [
-        f"{facts.experiment}: nothing has been measured yet."
-    ]
-    weighed = verdict.weigh(experiments[0], facts.tables, bool(facts.verdicts)) if experiments else ()
-    own = []
-    for part in facts.verdicts:  # what became the headline is not said twice
-        paragraphs = [words.removeprefix(first).strip() for words in part.paragraphs]
-        own.append(replace(part, title=part.title or "Verdict", paragraphs=tuple(filter(None, paragraphs))))
-    parts = (Section("", tuple(others)), *own, Section("How far to trust it" if own else "", weighed))
-    return first, tuple(part for part in parts if part.paragraphs)
+def headline(data: ReportData) -> str:
+    """One sentence that says what the figures mean: the experiment's own, else the largest mean effect."""
+    for sentence in data.headlines:
+        if len(sentence.split()) <= LONGEST:
+            return sentence
+    mean = data.effects[(data.effects["language"] == MEAN) & (data.effects["control"] == BASE)].dropna(subset=["effect_nats"])
+    if mean.empty:
+        return f"{data.experiment}: {'no effect' if len(data.results) else 'nothing'} has been measured yet."
+    row = mean.loc[mean["effect_nats"].idxmax()]
+    within = data.effects[(data.effects["intervention"] == row["intervention"]) & (data.effects["control"] == BASE)]
+    many = numerals.plural(len(within) - 1, "language")
+    return f"Largest mean effect over {many}: {row['intervention']}, perplexity ×{numerals.exponential(row['effect_nats'])}."
 
 
-def summary(facts: Facts) -> str:
-    """The headline and the verdict as plain text: what a terminal shows of a run."""
-    headline, parts = lead(facts)
-    lines = [headline]
-    for part in parts:
-        lines += [f"{part.title}:"] if part.title else []
-        lines += part.paragraphs
+def warnings(data: ReportData) -> list[str]:
+    """Sentences on why the figures mean little, where they do: random weights, few tokens, few segments, one seed."""
+    said = []
+    if data.source.startswith("preset:"):
+        said.append("The weights are random: this run shows that the program works, and nothing about language.")
+    base = data.results[data.results["intervention"] == BASE]
+    if len(base) and base["tokens"].min() < FEW_TOKENS:
+        said.append(f"Few tokens: {numerals.count(int(base['tokens'].min()))} in the shortest language.")
+    single = data.effects[data.effects["language"] != MEAN]
+    if len(single) and single["segments"].min() < FEW_SEGMENTS:
+        said.append(f"Few segments: intervals rest on {int(single['segments'].min())} in the shortest language.")
+    drawn = single[single["intervention"].str.contains(r"random|matched", regex=True)] if len(single) else single
+    if "kind" in single:
+        drawn = single[single["kind"].isin(["random", "matched"])]
+    if len(drawn) and drawn["seeds"].max() <= 1:
+        said.append("Random controls were drawn with one seed: the spread between draws is not known.")
+    return said
+
+
+def summary(data: ReportData) -> str:
+    """The headline, the warnings and the verdict as plain text: what a terminal shows of a run."""
+    lines = [headline(data), *warnings(data), *(text for text in data.headlines if text != headline(data))]
+    lines += [paragraph for part in data.verdicts for paragraph in part.paragraphs]
     return "\n\n".join(lines).replace(numerals.NARROW, " ") + "\n"
 
 
-def _markup(section: Section, anchor: str) -> str:
-    lines = [f'<section id="{anchor}">', f"<h2>{escape(section.title)}</h2>"]
-    lines += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
-    lines += [tables.html(item) if isinstance(item, Table) else figures.html(item) for item in section.items]
-    return "\n".join([*lines, "</section>"])
+@functools.cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script; a second or two once a process."""
+    return str(vl_convert.javascript_bundle(vl_version=VEGA_LITE))
 
 
-def anchors(parts: Sequence[Section]) -> list[str]:
-    """One distinct anchor per section."""
-    taken: list[str] = []
-    for part in parts:
-        name, number = tables.slug(part.title), 2
-        while name in taken:
-            name, number = f"{tables.slug(part.title)}_{number}", number + 1
-        taken.append(name)
-    return taken
+@functools.cache
+def _asset(name: str) -> str:
+    return resources.files("lingregions.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def render(facts: Facts) -> str:
-    """The report of `facts` as one self-contained HTML document."""
-    headline, verdicts = lead(facts)
-    parts = compose(facts)
-    names = anchors(parts)
-    weighed = "\n".join(
-        line
-        for part in verdicts
-        for line in (
-            *([f'<p class="verdict">{escape(part.title)}</p>'] if part.title else []),
-            *(f"<p>{escape(paragraph)}</p>" for paragraph in part.paragraphs),
-        )
+def _hash(text: str) -> str:
+    """A script or a style sheet as a content policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(content: Any) -> Markup:
+    """JSON that may stand inside a script element: no tag can open or close in it."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _lead(parts: Sequence[Section]) -> Figure | None:
+    """The picture of the first screen: the first figure that there is."""
+    return next((item for part in parts for item in part.items if isinstance(item, Figure)), None)
+
+
+def render(data: ReportData, parts: Sequence[Section] | None = None, formats: Sequence[str] = ("svg", "png", "csv")) -> str:
+    """The report as one self-contained HTML document.
+
+    Args:
+      data: of the run.
+      parts: what `compose` gives for it, where that is known already.
+      formats: of the files that lie beside the page for each figure.
+    """
+    parts = compose(data) if parts is None else parts
+    lead = _lead(parts)
+    figures = [item for part in parts for item in part.items if isinstance(item, Figure)]
+    style, script, bundle = _asset("page.css"), _asset("page.js"), _bundle() if figures else ""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.tests["table"] = lambda item: isinstance(item, Table)
+    environment.filters["visible"] = tables.visible
+    first = headline(data)
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(bundle)} {_hash(script)}"
+    names = tables.distinct([tables.slug(part.title) for part in parts])
+    return environment.from_string(_asset("page.html")).render(
+        version=lingregions.VERSION,
+        policy=policy,
+        kicker=" · ".join(filter(None, [data.experiment, data.source])),
+        headline=first,
+        warnings=warnings(data),
+        lead=lead,
+        verdicts=data.verdicts,
+        others=[sentence for sentence in data.headlines if sentence != first],
+        parts=list(zip(names, parts, strict=True)),
+        formats=formats,
+        style=Markup(style),
+        script=Markup(script),
+        bundle=Markup(bundle),
+        specifications=_json({figure.name: _specification(figure) for figure in figures}),
+        themes=_json(THEMES),
     )
-    model = facts.config.get("model")
-    source = model.get("source") if isinstance(model, Mapping) else model
-    kicker = " · ".join([facts.experiment, *([source] if isinstance(source, str) else [])])
-    links = "".join(
-        f'<li><a href="#{name}">{escape(part.title)}</a></li>' for name, part in zip(names, parts, strict=True)
-    )
-    body = "\n".join(_markup(part, name) for part, name in zip(parts, names, strict=True))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="generator" content="lingregions {escape(lingregions.VERSION)}">
-<title>{escape(facts.experiment)}: {escape(headline)}</title>
-<link rel="icon" href="data:,">
-<style>
-{style.sheet()}</style>
-</head>
-<body>
-<header>
-<p class="kicker">{escape(kicker)}</p>
-<h1{' class="long"' if len(headline) > LONG else ""}>{escape(headline)}</h1>
-{weighed}
-<nav aria-label="Contents"><ul>{links}</ul></nav>
-</header>
-<main>
-{body}
-</main>
-<footer>Written by lingregions {escape(lingregions.VERSION)}. Every table lies beside this page in tables/ as Markdown
-and as CSV with full precision; the figures lie in figures/ as PNG; results.csv holds the measurements.</footer>
-</body>
-</html>
-"""
+
+
+def _specification(figure: Figure) -> Mapping[str, Any]:
+    return {**figure.spec, "usermeta": {"group": figure.group}}

@@ -1,21 +1,24 @@
 """Section: a title, sentences, tables and figures; and the builders of the sections that many experiments share.
 
-A builder takes measured values and returns a section whose sentences are computed from them. An experiment adds its own
-by composing these, or without any code here by leaving a file `tables/<name>.json` in its work directory (see `facts`).
+A builder takes what was measured and returns a section. An experiment adds its own by composing these, or without any
+code here by leaving a file `tables/<name>.json` in its work directory (see `kinds`).
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lingregions.models import roles
-from lingregions.report import languages, numerals
-from lingregions.report.figures import Curve, Figure, Grid, Series, tallest
-from lingregions.report.numerals import Cell
+import pandas as pd
+
+from lingregions.report import figures, languages, numerals
+from lingregions.report.effects import BASE, MEAN, sign
+from lingregions.report.figures import Axis, Figure
+from lingregions.report.numerals import Cell, Span
 from lingregions.report.survey import Overlap, Survey
 from lingregions.report.tables import Column, Table, slug
+from lingregions.statistics import LEVEL
 
 
 @dataclass(frozen=True)
@@ -27,231 +30,213 @@ class Section:
     items: tuple[Table | Figure, ...] = ()
 
 
+def named(codes: Sequence[str]) -> list[str]:
+    """What regions, or languages by their codes, are called."""
+    return [languages.name(code) for code in codes]
+
+
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+LONGEST = 1500  # rows of a table on the page; of more, the file is named
+
+
+def effects(found: pd.DataFrame, results: pd.DataFrame, prefix: str = "") -> Section:
+    """What each intervention does to each language: the picture first, then the tables it is drawn from.
+
+    Args:
+      found: rows of effects.csv of one experiment.
+      results: rows of results.csv of the same.
+      prefix: of the names of its files, where a run has several experiments.
+    """
+    items: list[Table | Figure] = []
+    paragraph = (
+        "An effect is a difference in NLL per token between an intervention and its control (the untouched model unless "
+        "another is named), in nats: the logarithm of the ratio of the two perplexities. 0.69 nats double the perplexity, "
+        "2.3 multiply it by ten. Perplexities of different languages or tokenizers are not comparable; bits per byte are."
+    )
+    sure = "This run has no table of effects, so no figure here has an interval."
+    if not found.empty:
+        single = _printed(found)
+        if not single.empty:
+            items.append(figures.effects(single, f"{prefix}effects", "Effect in every language"))
+        if len(single[["intervention", "control"]].drop_duplicates()) > figures.BESIDE:
+            grid = figures.effects_map(single, f"{prefix}effects_map", "Every intervention in every language")
+            items += [grid] if grid else []
+        items += [_by_intervention(found, prefix), _by_language(single, prefix)]
+        sure = (
+            f"The intervals hold {numerals.percent(LEVEL)}: a bootstrap over segments, paired between intervention and "
+            "control, and over the seeds where there are several. A p-value comes from random changes of sign; those of "
+            "one intervention are corrected over the languages (Holm)."
+        )
+    for measure, title, kind in (("nll", "Perplexity", "exponential"), ("bits_per_byte", "Bits per byte", "decimal")):
+        if not results.empty:
+            items.append(_measured(results, measure, f"{prefix}{slug(title)}", title, kind))
+    return Section("What each language loses", (paragraph, sure, *_gaps(results)), tuple(items))
+
+
+def _printed(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of single languages, relatives side by side, under the names of the languages."""
+    single = found[found["language"] != MEAN]
+    order = {code: place for place, code in enumerate(languages.arrange(list(dict.fromkeys(single["language"]))))}
+    single = single.sort_values("language", key=lambda codes: codes.map(order), kind="stable")
+    single = single.assign(language=single["language"].map(languages.name))
+    pairs = {pair: place for place, pair in enumerate(dict.fromkeys(zip(found["intervention"], found["control"], strict=True)))}
+    places = [pairs[pair] for pair in zip(single["intervention"], single["control"], strict=True)]
+    return single.assign(_place=places).sort_values("_place", kind="stable").drop(columns="_place")
+
+
+def _span(row: Mapping[Any, Any]) -> Span:
+    """The effect of a row with its interval; None for what is missing."""
+    return Span(*(None if math.isnan(row[name]) else row[name] for name in ("effect_nats", "low", "high")))
+
+
+def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
+    """One row an (intervention, control): the mean over languages, and how many languages are harmed."""
+    rows: list[tuple[Cell, ...]] = []
+    for (intervention, control), group in found.groupby(["intervention", "control"], sort=False):
+        single, overall = group[group["language"] != MEAN], group[group["language"] == MEAN]
+        span = _span(overall.iloc[0].to_dict()) if len(overall) else Span(None)
+        order = single.dropna(subset=["effect_nats"]).sort_values("effect_nats")["language"].map(languages.name).tolist()
+        rows.append(
+            (
+                *(intervention, control, int(group["seeds"].max())),
+                *(span, span, overall["p_adjusted"].iloc[0] if len(overall) else None),
+                f"{(sign(single) > 0).sum()} of {len(single)}",
+                *((order[0], order[-1]) if order else (None, None)),
+            )
+        )
+    names = ("intervention", "control", "seeds:count", "times the perplexity:factor", "effect, nats per token:interval")
+    names += ("p:probability", "languages harmed", "least", "most")
+    note = "Mean over languages. Harmed: the interval of the language lies above no effect."
+    columns = tuple(Column(*name.split(":")) for name in names)
+    return Table(f"{prefix}effects_by_intervention", "Effects by intervention", columns, tuple(rows), note)
+
+
+def _by_language(single: pd.DataFrame, prefix: str) -> Table:
+    """One row an (intervention, control, language)."""
+    rows = [
+        (row["intervention"], row["control"], row["language"], row["family"], _span(row), _span(row), row["p_adjusted"], row["segments"])
+        for row in single.head(LONGEST).to_dict("records")
+    ]
+    names = ("intervention", "control", "language", "family", "times the perplexity:factor")
+    names += ("effect, nats per token:interval", "p, adjusted:probability", "segments:count")
+    note = f"The first {LONGEST:,} of {len(single):,} rows; all are in effects.csv." if len(single) > LONGEST else ""
+    columns = tuple(Column(*name.split(":")) for name in names)
+    return Table(f"{prefix}effects_by_language", "Effects by language", columns, tuple(rows), note, folded=True)
+
+
+def _measured(results: pd.DataFrame, measure: str, name: str, title: str, kind: str) -> Table:
+    """One measure of every intervention (rows) in every language (columns), seed by seed."""
+    codes = languages.arrange(list(dict.fromkeys(results["language"])))
+    wide = results.pivot_table(index="intervention", columns="language", values=measure, aggfunc="last", sort=False, dropna=False)
+    wide = wide.reindex(index=list(dict.fromkeys(results["intervention"])), columns=codes)
+    rows = tuple((str(row[0]), *(None if math.isnan(cell) else cell for cell in row[1:])) for row in wide.itertuples(name=None))
+    columns = (Column("intervention"), *(Column(languages.name(code), kind) for code in codes))
+    return Table(name, title, columns, rows, folded=True)
+
+
+def _gaps(results: pd.DataFrame) -> list[str]:
+    """Sentences on what was not measured, or is not finite."""
+    said = []
+    cells = results.drop_duplicates(["intervention", "language"], keep="last")
+    if missing := results["intervention"].nunique() * results["language"].nunique() - len(cells):
+        said.append(
+            f"Not measured, because the run has not finished or failed there: {numerals.plural(missing, 'cell')} of "
+            f"{len(cells) + missing}, shown as a dash."
+        )
+    if lost := [f"{row['intervention']} / {row['language']}" for row in cells.to_dict("records") if math.isnan(row["nll"])]:
+        said.append(
+            f"The NLL is not finite for {numerals.listed(lost[:6])}{' and others' if len(lost) > 6 else ''}: no token was "
+            "evaluated, or the perturbed model overflows there; shown as a dash and left out of the means."
+        )
+    return said
+
+
 # --- regions --------------------------------------------------------------------------------------------------------
 
-DRAWN = 4  # regions that get a figure each; more are compared in one
+EXPLORED = 8  # regions whose matrices the page opens
 
 
-def densities(surveys: Sequence[Survey]) -> Section:
-    """Where each region lies: a table of all, layer x matrix heat maps, and the residual axis of the first ones.
-
-    Regions with the same count in every matrix share one heat map. Where more than a few differ, as the monolingual
-    regions do, they are set side by side: one map of layers x regions, one of matrices x regions.
-    """
-    groups: dict[tuple[tuple[int | None, ...], ...], list[Survey]] = {}
-    for survey in surveys:
-        groups.setdefault(survey.counts, []).append(survey)
-    alike, alone = list(groups.values()), []
-    if len(alike) > DRAWN:
-        alone = [group[0] for group in alike if len(group) == 1 and not group[0].even]
-        alike = [group for group in alike if len(group) > 1 or group[0].even]
-    items: list[Table | Figure] = [catalogue(surveys)]
-    items += [density(group[0], _several([survey.name for survey in group])) for group in alike]
-    if alone:
-        items += [profile(alone, "layer"), profile(alone, "matrix")]
-    carrying = [survey for survey in surveys if sum(survey.carried)]
-    items += [along(survey) for survey in carrying[:DRAWN]]
-    items += [carriers(survey) for survey in carrying if _peaked(survey)][:1]
+def regions(surveys: Sequence[Survey], overlaps: Overlap | None = None) -> Section:
+    """Where each region lies: a table of all, the atlas, the residual axis; and how far they are the same."""
+    chosen = surveys[:EXPLORED]
+    items: list[Table | Figure] = [_catalogue(surveys), *figures.atlas(chosen)]
+    items += [axis] if (axis := figures.residual(chosen)) else []
     paragraphs = []
     if even := [survey.name for survey in surveys if survey.even]:
         paragraphs.append(
             f"In {_whom(even, surveys)} every matrix holds the same share, because the selection is made per matrix: "
-            "the map of layers and matrices cannot tell which layer or module matters more, only the axis shows where "
-            "inside the matrices a region lies."
+            "no layer or role stands out by its count, only by where inside the matrix the entries lie."
         )
+    if len(surveys) > len(chosen):
+        paragraphs.append(f"The figures open the first {len(chosen)} of {len(surveys)} regions; the table has all.")
     said: dict[str, list[str]] = {}
     for survey in surveys:
         for note in survey.notes:
             said.setdefault(note, []).append(survey.name)
     paragraphs += [f"{numerals.sentence(_whom(names, surveys))}: {note}" for note, names in said.items()]
-    return Section("Where the regions lie", tuple(paragraphs), tuple(items))
-
-
-def _several(names: Sequence[str]) -> str:
-    if len(names) <= 3:
-        return numerals.listed(list(names))
-    return f"{names[0]}, {names[1]} and {len(names) - 2} others"
+    if overlaps is not None:
+        paragraphs += [_overlap_words(overlaps)]
+        items += figures.overlap(overlaps, "overlap_of_regions", "Overlap of the regions")
+        items += [both] if overlaps.cells and (both := figures.pairs(overlaps)) else []
+    return Section("Where the regions lie", tuple(filter(None, paragraphs)), tuple(items))
 
 
 def _whom(names: Sequence[str], surveys: Sequence[Survey]) -> str:
-    return "every region" if len(names) == len(surveys) > 1 else _several(names)
+    if len(names) == len(surveys) > 1:
+        return "every region"
+    return numerals.listed(list(names)) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} others"
 
 
-def catalogue(surveys: Sequence[Survey]) -> Table:
+def _catalogue(surveys: Sequence[Survey]) -> Table:
     """One row per region: its size, and how much of it the fullest indices of the residual axis hold."""
     axis = surveys[0].axis if surveys else "embed"
     rows: list[tuple[Cell, ...]] = []
     for survey in surveys:
-        total = sum(survey.carried)
-        fullest = sorted(survey.carried, reverse=True)[: max(1, len(survey.carried) // 100)]
-        best = ", ".join(str(int(index)) for index, _ in tallest(_shares(survey), 6))
+        total, length = sum(survey.carried), len(survey.carried)
+        order = sorted(range(length), key=lambda index: (-survey.carried[index], index))
+        held = sum(survey.carried[index] for index in order[: max(1, length // 100)])
+        stands_out = bool(total) and survey.carried[order[0]] * length >= 2 * total  # below that a maximum is noise
         rows.append(
             (
-                survey.name,
-                survey.selected,
-                survey.selected / survey.size if survey.size else None,
-                sum(fullest) / total if total else None,
-                None if not total else best if _peaked(survey) else "none stands out",
+                *(survey.name, survey.selected, survey.selected / survey.size if survey.size else None),
+                held / total if total else None,
+                (", ".join(map(str, order[:6])) if stands_out else "none stands out") if total else None,
             )
         )
-    return Table(
-        "regions",
-        "Regions",
-        (
-            Column("region"),
-            Column("parameters", "count"),
-            Column("share of the scope", "percent"),
-            Column(f"held by the fullest 1 % of the axis {axis}", "percent"),
-            Column("fullest indices"),
-        ),
-        tuple(rows),
-        f"The fullest 1 % are the indices of the axis {axis} with the most entries, at least one; in a region spread "
-        "evenly over the axis they hold their own share of the indices.",
-    )
+    columns = (Column("region"), Column("parameters", "count"), Column("share of the scope", "percent"))
+    columns += (Column(f"held by the fullest 1 % of the axis {axis}", "percent"), Column("fullest indices"))
+    note = "A region spread evenly over the axis holds at its fullest 1 % of the indices about 1 % of its entries."
+    return Table("regions", "Regions", columns, tuple(rows), note)
 
 
-def profile(surveys: Sequence[Survey], by: str) -> Grid:
-    """Density of several regions by layer, or by matrix over all layers, with counts; parallel regions only."""
-    first = surveys[0]
-    labels = first.layers if by == "layer" else tuple(map(roles.label, first.matrices))
-
-    def sums(table: tuple[tuple[int | None, ...], ...]) -> list[int]:
-        lines = table if by == "layer" else tuple(zip(*table, strict=True))
-        return [sum(cell or 0 for cell in line) for line in lines]
-
-    counts = list(zip(*(sums(survey.counts) for survey in surveys), strict=True))
-    sizes = list(zip(*(sums(survey.sizes) for survey in surveys), strict=True))
-    return Grid(
-        f"density_by_{by}",
-        f"Parameters by {by}, region by region",
-        by,
-        labels,
-        tuple(survey.name for survey in surveys),
-        tuple(
-            tuple(count / size if size else None for count, size in zip(*pair, strict=True))
-            for pair in zip(counts, sizes, strict=True)
-        ),
-        kind="percent",
-        unit=f"of the {by}",
-        note=f"Printed: parameters of the region. Colour: their share of the {by}.",
-        labels=tuple(counts),
-        label="parameters",
-    )
-
-
-def density(survey: Survey, who: str = "") -> Grid:
-    """Density of a region per (layer, matrix) as colour, with the number of its entries in the cell."""
-    values = tuple(
-        tuple(count / size if size and count is not None else None for count, size in zip(counts, sizes, strict=True))
-        for counts, sizes in zip(survey.counts, survey.sizes, strict=True)
-    )
-    present = [value for row in values for value in row if value is not None]
-    mean = survey.selected / survey.size if survey.size else 0.0
-    return Grid(
-        f"density_{slug(survey.name)}",
-        f"Parameters by layer and matrix: {who or survey.name}",
-        "layer",
-        survey.layers,
-        tuple(map(roles.label, survey.matrices)),
-        values,
-        kind="percent",
-        unit="of the matrix",
-        note="Printed: parameters of the region in the matrix. Colour: their share of the matrix.",
-        high=max([1.5 * mean, *present]),  # an even region is a middling colour, not the strongest
-        labels=survey.counts,
-        label="parameters",
-    )
-
-
-def _shares(survey: Survey) -> list[tuple[float, float]]:
-    return [
-        (float(index), count / capacity if capacity else 0.0)
-        for index, (count, capacity) in enumerate(zip(survey.carried, survey.capacity, strict=True))
-    ]
-
-
-def _peaked(survey: Survey) -> bool:
-    # Twice the mean of the axis: below that the fullest indices of a random region are noise.
-    return max(survey.carried) * len(survey.carried) >= 2 * sum(survey.carried)
-
-
-def along(survey: Survey) -> Curve:
-    """Density of a region along the residual axis: the indices that carry it stand out."""
-    points = tuple(_shares(survey))
-    level = sum(survey.carried) / sum(survey.capacity) if sum(survey.capacity) else None
-    return Curve(
-        f"axis_{slug(survey.name)}",
-        f"Density of {survey.name} along the axis {survey.axis}",
-        f"index of the axis {survey.axis}",
-        "density",
-        (Series(survey.name, points),),
-        "Share of the entries at an index that the region holds, over every matrix that carries the axis; the highest "
-        "are labelled with their index.",
-        needles=True,
-        peaks=6 if _peaked(survey) else 0,
-        kind="percent",
-        level=level,
-        level_label="mean over the axis",
-    )
-
-
-def carriers(survey: Survey, most: int = 12) -> Table:
-    """The indices of the residual axis that hold the most entries of a region."""
-    total = sum(survey.carried)
-    order = sorted(range(len(survey.carried)), key=lambda index: (-survey.carried[index], index))[:most]
-    rows = [
-        (
-            str(index),
-            survey.carried[index],
-            survey.carried[index] / survey.capacity[index] if survey.capacity[index] else None,
-            survey.carried[index] / total if total else None,
-        )
-        for index in order
-    ]
-    return Table(
-        f"indices_{slug(survey.name)}",
-        f"Indices of the axis {survey.axis} that carry {survey.name}",
-        (
-            Column("index"),
-            Column("entries", "count"),
-            Column("density", "percent"),
-            Column("share of the region", "percent"),
-        ),
-        tuple(rows),
-    )
-
-
-def overlap(found: Overlap, title: str = "Overlap of the regions", name: str = "overlap") -> Section:
-    """Intersection over union between regions, as a heat map and a sentence."""
-    names = tuple(map(languages.name, found.names))
-    pairs = [
+def _overlap_words(found: Overlap) -> str:
+    names = named(found.names)
+    values = [
         (value, names[column], names[row])
         for row in range(len(names))
         for column in range(row)
         if (value := found.values[row][column]) is not None and math.isfinite(value)
     ]
-    sentence = ""
-    if len(pairs) == 1:
-        value, first, second = pairs[0]
-        sentence = f"{first} and {second} share an intersection over union (IoU) of {numerals.share(value)}."
-    elif pairs:
-        low, high = min(pairs), max(pairs)
-        sentence = (
-            f"The intersection over union (IoU) of two regions lies between {numerals.share(low[0])} ({low[1]} and "
-            f"{low[2]}) and {numerals.share(high[0])} ({high[1]} and {high[2]}); 1 is the same region, 0 none in "
-            "common."
-        )
-    if pairs and found.chance is not None:
-        sentence += f" Independent regions of these sizes would share at most {numerals.share(found.chance)}."
-    grid = Grid(name, title, "region", names, names, found.values, kind="share", unit="IoU", low=0.0, high=1.0)
-    return Section(title, (sentence,) if sentence else (), (grid,))
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    said = f"{high[1]} and {high[2]} share an intersection over union (IoU) of {numerals.share(high[0])}"
+    if len(values) > 1:
+        said += f", the most of all pairs; {low[1]} and {low[2]} share {numerals.share(low[0])}, the least"
+    if found.chance is not None:
+        said += f". Independent regions of these sizes would share at most {numerals.share(found.chance)}"
+    return f"{said}."
+
+
+def overlap(found: Overlap, title: str, name: str) -> Section:
+    """Intersection over union between regions: a sentence, a heat map, a dendrogram."""
+    called = replace(found, names=tuple(named(found.names)))
+    return Section(title, tuple(filter(None, [_overlap_words(found)])), tuple(figures.overlap(called, name, title)))
 
 
 def reliability(
-    halves: Mapping[str, float] | None = None,
-    growth: Mapping[str, Mapping[float, float]] | None = None,
-    title: str = "Reliability",
-    name: str = "reliability",
+    halves: Mapping[str, float], growth: Mapping[str, Mapping[float, float]], title: str, name: str
 ) -> Section:
     """Whether the region would come out again: split-half IoU per region, and IoU against the number of samples.
 
@@ -262,42 +247,20 @@ def reliability(
     items: list[Table | Figure] = []
     if halves:
         worst, best = min(halves, key=lambda region: halves[region]), max(halves, key=lambda region: halves[region])
-        span = (
-            f"between {numerals.share(halves[worst])} ({languages.name(worst)}) and {numerals.share(halves[best])} "
-            f"({languages.name(best)})"
-            if len(halves) > 1
-            else f"of {numerals.share(halves[best])}"
-        )
         paragraphs.append(
-            f"Regions found from two disjoint halves of the samples share an IoU {span}: what differs between the "
-            "halves is sampling noise, and no overlap between languages or definitions can be trusted beyond it."
+            f"Regions found from two disjoint halves of the samples share an IoU from {numerals.share(halves[worst])} "
+            f"({languages.name(worst)}) to {numerals.share(halves[best])} ({languages.name(best)}): what differs between "
+            "the halves is sampling noise, and no overlap between languages or definitions can be trusted beyond it."
         )
-        items.append(
-            Table(
-                f"{name}_split_half",
-                "Split-half IoU",
-                (Column("region"), Column("IoU of the two halves", "share")),
-                tuple((languages.name(region), value) for region, value in halves.items()),
-            )
-        )
-    if growth:
-        series = tuple(
-            Series(languages.name(region), tuple(sorted((float(x), y) for x, y in points.items())))
-            for region, points in growth.items()
-            if points
-        )
-        steps = [x for line in series for x, _ in line.points]
-        if series:
-            curve = Curve(
-                f"{name}_growth",
-                "IoU with the final region, against the number of samples",
-                "samples",
-                "IoU",
-                series,
-                logarithmic=min(steps) > 0 and max(steps) >= 8 * min(steps),
-                kind="share",
-            )
-            items.append(curve)
+        rows = tuple((languages.name(region), value) for region, value in halves.items())
+        columns = (Column("region"), Column("IoU of the two halves", "share"))
+        items.append(Table(f"{name}_split_half", "Split-half IoU", columns, rows))
+    points = [(languages.name(region), x, y, math.nan, math.nan) for region, line in growth.items() for x, y in sorted(line.items())]
+    if points:
+        frame = pd.DataFrame(points, columns=["series", "x", "y", "low", "high"])
+        across = Axis("samples", "count", logarithmic=bool(frame["x"].min() > 0 and frame["x"].max() >= 8 * frame["x"].min()))
+        words = "IoU with the final region, against the number of samples"
+        items.append(figures.curve(frame, f"{name}_growth", words, across, Axis("IoU", "share")))
     return Section(title, tuple(paragraphs), tuple(items))
 
 
@@ -350,7 +313,7 @@ def settings(
     exact = [*flatten(identity or {}), *(row for row in [*machine, *chosen] if _IDENTITY.search(row[0]))]
     varying = []
     for kind, facts in (stages or {}).items():
-        common, table = compare(kind, facts)
+        common, table = _compared(kind, facts)
         exact += common
         varying.append(table)
     exact = list(dict.fromkeys(exact))
@@ -361,12 +324,13 @@ def settings(
         *varying,
         Table("configuration", "Configuration, as resolved", columns, tuple(chosen), settings=True),
         Table("environment", "Environment", columns, rest, settings=True),
-        times(timings),
+        _times(timings),
     )
-    return Section("Settings", (), tuple(table for table in tables if table.rows))
+    found = tuple(replace(table, folded=True) for table in tables if table.rows)
+    return Section("How to repeat it", (), found)
 
 
-def compare(kind: str, facts: Mapping[str, Mapping[str, Any]]) -> tuple[list[tuple[str, str]], Table]:
+def _compared(kind: str, facts: Mapping[str, Mapping[str, Any]]) -> tuple[list[tuple[str, str]], Table]:
     """What several records of one kind have in common, as settings, and a table of what differs between them."""
     flat = {name: dict(flatten(record)) for name, record in facts.items()}
     keys = list(dict.fromkeys(key for record in flat.values() for key in record))
@@ -383,7 +347,7 @@ def compare(kind: str, facts: Mapping[str, Mapping[str, Any]]) -> tuple[list[tup
     return [(f"{kind}.{key}", first[key]) for key in shared], table
 
 
-def times(timings: Sequence[Mapping[str, Any]]) -> Table:
+def _times(timings: Sequence[Mapping[str, Any]]) -> Table:
     """How long each piece of work took; pieces of one description (a run that was resumed) are added up."""
     work: dict[tuple[str, str], list[float]] = {}
     for record in timings:
@@ -407,8 +371,3 @@ def times(timings: Sequence[Mapping[str, Any]]) -> Table:
             for (description, unit), (amount, seconds) in work.items()
         ),
     )
-
-
-def notes(sentences: Sequence[str]) -> Section:
-    """What a reader has to know before trusting the figures: warnings, shortfalls, ties."""
-    return Section("Notes", tuple(dict.fromkeys(sentences)))

@@ -18,15 +18,37 @@ from lingregions.regions.file import Header
 from lingregions.report import numerals
 
 MOST = 64  # regions that one pass can compare: one bit each
+BINS = 48  # of a profile along one axis of one matrix
+FULLEST = 3  # indices of an axis that a profile names one by one
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How the entries of a region in one matrix lie along one of its axes.
+
+    `side` is "out" or "in", `axis` the name of the axis, `length` its indices, `across` the entries of the matrix at one
+    index; `bins` are mean densities over equal runs of indices, `fullest` pairs of (index, density), `held` the share of
+    the region's entries at the fullest 1 % of the indices (at least one).
+    """
+
+    layer: str
+    role: str
+    side: str
+    axis: str
+    length: int
+    across: int
+    bins: tuple[float, ...]
+    fullest: tuple[tuple[int, float], ...]
+    held: float
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Where a region lies: entries selected per (layer, matrix), and per index of one named axis.
+    """Where a region lies: entries selected per (layer, role), and per index of one named axis.
 
     `counts` and `sizes` are [layers][matrices], None where a layer has no such matrix; `carried[d]` counts the selected
     entries at index d of `axis` and `capacity[d]` all entries there, over every matrix of the scope that carries the
-    axis.
+    axis; `profiles` say how they lie inside each matrix.
     """
 
     name: str
@@ -39,6 +61,12 @@ class Survey:
     capacity: tuple[int, ...] = ()
     definition: str = ""
     notes: tuple[str, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Labels of the columns."""
+        return tuple(map(roles.label, self.matrices))
 
     @property
     def selected(self) -> int:
@@ -71,6 +99,7 @@ class Overlap:
     names: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
     chance: float | None = None  # what two independent regions of these sizes share at most
+    cells: tuple[tuple[str, str, np.ndarray], ...] = ()  # (layer, role, the same in one matrix; NaN for None)
 
 
 def read(paths: Sequence[str | os.PathLike[str]], axis: str = "embed") -> tuple[tuple[Survey, ...], Overlap | None]:
@@ -83,7 +112,8 @@ def read(paths: Sequence[str | os.PathLike[str]], axis: str = "embed") -> tuple[
     names = _distinct([head.provenance.name or Path(path).stem for head, path in zip(headers, paths, strict=True)])
     parallel = 1 < len(paths) <= MOST and all(_shapes(head) == _shapes(headers[0]) for head in headers[1:])
     carried = [np.zeros(_length(head, axis), np.int64) for head in headers]
-    shared = np.zeros((len(paths), len(paths)), np.int64)
+    profiles: list[list[Profile]] = [[] for _ in paths]
+    shared: dict[str, np.ndarray] = {}
     if parallel:
         labels = np.min_scalar_type(2 ** len(paths) - 1)
         for rows in zip(*(file.entries(path) for path in paths), strict=True):
@@ -92,12 +122,14 @@ def read(paths: Sequence[str | os.PathLike[str]], axis: str = "embed") -> tuple[
             for place, (_, indices) in enumerate(rows):
                 label[indices] |= labels.type(1 << place)
                 _add(carried[place], headers[place], matrix, indices, axis)
-            shared += _common(label, len(paths))
+                profiles[place] += _profiles(headers[place], matrix, indices)
+            shared[matrix] = _common(label, len(paths))
     else:
         for place, path in enumerate(paths):
             for matrix, indices in file.entries(path):
                 _add(carried[place], headers[place], matrix, indices, axis)
-    surveys = tuple(_survey(name, head, axis, found) for name, head, found in zip(names, headers, carried, strict=True))
+                profiles[place] += _profiles(headers[place], matrix, indices)
+    surveys = tuple(map(_survey, names, headers, [axis] * len(paths), carried, profiles))
     return surveys, _overlap(names, shared, surveys) if parallel else None
 
 
@@ -147,19 +179,54 @@ def _common(label: np.ndarray, regions: int) -> np.ndarray:
     return held.T @ (held * amounts[:, None])
 
 
-def _overlap(names: tuple[str, ...], shared: np.ndarray, surveys: Sequence[Survey]) -> Overlap:
+def _profiles(header: Header, name: str, indices: np.ndarray) -> list[Profile]:
+    """The profiles of a matrix along its axes; none where the region has no entry in it, or the matrix no two axes."""
+    shape = header.matrices[name].shape
+    if len(shape) != 2 or not indices.size:
+        return []
+    layer, role = _cell(name)
+    path, stacked = roles.locate(name)
+    axes = dict(header.provenance.axes).get(path, ())[0 if stacked is None else 1 :] or ("out", "in")
+    found = []
+    for side, axis, length, at in zip(("out", "in"), axes, shape, np.unravel_index(indices, shape), strict=True):
+        counts = np.bincount(at, minlength=length)
+        across = header.matrices[name].size // length
+        edges = np.linspace(0, length, min(BINS, length) + 1).astype(int)
+        order = np.argsort(-counts, kind="stable")
+        found.append(
+            Profile(
+                *(layer, role, side, axis, length, across),
+                bins=tuple((np.add.reduceat(counts, edges[:-1]) / np.diff(edges) / across).tolist()),
+                fullest=tuple((int(index), float(counts[index] / across)) for index in order[:FULLEST]),
+                held=float(counts[order[: max(1, length // 100)]].sum() / indices.size),
+            )
+        )
+    return found
+
+
+def _cell(name: str) -> tuple[str, str]:
+    """The layer and the role of a matrix, in words."""
+    path, layer = roles.locate(name)
+    return str(layer) if layer is not None else "outside", roles.label(roles.in_layer(path))
+
+
+def _iou(shared: np.ndarray) -> np.ndarray:
+    """Intersection over union of every pair, from the entries that they share; NaN between two empty ones."""
     own = np.diagonal(shared)
     union = own[:, None] + own[None, :] - shared
-    values = tuple(
-        tuple(float(part / whole) if whole else None for part, whole in zip(parts, wholes, strict=True))
-        for parts, wholes in zip(shared.tolist(), union.tolist(), strict=True)
-    )
+    return np.divide(shared, union, out=np.full(shared.shape, np.nan), where=union > 0)
+
+
+def _overlap(names: tuple[str, ...], shared: dict[str, np.ndarray], surveys: Sequence[Survey]) -> Overlap:
+    together = _iou(np.sum(list(shared.values()), axis=0))
+    values = tuple(tuple(None if math.isnan(cell) else cell for cell in row) for row in together.tolist())
     shares = sorted(survey.selected / survey.size for survey in surveys)[-2:]
     both = math.prod(shares)
-    return Overlap(names, values, both / (sum(shares) - both) if sum(shares) > both else None)
+    chance = both / (sum(shares) - both) if sum(shares) > both else None
+    return Overlap(names, values, chance, tuple((*_cell(name), _iou(counts)) for name, counts in shared.items()))
 
 
-def _survey(name: str, header: Header, axis: str, carried: np.ndarray) -> Survey:
+def _survey(name: str, header: Header, axis: str, carried: np.ndarray, profiles: Sequence[Profile]) -> Survey:
     cells: dict[tuple[str, str], tuple[int, int]] = {}
     capacity = 0
     for matrix, entry in header.matrices.items():
@@ -188,6 +255,7 @@ def _survey(name: str, header: Header, axis: str, carried: np.ndarray) -> Survey
         (capacity,) * carried.size,
         header.provenance.definition,
         _notes(header),
+        tuple(profiles),
     )
 
 

@@ -1,0 +1,127 @@
+"""Results and effects of a run, as data frames: the two tables that every part of the report reads.
+
+`results` holds one row an (experiment, intervention, language): NLL summed over tokens, in nats. `effects` holds one row
+an (experiment, intervention, control, language): a difference in NLL in nats per token with its interval. Nothing is
+computed here that a study has not written; a work directory of before (damage.csv, columns arm and reference) is read
+into the same columns.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lingregions.report import languages
+
+BASE = "base"  # the control that is the untouched model
+MEAN = "all"  # in place of a language: the mean over all of them
+RESULTS = ("experiment", "intervention", "language", "nll_nats", "tokens", "bytes")
+EFFECTS = (
+    *("experiment", "intervention", "control", "language", "seeds", "segments"),
+    *("effect_nats", "low", "high", "p", "p_adjusted"),
+)
+# Columns of work directories of before, and what they are called now.
+BEFORE = {"arm": "intervention", "reference": "control", "passages": "segments", "damage_nats": "effect_nats"}
+
+
+class ReportError(ValueError):
+    """A work directory that can't be reported on: which file, which line, what is wrong with it."""
+
+
+def _lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each line of a CSV file stands, and its cells under today's names; those of `needed` are there."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        columns = [BEFORE.get(name, name) for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        if lacking := [name for name in needed if name not in columns]:
+            raise ReportError(f"{path}:1: columns {', '.join(lacking)} are missing; expected {', '.join(needed)}")
+        for record in reader:
+            where = f"{path}:{reader.line_num}"
+            if any(record[name] is None for name in needed):
+                raise ReportError(f"{where}: the line breaks off; expected {len(columns)} cells")
+            yield where, record
+
+
+def _float(word: str | None) -> float:
+    """A number, NaN where the cell is empty or not finite."""
+    value = float(word or "nan")
+    return value if math.isfinite(value) else math.nan
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """The rows of a results.csv, with `nll` (nats per token) and `bits_per_byte` beside what was measured.
+
+    Raises:
+      ReportError: a column is missing, a cell is not a number, or `perplexity` contradicts exp(nll_nats / tokens),
+        which means that `nll_nats` is not the sum that it has to be. The message names the line.
+    """
+    rows = []
+    for where, record in _lines(path, RESULTS):
+        try:
+            nll_nats, tokens, size = _float(record["nll_nats"]), int(record["tokens"]), int(record["bytes"])
+            segments = int(record.get("segments") or 0)
+        except ValueError as error:
+            raise ReportError(f"{where}: {error}") from error
+        measured = {
+            "nll_nats": nll_nats,
+            "tokens": tokens,
+            "bytes": size,
+            "segments": segments,
+            "nll": nll_nats / tokens if tokens > 0 else math.nan,
+            "bits_per_byte": nll_nats / math.log(2) / size if size > 0 else math.nan,
+        }
+        _check_perplexity(measured["nll"], record.get("perplexity") or "", where)
+        rows.append(record | measured)
+    return pd.DataFrame(rows, columns=None if rows else [*RESULTS, "segments", "nll", "bits_per_byte"])
+
+
+def _check_perplexity(nll: float, perplexity: str, where: str) -> None:
+    try:
+        stated = math.log(float(perplexity))
+    except ValueError:
+        return
+    if math.isfinite(nll) and math.isfinite(stated) and abs(stated - nll) > 1e-3:
+        raise ReportError(
+            f"{where}: perplexity {perplexity} is not exp(nll_nats / tokens) = exp({nll:.6g}); nll_nats has to be "
+            "the sum over the tokens, in nats"
+        )
+
+
+def read_effects(path: Path) -> pd.DataFrame:
+    """The rows of an effects.csv; a cell that is empty or not finite is NaN.
+
+    Raises:
+      ReportError: a column is missing, a cell is not a number, an interval is upside down, or a p-value is none. The
+        message names the line.
+    """
+    rows = []
+    for where, record in _lines(path, EFFECTS):
+        try:
+            values = {name: _float(record[name]) for name in EFFECTS[6:]}
+            counts = {name: int(record[name]) for name in ("seeds", "segments")}
+        except ValueError as error:
+            raise ReportError(f"{where}: {error}") from error
+        if values["low"] > values["high"]:
+            raise ReportError(
+                f"{where}: the interval from {values['low']:.6g} to {values['high']:.6g} is upside down"
+            )
+        for name in ("p", "p_adjusted"):
+            if not math.isnan(values[name]) and not 0 <= values[name] <= 1:
+                raise ReportError(f"{where}: {name} is {values[name]:.6g}, which is no probability")
+        family = record.get("family") or languages.family(record["language"])
+        rows.append(record | values | counts | {"family": family})
+    return pd.DataFrame(rows, columns=None if rows else [*EFFECTS, "family"])
+
+
+def labels(effects: pd.DataFrame) -> pd.Series:
+    """What each row compares, in words: the intervention, and its control where that is another intervention."""
+    against = effects["intervention"] + " against " + effects["control"]
+    return effects["intervention"].where(effects["control"] == BASE, against)
+
+
+def sign(effects: pd.DataFrame) -> pd.Series:
+    """1 where an interval lies above no effect, -1 where below, 0 where it holds it or there is none."""
+    return (effects["low"] > 0).astype(int) - (effects["high"] < 0).astype(int)
