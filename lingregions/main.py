@@ -139,6 +139,20 @@ def export(words: Sequence[str]) -> int:
     return 0
 
 
+def report(words: Sequence[str]) -> int:
+    """Write the report of a work directory again, of a run of today or of before."""
+    import argparse
+
+    from lingregions import report as reports
+
+    parser = argparse.ArgumentParser("lingregions report", description=report.__doc__)
+    parser.add_argument("workdir", type=Path, help="of a run or a sweep")
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="leave out SVG and PNG files")
+    asked = parser.parse_args(words)
+    print(f"written: {reports.write(asked.workdir, asked.pictures)}")
+    return 0
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": run,
     "sweep": sweep,
@@ -146,6 +160,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "regions": regions,
     "plan": fit,
     "export": export,
+    "report": report,
 }
 
 

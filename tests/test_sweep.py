@@ -89,6 +89,8 @@ def instant(monkeypatch):
             row = dict.fromkeys(cells.COLUMNS, "") | {"experiment": "core_removal", "arm": arm, "language": "sw"}
             numbers = {name: kind(10) for name, kind in cells.COLUMNS.items() if kind is not str}
             run.add("results", row | numbers | {"nll_nats": nats, "tokens": 10})
+        head = "experiment,intervention,control,language,seeds,segments,effect_nats,low,high,p,p_adjusted"
+        run.write("effects.csv", f"{head}\ncore_removal,top 1%,base,all,1,10,{1 + config.seed / 10},,,,\n")
 
     monkeypatch.setitem(experiments.EXPERIMENTS, "core_removal", experiment)
     return called
@@ -115,7 +117,7 @@ def test_every_cell_is_a_work_directory_and_one_table_holds_all(whole):
 def test_the_report_sets_the_cells_side_by_side(whole):
     page = (whole / "report.html").read_text()
     assert "4 of 4 cells over seed and select.fractions are finished." in page
-    for title in ("Cells of the sweep", "Damage by cell and arm", "Damage over the seeds"):
+    for title in ("Cells of the sweep", "Effects by cell and intervention", "Effects over the seeds"):
         assert title in page
     heatmap = json.loads((whole / "tables" / "cells_heatmap.json").read_text())
     assert heatmap["rows"] == [f"seed {seed}, fractions {part}" for seed in (0, 1) for part in ("1%", "3%")]
@@ -150,8 +152,8 @@ def test_arms_are_summed_up_over_seeds(tmp_path, instant):
     """By hand: 20 and 21 nats over 10 tokens against 10 nats: 1.0 and 1.1 nats a token, 1.05 in the mean."""
     assert sweep(tmp_path / "run") == 0
     assert instant == [(0, "1%"), (0, "3%"), (1, "1%"), (1, "3%")]
-    said = "4 of 4 cells over seed and select.fractions are finished; top 1% costs from 1.00 to 1.10 nats per token."
-    assert said in (tmp_path / "run" / "report.html").read_text()
+    said = "seed and select.fractions are finished; top 1%: mean effect from 1.00 to 1.10 nats per token."
+    assert f"4 of 4 cells over {said}" in (tmp_path / "run" / "report.html").read_text()
     table = json.loads((tmp_path / "run" / "tables" / "cells_seeds.json").read_text())
     *group, values = table["rows"][0]
     assert group == ["1%", "top 1%", "base", 2]

@@ -32,7 +32,9 @@ class ReportData:
     """
 
     experiment: str
-    results: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*RESULTS, "segments", "nll", "bits_per_byte"]))
+    results: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=[*RESULTS, "segments", "nll", "bits_per_byte"])
+    )
     effects: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*EFFECTS, "family"]))
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -105,7 +107,9 @@ def _metrics(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _regions(folder: Path, names: Sequence[str]) -> tuple[tuple[Survey, ...], Overlap | None, dict[str, dict[str, Any]]]:
+def _regions(
+    folder: Path, names: Sequence[str]
+) -> tuple[tuple[Survey, ...], Overlap | None, dict[str, dict[str, Any]]]:
     """The surveys of the region files, in the order of the interventions where they are called like one."""
     try:
         headers = {path: file.header(path) for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)}

@@ -1,9 +1,9 @@
 """Results and effects of a run, as data frames: the two tables that every part of the report reads.
 
-`results` holds one row an (experiment, intervention, language): NLL summed over tokens, in nats. `effects` holds one row
-an (experiment, intervention, control, language): a difference in NLL in nats per token with its interval. Nothing is
-computed here that a study has not written; a work directory of before (damage.csv, columns arm and reference) is read
-into the same columns.
+`results` holds one row an (experiment, intervention, language): NLL summed over tokens, in nats. `effects` holds one
+row an (experiment, intervention, control, language): a difference in NLL in nats per token with its interval. Nothing
+is computed here that a study has not written; a work directory of before (damage.csv, columns arm and reference) is
+read into the same columns.
 """
 
 import csv
@@ -105,9 +105,7 @@ def read_effects(path: Path) -> pd.DataFrame:
         except ValueError as error:
             raise ReportError(f"{where}: {error}") from error
         if values["low"] > values["high"]:
-            raise ReportError(
-                f"{where}: the interval from {values['low']:.6g} to {values['high']:.6g} is upside down"
-            )
+            raise ReportError(f"{where}: the interval from {values['low']:.6g} to {values['high']:.6g} is upside down")
         for name in ("p", "p_adjusted"):
             if not math.isnan(values[name]) and not 0 <= values[name] <= 1:
                 raise ReportError(f"{where}: {name} is {values[name]:.6g}, which is no probability")

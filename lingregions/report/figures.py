@@ -19,7 +19,7 @@ from scipy.spatial.distance import squareform
 
 from lingregions.report import numerals
 from lingregions.report.effects import BASE, labels, sign
-from lingregions.report.survey import Overlap, Survey
+from lingregions.report.survey import Overlap
 
 # Okabe and Ito (2008), told apart with any colour vision.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87F00", "#3C97CF", "#777777", "#8F8500")
@@ -27,17 +27,31 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2])
 BESIDE = 4  # interventions drawn over each other; of more, two are chosen
 SMALL = 0.01  # nats; below it a logarithmic axis of effects is linear
-RESIDUAL_BINS = 1024  # of the density along the residual axis
 
 
-def _theme(ink: str, quiet: str, rule: str, paper: str, ramp: Sequence[str], diverging: Sequence[str]) -> dict[str, Any]:
-    words = {"labelColor": quiet, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+def _theme(
+    ink: str, quiet: str, rule: str, paper: str, ramp: Sequence[str], diverging: Sequence[str]
+) -> dict[str, Any]:
+    words = {
+        "labelColor": quiet,
+        "titleColor": ink,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    }
     return {
         "background": paper,
         "aria": False,  # the page says what the whole figure shows; thousands of marks would be read out one by one
         "font": "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, sans-serif",
         "view": {"stroke": None},
-        "axis": {**words, "gridColor": rule, "domainColor": rule, "tickColor": rule, "labelLimit": 190, "labelOverlap": True},
+        "axis": {
+            **words,
+            "gridColor": rule,
+            "domainColor": rule,
+            "tickColor": rule,
+            "labelLimit": 190,
+            "labelOverlap": True,
+        },
         "axisBand": {"grid": False, "labelOverlap": False},
         "legend": {**words, "labelLimit": 320, "symbolSize": 90, "orient": "top", "direction": "horizontal"},
         "title": {"color": ink, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
@@ -84,13 +98,19 @@ class Figure:
     folded: bool = False
 
 
-def _figure(chart: Any, frame: pd.DataFrame, name: str, title: str, words: str, **others: Any) -> Figure:
+def figure(chart: Any, frame: pd.DataFrame, name: str, title: str, words: str, **others: Any) -> Figure:
+    """A figure of a chart that fits its container; `words` say what it shows, `others` are fields of `Figure`."""
     spec = chart.properties(width="container", autosize={"type": "fit-x", "contains": "padding"}).to_dict()
     spec.pop("config", None)
     return Figure(name, title, words, {**spec, "description": words}, frame, **others)
 
 
-def _values(frame: pd.DataFrame) -> alt.Data:
+def hover(*fields: tuple[str, ...]) -> list[alt.Tooltip]:
+    """What hovering shows: (field, title, format) of each line, the last two if they are not the field's own."""
+    return [alt.Tooltip(name, **dict(zip(("title", "format"), more, strict=False))) for name, *more in fields]  # type: ignore[arg-type]
+
+
+def inline(frame: pd.DataFrame) -> alt.Data:
     """The rows of a frame as the data of a specification: seven digits, null where a number is missing."""
 
     def plain(value: Any) -> Any:
@@ -106,7 +126,7 @@ def _values(frame: pd.DataFrame) -> alt.Data:
     return alt.Data(values=[plain({str(key): value for key, value in record.items()}) for record in records])
 
 
-def _select(name: str, options: Sequence[str], words: str, value: str | None = None) -> alt.Parameter:
+def choice(name: str, options: Sequence[str], words: str, value: str | None = None) -> alt.Parameter:
     """A parameter that a list beside the figure sets."""
     bind = alt.binding_select(options=list(options), name=f"{words} ")
     return alt.param(name=name, value=options[0] if value is None else value, bind=bind)
@@ -139,16 +159,16 @@ def _known(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-_HOVER = [
-    alt.Tooltip("language:N"),
-    alt.Tooltip("family:N"),
-    alt.Tooltip("label:N", title="intervention"),
-    alt.Tooltip("reading:N", title="effect, nats per token"),
-    alt.Tooltip("times:N", title="perplexity"),
-    alt.Tooltip("p_words:N", title="p, adjusted"),
-    alt.Tooltip("segments:Q"),
-    alt.Tooltip("seeds:Q"),
-]
+_HOVER = hover(
+    ("language:N",),
+    ("family:N",),
+    ("label:N", "intervention"),
+    ("reading:N", "effect, nats per token"),
+    ("times:N", "perplexity"),
+    ("p_words:N", "p, adjusted"),
+    ("segments:Q",),
+    ("seeds:Q",),
+)
 
 
 def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
@@ -169,17 +189,29 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
     # Beyond a factor of a thousand between effects a linear axis shows the largest alone.
     large = float(np.nanmax(np.abs(ends), initial=0.0)) > 2
     params = [
-        _select("intervention", ["all", *names] if whole else names, "Intervention"),
-        *([] if whole else [_select("beside", ["none", *names], "beside", names[1] if len(names) > 1 else "none")]),
-        _select("order", ["effect", "family", "name"], "Order"),
-        _select("axis", ["linear", "logarithmic"], "Axis", "logarithmic" if large else "linear"),
-        _select("family", ["all", *families], "Family"),
+        choice("intervention", ["all", *names] if whole else names, "Intervention"),
+        *([] if whole else [choice("beside", ["none", *names], "beside", names[1] if len(names) > 1 else "none")]),
+        choice("order", ["effect", "family", "name"], "Order"),
+        choice("axis", ["linear", "logarithmic"], "Axis", "logarithmic" if large else "linear"),
+        choice("family", ["all", *families], "Family"),
     ]
     chosen = "datum.label == intervention" + (" || intervention == 'all'" if whole else " || datum.label == beside")
     slot = "datum.label" if whole else "(datum.label == intervention ? '' : 'beside: ') + datum.label"
-    keep = ["label", "language", "family", "effect_nats", "low", "high", "reading", "times", "p_words", "segments", "seeds"]
+    keep = [
+        "label",
+        "language",
+        "family",
+        "effect_nats",
+        "low",
+        "high",
+        "reading",
+        "times",
+        "p_words",
+        "segments",
+        "seeds",
+    ]
     base = (
-        alt.Chart(_values(ranks[[*keep, "by_name", "by_family"]]))
+        alt.Chart(inline(ranks[[*keep, "by_name", "by_family"]]))
         .transform_filter(chosen)
         .transform_calculate(
             slot=slot,
@@ -188,7 +220,7 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
         )
         .transform_joinaggregate(mean="mean(effect_nats)", groupby=["language"])
         .transform_calculate(
-            place="order == 'effect' ? -datum.mean : order == 'name' ? datum.by_name : 1000 * datum.by_family + datum.by_name"
+            place="order == 'effect' ? -datum.mean : datum.by_name + (order == 'family' ? 1000 * datum.by_family : 0)"
         )
         .encode(
             y=alt.Y("row:N", title=None, sort=alt.EncodingSortField("place", op="min", order="ascending")),
@@ -215,7 +247,7 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
         f"{_extremes(frame)}. The table below gives every figure."
     )
     note = "The bars are intervals; an effect whose bar crosses the dotted line may be none. Hover for the figures."
-    return _figure(chart, frame.drop(columns=["reading", "times", "p_words"]), name, title, words, note=note)
+    return figure(chart, frame.drop(columns=["reading", "times", "p_words"]), name, title, words, note=note)
 
 
 def _extremes(frame: pd.DataFrame) -> str:
@@ -254,7 +286,7 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
     if frame["effect_nats"].nunique() <= 1:
         return None
     columns = list(dict.fromkeys(frame["language"]))
-    base = alt.Chart(_values(frame[["label", "language", "effect_nats", "reading", "times", "p_words", "mark"]])).encode(
+    base = alt.Chart(inline(frame[["label", "language", "effect_nats", "reading", "times", "p_words", "mark"]])).encode(
         x=alt.X("language:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-60)),
         y=alt.Y("label:N", sort=None, title=None),
         tooltip=[_HOVER[0], *_HOVER[2:6]],
@@ -264,12 +296,13 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
     colour = alt.Color("effect_nats:Q", title="nats per token", scale=scale, legend=_gradient(span, signed=True))
     chart = alt.layer(
         base.mark_rect().encode(color=colour),
-        base.mark_text().encode(text="mark:N", color=_legible("effect_nats")),
+        base.mark_text().encode(text="mark:N", color=legible("effect_nats")),
     ).properties(height=alt.Step(18))
-    words = f"Heat map of the effects of {frame['label'].nunique()} comparisons in {len(columns)} languages: {_extremes(frame)}."
+    many = frame["label"].nunique()
+    words = f"Heat map of the effects of {many} comparisons in {len(columns)} languages: {_extremes(frame)}."
     note = f"{numerals.UNSURE}: the interval holds no effect; {numerals.MINUS}: the loss falls."
     frame = frame.drop(columns=["reading", "times", "p_words", "mark"])
-    return _figure(chart, frame, name, title, words, note=note, folded=frame["label"].nunique() > 40)
+    return figure(chart, frame, name, title, words, note=note, folded=frame["label"].nunique() > 40)
 
 
 def _gradient(span: float, signed: bool = False) -> alt.Legend:
@@ -278,12 +311,16 @@ def _gradient(span: float, signed: bool = False) -> alt.Legend:
     return alt.Legend(gradientLength=180, values=values[:: max(1, len(values) // 5)], format=".1~g", titleOrient="left")
 
 
-def _legible(field: str) -> Any:
+def legible(field: str) -> Any:
     """Black or white, whichever is read on the colour of the cell in any theme."""
-    return alt.when(f"luminance(scale('color', datum['{field}'])) > 0.35").then(alt.value("#111")).otherwise(alt.value("#fff"))
+    return (
+        alt.when(f"luminance(scale('color', datum['{field}'])) > 0.35")
+        .then(alt.value("#111"))
+        .otherwise(alt.value("#fff"))
+    )
 
 
-# --- tables of numbers -------------------------------------------------------------------------------------------------
+# --- tables of numbers ------------------------------------------------------------------------------------------------
 
 
 def heatmap(
@@ -300,7 +337,11 @@ def heatmap(
     """A heat map with its numbers where they find room; None where every cell is the same."""
     write = numerals.KINDS[kind]
     frame = pd.DataFrame(
-        [(row, column, value) for row, line in zip(rows, values, strict=True) for column, value in zip(columns, line, strict=True)],
+        [
+            (row, column, value)
+            for row, line in zip(rows, values, strict=True)
+            for column, value in zip(columns, line, strict=True)
+        ],
         columns=["row", "column", "value"],
     )
     frame["value"] = frame["value"].astype(float)
@@ -313,24 +354,32 @@ def heatmap(
     if kind == "share":
         scale = alt.Scale(domain=[0, span], range="ramp")
     widest = 7 * int(frame["reading"].str.len().max())
-    base = alt.Chart(_values(frame)).encode(
-        x=alt.X("column:N", sort=None, title=None, axis=alt.Axis(labelAngle=-60 if len(columns) > 6 else 0, orient="top")),
+    base = alt.Chart(inline(frame)).encode(
+        x=alt.X(
+            "column:N", sort=None, title=None, axis=alt.Axis(labelAngle=-60 if len(columns) > 6 else 0, orient="top")
+        ),
         y=alt.Y("row:N", sort=None, title=corner or None),
-        tooltip=[alt.Tooltip("row:N", title=corner or "row"), alt.Tooltip("column:N"), alt.Tooltip("reading:N", title=unit or "value")],
+        tooltip=[
+            alt.Tooltip("row:N", title=corner or "row"),
+            alt.Tooltip("column:N"),
+            alt.Tooltip("reading:N", title=unit or "value"),
+        ],
     )
     chart = alt.layer(
         base.mark_rect().encode(
-            color=alt.Color("value:Q", title=unit or None, scale=scale, legend=alt.Legend(gradientLength=160, orient="bottom"))
+            color=alt.Color(
+                "value:Q", title=unit or None, scale=scale, legend=alt.Legend(gradientLength=160, orient="bottom")
+            )
         ),
         base.mark_text(opacity=alt.ExprRef(f"width / {len(columns)} > {widest} ? 1 : 0"))
         .transform_filter("isValid(datum.value)")
-        .encode(text="reading:N", color=_legible("value")),
+        .encode(text="reading:N", color=legible("value")),
     ).properties(height=alt.Step(20))
     lowest, highest = frame.loc[frame["value"].idxmin()], frame.loc[frame["value"].idxmax()]
     words = f"Heat map of {len(rows)} rows and {len(columns)} columns, {unit or 'values'} from " + " to ".join(
         f"{cell['reading']} ({cell['row']}, {cell['column']})" for cell in (lowest, highest)
     )
-    return _figure(chart, frame.drop(columns="reading"), name, title, f"{words}.", note=note)
+    return figure(chart, frame.drop(columns="reading"), name, title, f"{words}.", note=note)
 
 
 @dataclass(frozen=True)
@@ -341,14 +390,22 @@ class Axis:
     kind: str = "number"
     logarithmic: bool = False
 
+    def __post_init__(self) -> None:
+        if self.kind in ("text", *numerals.SPANS) or self.kind not in numerals.KINDS:
+            raise ValueError(f"the axis {self.title!r} has kind {self.kind!r}, which is none of numbers")
+
     def encode(self) -> dict[str, Any]:
         """The scale and the ticks; of kind exponential the values are logarithms, and the ticks powers of ten."""
-        formats = {"percent": "format(datum.value, '~%')", "exponential": "abs(datum.value) < 3 ? format(pow(10, datum.value), '.3~r') : '1e' + format(datum.value, '~f')"}
+        formats = {
+            "percent": "format(datum.value, '~%')",
+            "exponential": "abs(datum.value) < 3 ? format(pow(10, datum.value), '.3~r') "
+            ": '1e' + format(datum.value, '~f')",
+        }
         ticks = {"labelExpr": formats[self.kind]} if self.kind in formats else {}
         return {
             "title": self.title,
             "scale": alt.Scale(type="log") if self.logarithmic else alt.Scale(zero=False, nice=True),
-            "axis": alt.Axis(tickCount=6, **ticks),
+            "axis": {"tickCount": 6, **ticks},
         }
 
     def place(self, values: pd.Series) -> pd.Series:
@@ -363,7 +420,8 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
       frame: columns series, x, y, low, high.
       name: stem of its files.
       title: above it.
-      across, upwards: the axes.
+      across: the axis x.
+      upwards: the axis y.
       note: below it.
     """
     drawn = frame.assign(
@@ -371,7 +429,9 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
         **{end: upwards.place(frame[end].astype(float)) for end in ("y", "low", "high")},
         reading=[
             numerals.factor(span).removeprefix("×") if upwards.kind == "exponential" else numerals.interval(span)
-            for span in (numerals.Span(*map(_known, row)) for row in frame[["y", "low", "high"]].to_numpy(float).tolist())
+            for span in (
+                numerals.Span(*map(_known, row)) for row in frame[["y", "low", "high"]].to_numpy(float).tolist()
+            )
         ],
         at=[numerals.KINDS[across.kind](value) for value in frame["x"].tolist()],
     )
@@ -379,30 +439,39 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
     pick = alt.selection_point(name="line", fields=["series"], bind="legend")
     dim = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0.12))
     legend = alt.Legend(columns=2 if max(map(len, series)) < 22 else 1, symbolLimit=40) if len(series) > 1 else None
-    base = alt.Chart(_values(drawn)).encode(
+    base = alt.Chart(inline(drawn)).encode(
         x=alt.X("x:Q", **across.encode()),
         color=alt.Color("series:N", sort=series, title=None, legend=legend),
-        tooltip=[alt.Tooltip("series:N"), alt.Tooltip("at:N", title=across.title), alt.Tooltip("reading:N", title=upwards.title)],
+        tooltip=[
+            alt.Tooltip("series:N"),
+            alt.Tooltip("at:N", title=across.title),
+            alt.Tooltip("reading:N", title=upwards.title),
+        ],
     )
     y = alt.Y("y:Q", **upwards.encode())
     layers = [
         base.mark_line(strokeWidth=2).encode(
             y=y,
             opacity=dim,
-            strokeDash=alt.StrokeDash("series:N", sort=series, scale=alt.Scale(range=[list(dash) for dash in DASHES]), legend=legend),
+            strokeDash=alt.StrokeDash(
+                "series:N", sort=series, scale=alt.Scale(range=[list(dash) for dash in DASHES]), legend=legend
+            ),
         ),
-        base.mark_point(filled=True, size=45).encode(y=y, opacity=dim, shape=alt.Shape("series:N", sort=series, legend=legend)),
+        base.mark_point(filled=True, size=45).encode(
+            y=y, opacity=dim, shape=alt.Shape("series:N", sort=series, legend=legend)
+        ),
     ]
     if drawn["low"].notna().any():
         fade = alt.when(pick).then(alt.value(0.16)).otherwise(alt.value(0.03))
         layers.insert(0, base.mark_area().encode(y=alt.Y("low:Q", **upwards.encode()), y2="high:Q", opacity=fade))
     chart = alt.layer(layers[0].add_params(pick), *layers[1:]).properties(height=300)
     words = (
-        f"{numerals.plural(len(series), 'line')} of {upwards.title} against {across.title}: {numerals.listed([str(each) for each in series[:8]])}"
+        f"{numerals.plural(len(series), 'line')} of {upwards.title} against {across.title}: "
+        f"{numerals.listed([str(each) for each in series[:8]])}"
         f"{' and others' if len(series) > 8 else ''}."
     )
     more = "Choose a line in the legend to see it alone." if len(series) > 1 else ""
-    return _figure(chart, frame, name, title, words, note=" ".join(filter(None, [note, more])))
+    return figure(chart, frame, name, title, words, note=" ".join(filter(None, [note, more])))
 
 
 def scatter(
@@ -414,7 +483,8 @@ def scatter(
       frame: columns label, group, x, x_low, x_high, y, y_low, y_high.
       name: stem of its files.
       title: above it.
-      across, upwards: the axes.
+      across: the axis x.
+      upwards: the axis y.
       front: labels of the points on the front.
       note: below it.
     """
@@ -428,10 +498,13 @@ def scatter(
     pick = alt.selection_point(name="line", fields=["group"], bind="legend")
     dim = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0.15))
     legend = alt.Legend(columns=2) if any(groups) and len(groups) > 1 else None
-    base = alt.Chart(_values(drawn)).encode(
+    base = alt.Chart(inline(drawn)).encode(
         color=alt.Color("group:N", sort=groups, title=None, legend=legend),
         opacity=dim,
-        tooltip=[alt.Tooltip("label:N"), *(alt.Tooltip(f"{end}:Q", format=".4~g") for end in ("x", "x_low", "x_high", "y", "y_low", "y_high"))],
+        tooltip=[
+            alt.Tooltip("label:N"),
+            *(alt.Tooltip(f"{end}:Q", format=".4~g") for end in ("x", "x_low", "x_high", "y", "y_low", "y_high")),
+        ],
     )
     points = base.mark_point(filled=True, size=80).encode(
         x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), shape=alt.Shape("group:N", sort=groups, legend=legend)
@@ -443,14 +516,21 @@ def scatter(
     ]
     chosen = base.transform_filter("datum.front") if front else base
     if front:
-        layers.insert(0, chosen.mark_line(strokeDash=[2, 3]).encode(x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), color=alt.value("#808890")))
+        layers.insert(
+            0,
+            chosen.mark_line(strokeDash=[2, 3]).encode(
+                x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), color=alt.value("#808890")
+            ),
+        )
     if len(front or frame) <= 8:
-        words = chosen.mark_text(align="left", dx=8, dy=-8).encode(x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), text="label:N", color=alt.Color())
+        words = chosen.mark_text(align="left", dx=8, dy=-8).encode(
+            x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), text="label:N", color=alt.Color()
+        )
         layers.append(words.properties(name="words"))
     chart = alt.layer(*layers).properties(height=360)
     said = f"{numerals.plural(len(frame), 'point')} of {upwards.title} against {across.title}"
     said += f"; on the Pareto front: {numerals.listed(list(front))}." if front else "."
-    return _figure(chart, frame, name, title, said, note=note)
+    return figure(chart, frame, name, title, said, note=note)
 
 
 # --- regions ---------------------------------------------------------------------------------------------------------
@@ -491,10 +571,14 @@ def _dendrogram(drawn: Mapping[str, Any], names: Sequence[str], name: str, title
     )
     top = 1 - float(np.max(drawn["dcoord"]))
     chart = (
-        alt.Chart(_values(frame))
+        alt.Chart(inline(frame))
         .mark_line(strokeWidth=1.5)
         .encode(
-            x=alt.X("iou:Q", title="mean IoU of the two groups that a fork joins", scale=alt.Scale(domain=[top, 1], reverse=True)),
+            x=alt.X(
+                "iou:Q",
+                title="mean IoU of the two groups that a fork joins",
+                scale=alt.Scale(domain=[top, 1], reverse=True),
+            ),
             y=alt.Y("place:Q", title=None, axis=leaves, scale=alt.Scale(domain=[0, 10 * len(names)], reverse=True)),
             detail="link:N",
             order="step:O",
@@ -503,185 +587,4 @@ def _dendrogram(drawn: Mapping[str, Any], names: Sequence[str], name: str, title
         .properties(height=max(80, 20 * len(names)))
     )
     words = f"Dendrogram by average linkage of {len(names)}, in the order {numerals.listed(list(names))}."
-    return _figure(chart, frame, name, f"{title}: dendrogram", words)
-
-
-def atlas(surveys: Sequence[Survey]) -> list[Figure]:
-    """Layer x role of every region, and inside the matrix that is chosen the density along its two named axes."""
-    measures = {"share of the matrix": "density", "held by the fullest 1 % of outputs": "out", "held by the fullest 1 % of inputs": "in"}
-    rows = [row for survey in surveys for row in _cells(survey)]
-    frame = pd.DataFrame(rows, columns=["region", "layer", "role", "entries", "size", "density", "out", "in"])
-    if all(survey.even for survey in surveys) or frame["density"].nunique() <= 1:
-        measures.pop("share of the matrix")
-    measures = {words: field for words, field in measures.items() if frame[field].nunique() > 1}
-    profiles = [(survey.name, profile) for survey in surveys for profile in survey.profiles]
-    inside = _inside(profiles) if profiles else []
-    if not measures:
-        return inside
-    value = " : ".join(f"measure == {json.dumps(words)} ? datum['{field}']" for words, field in measures.items())
-    cell = alt.selection_point(name="cell", fields=["region", "layer", "role"], on="click", clear=False)
-    roles = list(dict.fromkeys(frame["role"]))
-    layers = list(dict.fromkeys(frame["layer"]))
-    chart = (
-        alt.Chart(_values(frame))
-        .mark_rect(stroke=None, cursor="pointer")
-        .transform_filter("datum.region == region")
-        .transform_calculate(value=f"{value} : null")
-        .encode(
-            x=alt.X("role:N", sort=roles, title=None, axis=alt.Axis(labelAngle=0 if len(roles) < 12 else -60, orient="top")),
-            y=alt.Y("layer:N", sort=layers, title="layer"),
-            color=alt.Color("value:Q", title=None, scale=alt.Scale(range="ramp"), legend=alt.Legend(format="~%", orient="bottom", gradientLength=200)),
-            tooltip=[
-                *(alt.Tooltip(f"{field}:N") for field in ("region", "layer", "role")),
-                alt.Tooltip("entries:Q", format=","),
-                alt.Tooltip("density:Q", format=".3~%", title="share of the matrix"),
-                alt.Tooltip("out:Q", format=".3~%", title="held by the fullest 1 % of outputs"),
-                alt.Tooltip("in:Q", format=".3~%", title="held by the fullest 1 % of inputs"),
-            ],
-        )
-        .add_params(_select("region", [survey.name for survey in surveys], "Region"), _select("measure", list(measures), "Colour"), cell)
-        .properties(height=alt.Step(16))
-    )
-    words = f"Heat map of {len(layers)} layers and {len(roles)} kinds of matrix, for {numerals.plural(len(surveys), 'region')}: " + numerals.listed(list(measures))
-    note = "Choose a cell to see inside its matrix below."
-    return [_figure(chart, frame, "atlas", "Atlas of the regions: layer and role", f"{words}.", note=note, group="atlas"), *inside]
-
-
-def _cells(survey: Survey) -> list[tuple[Any, ...]]:
-    held = {(profile.layer, profile.role, profile.side): profile.held for profile in survey.profiles}
-    return [
-        (survey.name, layer, role, count, size, count / size, *(held.get((layer, role, side), math.nan) for side in ("out", "in")))
-        for layer, counts, sizes in zip(survey.layers, survey.counts, survey.sizes, strict=True)
-        for role, count, size in zip(survey.roles, counts, sizes, strict=True)
-        if size and count is not None
-    ]
-
-
-def _inside(profiles: Sequence[tuple[str, Any]]) -> list[Figure]:
-    """The two figures of one matrix: density along its outputs and along its inputs."""
-    peak = max(profiles, key=lambda pair: pair[1].held)  # what stands out most is shown first
-    options = {
-        "region": list(dict.fromkeys(name for name, _ in profiles)),
-        "layer": list(dict.fromkeys(profile.layer for _, profile in profiles)),
-        "role": list(dict.fromkeys(profile.role for _, profile in profiles)),
-    }
-    start = dict(zip(options, (peak[0], peak[1].layer, peak[1].role), strict=True))
-    figures = []
-    for side, words in (("out", "outputs"), ("in", "inputs")):
-        rows = [
-            {
-                **dict(zip(options, (name, profile.layer, profile.role), strict=True)),
-                **{"axis": f"{profile.axis} ({profile.length:,} indices)", "width": profile.length / len(profile.bins)},
-                "mean": sum(profile.bins) / len(profile.bins),
-                "bins": [round(value, 6) for value in profile.bins],
-                "fullest": [{"index": index, "density": round(density, 6)} for index, density in profile.fullest],
-            }
-            for name, profile in profiles
-            if profile.side == side
-        ]
-        frame = pd.DataFrame(rows)
-        base = alt.Chart(_values(frame)).transform_filter(" && ".join(f"datum.{key} == {key}" for key in options))
-        bars = (
-            base.transform_flatten(["bins"])
-            .transform_window(number="row_number()")
-            .transform_calculate(begin="(datum.number - 1) * datum.width", end="datum.number * datum.width")
-            .mark_rect()
-            .encode(
-                x=alt.X("begin:Q", title=f"index along the {words}", scale=alt.Scale(nice=False)),
-                x2="end:Q",
-                y=alt.Y("bins:Q", title="density", axis=alt.Axis(format="~%", tickCount=4)),
-                y2=alt.datum(0),
-                tooltip=[alt.Tooltip("begin:Q", format=".0f", title="from index"), alt.Tooltip("end:Q", format=".0f", title="to"), alt.Tooltip("bins:Q", format=".3~%", title="density")],
-            )
-        )
-        tops = base.transform_flatten(["fullest"]).transform_calculate(index="datum.fullest.index", peak="datum.fullest.density")
-        spot = tops.mark_point(filled=True, shape="diamond", size=70, color=SERIES[1]).encode(
-            x="index:Q", y="peak:Q", tooltip=[alt.Tooltip("index:Q"), alt.Tooltip("peak:Q", format=".3~%", title="density")]
-        )
-        name = tops.mark_text(align="left", dx=7, dy=-6).encode(x="index:Q", y="peak:Q", text="index:N").properties(name="words")
-        head = base.mark_text(align="left", baseline="bottom", dy=-6).encode(x=alt.value(0), y=alt.value(0), text="axis:N").properties(name="words_axis")
-        given = [alt.param(name=key, value=start[key]) if side == "in" else _select(key, choice, key.capitalize(), start[key]) for key, choice in options.items()]
-        chart = alt.layer(bars, spot, name, head).add_params(*given).properties(height=150)
-        text = f"Density along the {words} of one matrix at a time, with the {len(frame.iloc[0]['fullest'])} fullest indices marked; first {start['role']} of layer {start['layer']}."
-        note = "Diamonds: the indices that hold most. Bars: means over equal runs of indices."
-        figures.append(_figure(chart, frame, f"inside_{side}", f"Inside a matrix: along its {words}", text, note=note, group="atlas"))
-    return figures
-
-
-def residual(surveys: Sequence[Survey]) -> Figure | None:
-    """Density of each region along the residual axis, over every matrix that carries it; special dimensions marked."""
-    rows = []
-    for survey in surveys:
-        if not sum(survey.carried):
-            continue
-        density = np.array(survey.carried) / np.maximum(np.array(survey.capacity), 1)
-        edges = np.linspace(0, len(density), min(RESIDUAL_BINS, len(density)) + 1).astype(int)
-        tallest = np.argsort(-density, kind="stable")[:6] if density.max() >= 2 * density.mean() else []
-        rows.append(
-            {
-                "region": survey.name,
-                "width": len(density) / (len(edges) - 1),
-                "bins": [float(f"{value:.4g}") for value in np.maximum.reduceat(density, edges[:-1])],
-                "fullest": [{"index": int(index), "density": float(density[index])} for index in tallest],
-            }
-        )
-    if not rows:
-        return None
-    frame = pd.DataFrame(rows)
-    axis = surveys[0].axis
-    base = alt.Chart(_values(frame)).transform_filter("datum.region == region")
-    line = (
-        base.transform_flatten(["bins"])
-        .transform_window(number="row_number()")
-        .transform_calculate(index="floor((datum.number - 1) * datum.width)")
-        .mark_rule(color=SERIES[0], strokeWidth=1)
-        .encode(
-            x=alt.X("index:Q", title=f"index of the axis {axis}", scale=alt.Scale(nice=False)),
-            y=alt.Y("bins:Q", title="density", axis=alt.Axis(format="~%", tickCount=5)),
-            y2=alt.datum(0),
-            tooltip=[alt.Tooltip("index:Q"), alt.Tooltip("bins:Q", format=".3~%", title="density")],
-        )
-    )
-    tops = base.transform_flatten(["fullest"]).transform_calculate(index="datum.fullest.index", peak="datum.fullest.density")
-    spot = tops.mark_point(filled=True, shape="diamond", size=70, color=SERIES[1]).encode(x="index:Q", y="peak:Q")
-    name = tops.mark_text(align="left", dx=7, dy=-5).encode(x="index:Q", y="peak:Q", text="index:N").properties(name="words")
-    chart = alt.layer(line, spot, name).add_params(_select("region", frame["region"].tolist(), "Region")).properties(height=220)
-    words = f"Density of {numerals.plural(len(rows), 'region')} at every index of the axis {axis}"
-    marked = [f"{row['region']}: {', '.join(str(top['index']) for top in row['fullest'])}" for row in rows if row["fullest"]]
-    words += f"; indices that stand out: {'; '.join(marked[:4])}." if marked else "; no index stands out."
-    note = "Share of the entries at an index that the region holds, over every matrix that carries the axis; diamonds are twice the mean or more."
-    return _figure(chart, frame, "residual", f"Along the residual axis {axis}", words, note=note, group="atlas")
-
-
-def pairs(found: Overlap, most: int = 8) -> Figure | None:
-    """Two regions compared: their overlap by layer and role; None where there are no two, or all cells are alike."""
-    names = found.names[:most]
-    layers = list(dict.fromkeys(layer for layer, _, _ in found.cells))
-    roles = list(dict.fromkeys(role for _, role, _ in found.cells))
-    cells = {(layer, role): iou for layer, role, iou in found.cells}
-    rows = [
-        {"one": names[i], "two": names[j], "role": role, "layers": layers, "iou": [round(float(cells[layer, role][i, j]), 4) if (layer, role) in cells else math.nan for layer in layers]}
-        for i in range(len(names))
-        for j in range(i)
-        for role in roles
-    ]
-    present = {value for row in rows for value in row["iou"] if math.isfinite(value)}
-    if len(present) <= 1:
-        return None
-    frame = pd.DataFrame(rows)
-    chart = (
-        alt.Chart(_values(frame))
-        .mark_rect()
-        .transform_filter("(datum.one == first && datum.two == second) || (datum.one == second && datum.two == first)")
-        .transform_flatten(["layers", "iou"])
-        .encode(
-            x=alt.X("role:N", sort=roles, title=None, axis=alt.Axis(labelAngle=0 if len(roles) < 12 else -60, orient="top")),
-            y=alt.Y("layers:N", sort=layers, title="layer"),
-            color=alt.Color("iou:Q", title="IoU", scale=alt.Scale(range="ramp", domain=[0, max(present)]), legend=alt.Legend(orient="bottom", gradientLength=200)),
-            tooltip=[alt.Tooltip("layers:N", title="layer"), alt.Tooltip("role:N"), alt.Tooltip("iou:Q", format=".3f", title="IoU")],
-        )
-        .add_params(_select("first", names, "Region"), _select("second", names, "against", names[1]))
-        .properties(height=alt.Step(16))
-    )
-    words = f"Intersection over union of two of {len(names)} regions in every layer and kind of matrix, at most {numerals.share(max(present))}."
-    return _figure(chart, frame, "pairs", "Two regions compared: overlap by layer and role", words)
+    return figure(chart, frame, name, f"{title}: dendrogram", words)

@@ -1,7 +1,7 @@
 """Kinds: what a file `tables/<name>.json` may hold, by which any experiment adds a section to the report of its run.
 
-One JSON object with a `title`, optionally a `note` (a sentence or a list of them), a `headline` (one sentence of at most
-25 words, shown at the top of the page) and a `kind`:
+One JSON object with a `title`, optionally a `note` (a sentence or a list of them), a `headline` (one sentence of at
+most 25 words, shown at the top of the page) and a `kind`:
 
     table (default)  columns: names, or {"name", "kind"}; rows: lists of cells; optionally totals (last rows set apart)
     texts            columns: names; rows: lists of texts, set side by side and wrapped, in any script and direction
@@ -125,7 +125,11 @@ def _scatter(name: str, content: Mapping[str, Any]) -> Section:
     across, upwards = (Axis(content[axis], content.get(f"{axis}_format", "number")) for axis in "xy")
     figure = figures.scatter(drawn, name, content["title"], across, upwards, front)
     rows = tuple(
-        (row["label"], row["group"], *(Span(*(None if math.isnan(row[key]) else row[key] for key in keys)) for keys in FIELDS.values()))
+        (
+            row["label"],
+            row["group"],
+            *(Span(*(None if math.isnan(row[key]) else row[key] for key in keys)) for keys in FIELDS.values()),
+        )
         for row in points.to_dict("records")
     )
     columns = [Column(axis.title, "factor" if axis.kind == "exponential" else "interval") for axis in (across, upwards)]
@@ -173,14 +177,18 @@ def _reliability(name: str, content: Mapping[str, Any]) -> Section:
 
 def _curve(name: str, content: Mapping[str, Any]) -> Section:
     rows = [row for label, points in content["series"].items() if points for row in _series(label, points)]
-    frame = pd.DataFrame(rows, columns=["series", "x", "y", "low", "high"]).astype(dict.fromkeys(("x", "y", "low", "high"), float))
+    frame = pd.DataFrame(rows, columns=["series", "x", "y", "low", "high"]).astype(
+        dict.fromkeys(("x", "y", "low", "high"), float)
+    )
     kept = frame.dropna(subset=["x", "y"])
     if kept.empty:
         raise ValueError("series holds no point")
     across = Axis(content["across"], content.get("x_format", "number"), bool(content.get("logarithmic", False)))
     if across.logarithmic and (kept["x"] <= 0).any():
         raise ValueError("the axis x is logarithmic, but a point has an x of zero or less")
-    figure = figures.curve(kept, name, content["title"], across, Axis(content["upwards"], content.get("format", "number")))
+    figure = figures.curve(
+        kept, name, content["title"], across, Axis(content["upwards"], content.get("format", "number"))
+    )
     said = ["The shaded bands are the intervals."] if kept["low"].notna().any() else []
     if absent := len(frame) - len(kept):
         said.append(f"Left out, because a number is missing or not finite: {numerals.plural(absent, 'point')}.")

@@ -19,14 +19,16 @@ import vl_convert
 from markupsafe import Markup
 
 import lingregions
-from lingregions.report import languages, numerals, sections, tables
+from lingregions.report import numerals, sections, tables
 from lingregions.report.data import ReportData
 from lingregions.report.effects import BASE, MEAN
 from lingregions.report.figures import THEMES, Figure
 from lingregions.report.sections import Section
 from lingregions.report.tables import Table
 
-VEGA_LITE = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # of bundle and exports, as Altair writes it
+VEGA_LITE = ".".join(
+    altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2]
+)  # of bundle and exports, as Altair writes it
 LONGEST = 25  # words of a headline
 FEW_TOKENS = 2000  # of a language; below it an NLL is rough
 FEW_SEGMENTS = 10  # resampled; an interval over fewer is rough
@@ -37,9 +39,9 @@ def compose(data: ReportData) -> tuple[Section, ...]:
     experiments = list(dict.fromkeys(data.results["experiment"]))
     parts = []
     for experiment in experiments:
-        own = [frame[frame["experiment"] == experiment] for frame in (data.effects, data.results)]
         several = len(experiments) > 1
-        part = sections.effects(*own, prefix=f"{tables.slug(experiment)}_" if several else "")
+        effects, results = (frame[frame["experiment"] == experiment] for frame in (data.effects, data.results))
+        part = sections.effects(effects, results, f"{tables.slug(experiment)}_" if several else "")
         parts.append(Section(f"{part.title}: {experiment}", part.paragraphs, part.items) if several else part)
     parts += data.extras
     if data.surveys:
@@ -54,13 +56,15 @@ def headline(data: ReportData) -> str:
     for sentence in data.headlines:
         if len(sentence.split()) <= LONGEST:
             return sentence
-    mean = data.effects[(data.effects["language"] == MEAN) & (data.effects["control"] == BASE)].dropna(subset=["effect_nats"])
+    mean = data.effects[(data.effects["language"] == MEAN) & (data.effects["control"] == BASE)].dropna(
+        subset=["effect_nats"]
+    )
     if mean.empty:
         return f"{data.experiment}: {'no effect' if len(data.results) else 'nothing'} has been measured yet."
     row = mean.loc[mean["effect_nats"].idxmax()]
     within = data.effects[(data.effects["intervention"] == row["intervention"]) & (data.effects["control"] == BASE)]
-    many = numerals.plural(len(within) - 1, "language")
-    return f"Largest mean effect over {many}: {row['intervention']}, perplexity ×{numerals.exponential(row['effect_nats'])}."
+    many, times = numerals.plural(len(within) - 1, "language"), numerals.exponential(row["effect_nats"])
+    return f"Largest mean effect over {many}: {row['intervention']}, perplexity ×{times}."
 
 
 def warnings(data: ReportData) -> list[str]:
@@ -91,8 +95,8 @@ def summary(data: ReportData) -> str:
 
 @functools.cache
 def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script; a second or two once a process."""
-    return str(vl_convert.javascript_bundle(vl_version=VEGA_LITE))
+    """Vega, Vega-Lite and Vega-Embed as one script; a few seconds, once a process."""
+    return str(vl_convert.javascript_bundle(None, vl_version=VEGA_LITE))  # type: ignore[arg-type]  # None: all of it
 
 
 @functools.cache
@@ -116,7 +120,9 @@ def _lead(parts: Sequence[Section]) -> Figure | None:
     return next((item for part in parts for item in part.items if isinstance(item, Figure)), None)
 
 
-def render(data: ReportData, parts: Sequence[Section] | None = None, formats: Sequence[str] = ("svg", "png", "csv")) -> str:
+def render(
+    data: ReportData, parts: Sequence[Section] | None = None, formats: Sequence[str] = ("svg", "png", "csv")
+) -> str:
     """The report as one self-contained HTML document.
 
     Args:
@@ -128,7 +134,9 @@ def render(data: ReportData, parts: Sequence[Section] | None = None, formats: Se
     lead = _lead(parts)
     figures = [item for part in parts for item in part.items if isinstance(item, Figure)]
     style, script, bundle = _asset("page.css"), _asset("page.js"), _bundle() if figures else ""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.tests["table"] = lambda item: isinstance(item, Table)
     environment.filters["visible"] = tables.visible
     first = headline(data)

@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from lingregions.report import figures, languages, numerals
-from lingregions.report.effects import BASE, MEAN, sign
+from lingregions.report import atlas, figures, languages, numerals
+from lingregions.report.effects import MEAN, sign
 from lingregions.report.figures import Axis, Figure
 from lingregions.report.numerals import Cell, Span
 from lingregions.report.survey import Overlap, Survey
-from lingregions.report.tables import Column, Table, slug
+from lingregions.report.tables import Column, Table, columns, slug
 from lingregions.statistics import LEVEL
 
 
@@ -50,9 +50,10 @@ def effects(found: pd.DataFrame, results: pd.DataFrame, prefix: str = "") -> Sec
     """
     items: list[Table | Figure] = []
     paragraph = (
-        "An effect is a difference in NLL per token between an intervention and its control (the untouched model unless "
-        "another is named), in nats: the logarithm of the ratio of the two perplexities. 0.69 nats double the perplexity, "
-        "2.3 multiply it by ten. Perplexities of different languages or tokenizers are not comparable; bits per byte are."
+        "An effect is a difference in NLL per token between an intervention and its control (the untouched model "
+        "unless another is named), in nats: the logarithm of the ratio of the two perplexities. 0.69 nats double the "
+        "perplexity, 2.3 multiply it by ten. Perplexities of different languages or tokenizers are not comparable; "
+        "bits per byte are."
     )
     sure = "This run has no table of effects, so no figure here has an interval."
     if not found.empty:
@@ -65,8 +66,8 @@ def effects(found: pd.DataFrame, results: pd.DataFrame, prefix: str = "") -> Sec
         items += [_by_intervention(found, prefix), _by_language(single, prefix)]
         sure = (
             f"The intervals hold {numerals.percent(LEVEL)}: a bootstrap over segments, paired between intervention and "
-            "control, and over the seeds where there are several. A p-value comes from random changes of sign; those of "
-            "one intervention are corrected over the languages (Holm)."
+            "control, and over the seeds where there are several. A p-value comes from random changes of sign; those "
+            "of one intervention are corrected over the languages (Holm)."
         )
     for measure, title, kind in (("nll", "Perplexity", "exponential"), ("bits_per_byte", "Bits per byte", "decimal")):
         if not results.empty:
@@ -80,7 +81,10 @@ def _printed(found: pd.DataFrame) -> pd.DataFrame:
     order = {code: place for place, code in enumerate(languages.arrange(list(dict.fromkeys(single["language"]))))}
     single = single.sort_values("language", key=lambda codes: codes.map(order), kind="stable")
     single = single.assign(language=single["language"].map(languages.name))
-    pairs = {pair: place for place, pair in enumerate(dict.fromkeys(zip(found["intervention"], found["control"], strict=True)))}
+    pairs = {
+        pair: place
+        for place, pair in enumerate(dict.fromkeys(zip(found["intervention"], found["control"], strict=True)))
+    }
     places = [pairs[pair] for pair in zip(single["intervention"], single["control"], strict=True)]
     return single.assign(_place=places).sort_values("_place", kind="stable").drop(columns="_place")
 
@@ -96,7 +100,9 @@ def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
     for (intervention, control), group in found.groupby(["intervention", "control"], sort=False):
         single, overall = group[group["language"] != MEAN], group[group["language"] == MEAN]
         span = _span(overall.iloc[0].to_dict()) if len(overall) else Span(None)
-        order = single.dropna(subset=["effect_nats"]).sort_values("effect_nats")["language"].map(languages.name).tolist()
+        order = (
+            single.dropna(subset=["effect_nats"]).sort_values("effect_nats")["language"].map(languages.name).tolist()
+        )
         rows.append(
             (
                 *(intervention, control, int(group["seeds"].max())),
@@ -105,34 +111,49 @@ def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
                 *((order[0], order[-1]) if order else (None, None)),
             )
         )
-    names = ("intervention", "control", "seeds:count", "times the perplexity:factor", "effect, nats per token:interval")
-    names += ("p:probability", "languages harmed", "least", "most")
+    heads = columns(
+        *("intervention", "control", "seeds:count", "times the perplexity:factor", "effect, nats per token:interval"),
+        *("p:probability", "languages harmed", "least", "most"),
+    )
     note = "Mean over languages. Harmed: the interval of the language lies above no effect."
-    columns = tuple(Column(*name.split(":")) for name in names)
-    return Table(f"{prefix}effects_by_intervention", "Effects by intervention", columns, tuple(rows), note)
+    return Table(f"{prefix}effects_by_intervention", "Effects by intervention", heads, tuple(rows), note)
 
 
 def _by_language(single: pd.DataFrame, prefix: str) -> Table:
     """One row an (intervention, control, language)."""
     rows = [
-        (row["intervention"], row["control"], row["language"], row["family"], _span(row), _span(row), row["p_adjusted"], row["segments"])
+        (
+            row["intervention"],
+            row["control"],
+            row["language"],
+            row["family"],
+            _span(row),
+            _span(row),
+            row["p_adjusted"],
+            row["segments"],
+        )
         for row in single.head(LONGEST).to_dict("records")
     ]
-    names = ("intervention", "control", "language", "family", "times the perplexity:factor")
-    names += ("effect, nats per token:interval", "p, adjusted:probability", "segments:count")
+    heads = columns(
+        *("intervention", "control", "language", "family", "times the perplexity:factor"),
+        *("effect, nats per token:interval", "p, adjusted:probability", "segments:count"),
+    )
     note = f"The first {LONGEST:,} of {len(single):,} rows; all are in effects.csv." if len(single) > LONGEST else ""
-    columns = tuple(Column(*name.split(":")) for name in names)
-    return Table(f"{prefix}effects_by_language", "Effects by language", columns, tuple(rows), note, folded=True)
+    return Table(f"{prefix}effects_by_language", "Effects by language", heads, tuple(rows), note, folded=True)
 
 
 def _measured(results: pd.DataFrame, measure: str, name: str, title: str, kind: str) -> Table:
     """One measure of every intervention (rows) in every language (columns), seed by seed."""
     codes = languages.arrange(list(dict.fromkeys(results["language"])))
-    wide = results.pivot_table(index="intervention", columns="language", values=measure, aggfunc="last", sort=False, dropna=False)
+    wide = results.pivot_table(
+        index="intervention", columns="language", values=measure, aggfunc="last", sort=False, dropna=False
+    )
     wide = wide.reindex(index=list(dict.fromkeys(results["intervention"])), columns=codes)
-    rows = tuple((str(row[0]), *(None if math.isnan(cell) else cell for cell in row[1:])) for row in wide.itertuples(name=None))
-    columns = (Column("intervention"), *(Column(languages.name(code), kind) for code in codes))
-    return Table(name, title, columns, rows, folded=True)
+    rows = tuple(
+        (str(row[0]), *(None if math.isnan(cell) else cell for cell in row[1:])) for row in wide.itertuples(name=None)
+    )
+    heads = (Column("intervention"), *(Column(languages.name(code), kind) for code in codes))
+    return Table(name, title, heads, rows, folded=True)
 
 
 def _gaps(results: pd.DataFrame) -> list[str]:
@@ -144,10 +165,12 @@ def _gaps(results: pd.DataFrame) -> list[str]:
             f"Not measured, because the run has not finished or failed there: {numerals.plural(missing, 'cell')} of "
             f"{len(cells) + missing}, shown as a dash."
         )
-    if lost := [f"{row['intervention']} / {row['language']}" for row in cells.to_dict("records") if math.isnan(row["nll"])]:
+    if lost := [
+        f"{row['intervention']} / {row['language']}" for row in cells.to_dict("records") if math.isnan(row["nll"])
+    ]:
         said.append(
-            f"The NLL is not finite for {numerals.listed(lost[:6])}{' and others' if len(lost) > 6 else ''}: no token was "
-            "evaluated, or the perturbed model overflows there; shown as a dash and left out of the means."
+            f"The NLL is not finite for {numerals.listed(lost[:6])}{' and others' if len(lost) > 6 else ''}: no token "
+            "was evaluated, or the perturbed model overflows there; shown as a dash and left out of the means."
         )
     return said
 
@@ -160,8 +183,8 @@ EXPLORED = 8  # regions whose matrices the page opens
 def regions(surveys: Sequence[Survey], overlaps: Overlap | None = None) -> Section:
     """Where each region lies: a table of all, the atlas, the residual axis; and how far they are the same."""
     chosen = surveys[:EXPLORED]
-    items: list[Table | Figure] = [_catalogue(surveys), *figures.atlas(chosen)]
-    items += [axis] if (axis := figures.residual(chosen)) else []
+    items: list[Table | Figure] = [_catalogue(surveys), *atlas.atlas(chosen)]
+    items += [along] if (along := atlas.residual(chosen)) else []
     paragraphs = []
     if even := [survey.name for survey in surveys if survey.even]:
         paragraphs.append(
@@ -178,7 +201,7 @@ def regions(surveys: Sequence[Survey], overlaps: Overlap | None = None) -> Secti
     if overlaps is not None:
         paragraphs += [_overlap_words(overlaps)]
         items += figures.overlap(overlaps, "overlap_of_regions", "Overlap of the regions")
-        items += [both] if overlaps.cells and (both := figures.pairs(overlaps)) else []
+        items += [both] if overlaps.cells and (both := atlas.pairs(overlaps)) else []
     return Section("Where the regions lie", tuple(filter(None, paragraphs)), tuple(items))
 
 
@@ -204,10 +227,10 @@ def _catalogue(surveys: Sequence[Survey]) -> Table:
                 (", ".join(map(str, order[:6])) if stands_out else "none stands out") if total else None,
             )
         )
-    columns = (Column("region"), Column("parameters", "count"), Column("share of the scope", "percent"))
-    columns += (Column(f"held by the fullest 1 % of the axis {axis}", "percent"), Column("fullest indices"))
+    heads = columns("region", "parameters:count", "share of the scope:percent")
+    heads += columns(f"held by the fullest 1 % of the axis {axis}:percent", "fullest indices")
     note = "A region spread evenly over the axis holds at its fullest 1 % of the indices about 1 % of its entries."
-    return Table("regions", "Regions", columns, tuple(rows), note)
+    return Table("regions", "Regions", heads, tuple(rows), note)
 
 
 def _overlap_words(found: Overlap) -> str:
@@ -249,16 +272,23 @@ def reliability(
         worst, best = min(halves, key=lambda region: halves[region]), max(halves, key=lambda region: halves[region])
         paragraphs.append(
             f"Regions found from two disjoint halves of the samples share an IoU from {numerals.share(halves[worst])} "
-            f"({languages.name(worst)}) to {numerals.share(halves[best])} ({languages.name(best)}): what differs between "
-            "the halves is sampling noise, and no overlap between languages or definitions can be trusted beyond it."
+            f"({languages.name(worst)}) to {numerals.share(halves[best])} ({languages.name(best)}): what differs "
+            "between the halves is sampling noise, and no overlap between languages or definitions can be trusted "
+            "beyond it."
         )
         rows = tuple((languages.name(region), value) for region, value in halves.items())
-        columns = (Column("region"), Column("IoU of the two halves", "share"))
-        items.append(Table(f"{name}_split_half", "Split-half IoU", columns, rows))
-    points = [(languages.name(region), x, y, math.nan, math.nan) for region, line in growth.items() for x, y in sorted(line.items())]
+        heads = columns("region", "IoU of the two halves:share")
+        items.append(Table(f"{name}_split_half", "Split-half IoU", heads, rows))
+    points = [
+        (languages.name(region), x, y, math.nan, math.nan)
+        for region, line in growth.items()
+        for x, y in sorted(line.items())
+    ]
     if points:
         frame = pd.DataFrame(points, columns=["series", "x", "y", "low", "high"])
-        across = Axis("samples", "count", logarithmic=bool(frame["x"].min() > 0 and frame["x"].max() >= 8 * frame["x"].min()))
+        across = Axis(
+            "samples", "count", logarithmic=bool(frame["x"].min() > 0 and frame["x"].max() >= 8 * frame["x"].min())
+        )
         words = "IoU with the final region, against the number of samples"
         items.append(figures.curve(frame, f"{name}_growth", words, across, Axis("IoU", "share")))
     return Section(title, tuple(paragraphs), tuple(items))
@@ -317,13 +347,13 @@ def settings(
         exact += common
         varying.append(table)
     exact = list(dict.fromkeys(exact))
-    columns = (Column("setting"), Column("value"))
+    heads = columns("setting", "value")
     rest = tuple(row for row in machine if row not in exact)
     tables = (
-        Table("identity", "Model, tokenizer and data", columns, tuple(exact), settings=True),
+        Table("identity", "Model, tokenizer and data", heads, tuple(exact), settings=True),
         *varying,
-        Table("configuration", "Configuration, as resolved", columns, tuple(chosen), settings=True),
-        Table("environment", "Environment", columns, rest, settings=True),
+        Table("configuration", "Configuration, as resolved", heads, tuple(chosen), settings=True),
+        Table("environment", "Environment", heads, rest, settings=True),
         _times(timings),
     )
     found = tuple(replace(table, folded=True) for table in tables if table.rows)
@@ -359,13 +389,7 @@ def _times(timings: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         "time",
         "Time",
-        (
-            Column("work"),
-            Column("amount", "number"),
-            Column("unit"),
-            Column("seconds", "number"),
-            Column("a second", "number"),
-        ),
+        columns("work", "amount:number", "unit", "seconds:number", "a second:number"),
         tuple(
             (description, amount, unit, seconds, amount / seconds if seconds else None)
             for (description, unit), (amount, seconds) in work.items()

@@ -26,9 +26,9 @@ FULLEST = 3  # indices of an axis that a profile names one by one
 class Profile:
     """How the entries of a region in one matrix lie along one of its axes.
 
-    `side` is "out" or "in", `axis` the name of the axis, `length` its indices, `across` the entries of the matrix at one
-    index; `bins` are mean densities over equal runs of indices, `fullest` pairs of (index, density), `held` the share of
-    the region's entries at the fullest 1 % of the indices (at least one).
+    `side` is "out" or "in", `axis` the name of the axis, `length` its indices, `across` the entries of the matrix at
+    one index; `bins` are mean densities over equal runs of indices, `fullest` pairs of (index, density), `held` the
+    share of the region's entries at the fullest 1 % of the indices (at least one).
     """
 
     layer: str

@@ -1,4 +1,4 @@
-"""Table: columns of one kind each, and rows. Shown by the page, and written as Markdown and as CSV, from one set of cells."""
+"""Table: columns of one kind each, and rows; shown by the page, and written as Markdown and as CSV."""
 
 import csv
 import io
@@ -27,6 +27,11 @@ class Column:
     def numeric(self) -> bool:
         """Whether the column is set flush right."""
         return self.kind != "text"
+
+
+def columns(*names: str) -> tuple[Column, ...]:
+    """Columns by name, with the kind behind a colon where it is not text: "effect, nats per token:interval"."""
+    return tuple(Column(*name.split(":")) for name in names)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Summary: the rows of all cells in one table, and the cells side by side in one report.
 
 Everything is computed from the files of finished cells, in the order of the grid: a sweep that was killed and resumed,
-or shared by several machines, gives the same bytes. Damage is in nats per token, the logarithm of the ratio of the
+or shared by several machines, gives the same bytes. An effect is in nats per token, the logarithm of the ratio of the
 perplexities.
 """
 
@@ -15,28 +15,26 @@ import jax
 
 from lingregions import report
 from lingregions.report import numerals
-from lingregions.report.damage import BASE, average, collect
-from lingregions.report.facts import results
+from lingregions.report.effects import BASE, MEAN, read_effects
 from lingregions.run import Run, table
 from lingregions.sweep.grid import Cell, Grid, text
 
-TABLES = ("results.csv", "damage.csv")  # of a cell, put together row by row
+TABLES = ("results.csv", "effects.csv", "damage.csv")  # of a cell, put together row by row
 SEED = "seed"  # cells that differ in it alone are repetitions
-EVERY = "all"  # in the column "language" of damage.csv: the mean over all of them
 
 
-class Loss(NamedTuple):
-    """What an arm costs in a cell against a reference: mean over languages, nats per token; bounds where known."""
+class Effect(NamedTuple):
+    """Mean effect of an intervention over the languages in one cell, nats per token; bounds where known."""
 
-    arm: str
-    reference: str
+    intervention: str
+    control: str
     value: float | None
     low: float | None
     high: float | None
 
 
 def write(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequence[Cell]) -> None:
-    """Write results.csv, damage.csv, tables and report of a sweep.
+    """Write results.csv, effects.csv, tables and report of a sweep.
 
     Args:
       folder: of the sweep.
@@ -72,47 +70,41 @@ def join(folder: Path, keys: Sequence[str], cells: Sequence[Cell], name: str) ->
     return table.dump([*keys, *columns], rows) if rows else b""
 
 
-def losses(folder: Path) -> list[Loss]:
-    """Return what each arm of a finished cell costs: from damage.csv with its intervals, else from results.csv."""
-    path = folder / "damage.csv"
-    if path.exists():
-        return [
-            Loss(row["arm"], row["reference"], *(_number(row[name]) for name in ("damage_nats", "low", "high")))
-            for row in table.read(path)
-            if row["language"] == EVERY
-        ]
-    if not (folder / "results.csv").exists():
+def mean_effects(folder: Path) -> list[Effect]:
+    """Return the mean effects of a finished cell, from its table of effects; none where it has no such table."""
+    path = next((folder / name for name in TABLES[1:] if (folder / name).exists()), None)
+    if path is None:
         return []
+    found = read_effects(path)
+    rows = found[found["language"] == MEAN].to_dict("records")
     return [
-        Loss(arm, BASE, figures.cost(arm), None, None)
-        for figures in collect(results(folder / "results.csv"))
-        for arm in figures.arms
-        if arm != BASE
+        Effect(row["intervention"], row["control"], *(_finite(row[name]) for name in ("effect_nats", "low", "high")))
+        for row in rows
     ]
 
 
 def tables(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """Return the tables of the report: the cells, what every arm costs in each, and that over the seeds."""
-    costs = {cell.name: losses(folder / "cells" / cell.name) for cell in finished}
-    found = {"cells": _cells(folder, grid, states) | {"headline": _headline(grid, finished, costs)}}
-    if any(costs.values()):
-        found["cells_damage"] = _damage(grid, finished, costs)
-        found["cells_heatmap"] = _heatmap(finished, costs)
+    """Return the tables of the report: the cells, every effect in each, and that over the seeds."""
+    effects = {cell.name: mean_effects(folder / "cells" / cell.name) for cell in finished}
+    found = {"cells": _cells(folder, grid, states) | {"headline": _headline(grid, finished, effects)}}
+    if any(effects.values()):
+        found["cells_effects"] = _effects(grid, finished, effects)
+        found["cells_heatmap"] = _heatmap(finished, effects)
         if any(len({text(cell.values[key]) for cell in finished}) > 1 for key in grid.keys if key == SEED):
-            found["cells_seeds"] = _seeds(grid, finished, costs)
+            found["cells_seeds"] = _seeds(grid, finished, effects)
     return found
 
 
-def _headline(grid: Grid, finished: Sequence[Cell], costs: Mapping[str, Sequence[Loss]]) -> str:
-    """How far the sweep is, and between what the first arm's damage lies."""
+def _headline(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequence[Effect]]) -> str:
+    """How far the sweep is, and between what the first intervention's effects lie."""
     said = f"{len(finished)} of {len(grid.cells)} cells over {' and '.join(grid.keys)} are finished"
-    first = [costs[cell.name][0] for cell in finished if costs[cell.name]]
-    values = [loss.value for loss in first if loss.value is not None]
-    arms = {(loss.arm, loss.reference) for loss in first}
-    if len(arms) != 1 or not values:
+    first = [effects[cell.name][0] for cell in finished if effects[cell.name]]
+    values = [effect.value for effect in first if effect.value is not None]
+    compared = {(effect.intervention, effect.control) for effect in first}
+    if len(compared) != 1 or not values:
         return f"{said}."
     low, high = numerals.number(min(values)), numerals.number(max(values))
-    return f"{said}; {first[0].arm} costs from {low} to {high} nats per token."
+    return f"{said}; {first[0].intervention}: mean effect from {low} to {high} nats per token."
 
 
 def _cells(folder: Path, grid: Grid, states: Mapping[str, str]) -> dict[str, Any]:
@@ -129,31 +121,38 @@ def _cells(folder: Path, grid: Grid, states: Mapping[str, str]) -> dict[str, Any
     }
 
 
-def _damage(grid: Grid, finished: Sequence[Cell], costs: Mapping[str, Sequence[Loss]]) -> dict[str, Any]:
+def _effects(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequence[Effect]]) -> dict[str, Any]:
     return {
-        "title": "Damage by cell and arm",
+        "title": "Effects by cell and intervention",
         "note": "Difference in NLL per token, mean over the languages, in nats; with its 95 % interval where the cell "
-        "has one. The rows of every language are in results.csv and damage.csv.",
+        "has one. The rows of every language are in results.csv and effects.csv.",
         "columns": [
             *({"name": key} for key in grid.keys),
-            {"name": "arm"},
-            {"name": "against"},
-            {"name": "damage (nats/token)", "kind": "interval"},
+            {"name": "intervention"},
+            {"name": "control"},
+            {"name": "effect (nats/token)", "kind": "interval"},
         ],
         "rows": [
-            [*_values(grid, cell), loss.arm, loss.reference, [loss.value, loss.low, loss.high]]
+            [*_values(grid, cell), effect.intervention, effect.control, [effect.value, effect.low, effect.high]]
             for cell in finished
-            for loss in costs[cell.name]
+            for effect in effects[cell.name]
         ],
     }
 
 
-def _heatmap(finished: Sequence[Cell], costs: Mapping[str, Sequence[Loss]]) -> dict[str, Any]:
-    names = list(dict.fromkeys(loss.arm for cell in finished for loss in costs[cell.name] if loss.reference == BASE))
-    by = {cell.name: {loss.arm: loss.value for loss in costs[cell.name] if loss.reference == BASE} for cell in finished}
+def _heatmap(finished: Sequence[Cell], effects: Mapping[str, Sequence[Effect]]) -> dict[str, Any]:
+    names = list(
+        dict.fromkeys(
+            effect.intervention for cell in finished for effect in effects[cell.name] if effect.control == BASE
+        )
+    )
+    by = {
+        cell.name: {effect.intervention: effect.value for effect in effects[cell.name] if effect.control == BASE}
+        for cell in finished
+    }
     return {
         "kind": "heatmap",
-        "title": "Damage of every arm in every cell",
+        "title": "Effect of every intervention in every cell",
         "note": "Against the untouched model of the cell, mean over the languages.",
         "corner": "cell",
         "rows": [cell.label for cell in finished],
@@ -164,20 +163,20 @@ def _heatmap(finished: Sequence[Cell], costs: Mapping[str, Sequence[Loss]]) -> d
     }
 
 
-def _seeds(grid: Grid, finished: Sequence[Cell], costs: Mapping[str, Sequence[Loss]]) -> dict[str, Any]:
+def _seeds(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequence[Effect]]) -> dict[str, Any]:
     groups: dict[tuple[str, ...], list[float | None]] = {}
     keys = [key for key in grid.keys if key != SEED]
     for cell in finished:
-        for loss in costs[cell.name]:
-            group = (*(text(cell.values[key]) for key in keys), loss.arm, loss.reference)
-            groups.setdefault(group, []).append(loss.value)
+        for effect in effects[cell.name]:
+            group = (*(text(cell.values[key]) for key in keys), effect.intervention, effect.control)
+            groups.setdefault(group, []).append(effect.value)
     return {
-        "title": "Damage over the seeds",
+        "title": "Effects over the seeds",
         "note": "Mean of the cells that differ in the seed alone, with the lowest and the highest of them.",
         "columns": [
             *({"name": key} for key in keys),
-            {"name": "arm"},
-            {"name": "against"},
+            {"name": "intervention"},
+            {"name": "control"},
             {"name": "seeds", "kind": "count"},
             {"name": "mean (lowest to highest), nats/token", "kind": "interval"},
         ],
@@ -187,7 +186,7 @@ def _seeds(grid: Grid, finished: Sequence[Cell], costs: Mapping[str, Sequence[Lo
 
 def _spread(values: Sequence[float | None]) -> Iterator[float | None]:
     present = [value for value in values if value is not None]
-    yield average(values)
+    yield math.fsum(present) / len(present) if present else None
     yield min(present, default=None)
     yield max(present, default=None)
 
@@ -196,6 +195,5 @@ def _values(grid: Grid, cell: Cell) -> list[str]:
     return [text(cell.values[key]) for key in grid.keys]
 
 
-def _number(word: str) -> float | None:
-    value = float(word or "nan")
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
