@@ -67,6 +67,24 @@ class Result(NamedTuple):
         return self.nll / math.log(2) / self.bytes if self.bytes else math.nan
 
 
+def doubt(result: Result, vocab: int) -> str:
+    """Return why a result can't be that of a language model, or nothing.
+
+    Not a number; or ln V in every segment alike: logits that are all equal, as weights that have overflowed or vanished
+    give them. Their perplexity, V, looks like a figure.
+
+    Args:
+      result: sums over a corpus.
+      vocab: V, entries of the vocabulary.
+    """
+    if not math.isfinite(result.nll):
+        return f"the loss is {result.nll}"
+    each = result.segments.nll / result.segments.tokens
+    if float(np.max(np.abs(each - math.log(vocab)))) < 1e-4:  # float32 rounds ln V to 1e-6
+        return f"every token costs ln V = {math.log(vocab):.4f} nats, whatever it is: the logits are all equal"
+    return ""
+
+
 def perplexity(nats: float) -> str:
     """Return exp(nats) as decimal text with 9 significant digits; never overflows ("1.97007111e+434").
 

@@ -82,6 +82,26 @@ def test_perplexity_by_hand(nats, text):
     assert perplexity(nats) == text
 
 
+def test_what_no_language_model_gives_is_doubted():
+    def result(*nats: float) -> Result:
+        tokens = np.full(len(nats), 2)
+        sums = evaluate.Segments(np.arange(len(nats)), 2 * np.asarray(nats), tokens, tokens)
+        return Result(float(sums.nll.sum()), int(tokens.sum()), int(tokens.sum()), sums)
+
+    level = math.log(40)
+    assert evaluate.doubt(result(3.2, 2.9, 3.5), 40) == ""
+    assert evaluate.doubt(result(level + 0.1, level - 0.1), 40) == ""  # ln V in the mean alone
+    assert "ln V = 3.6889 nats" in evaluate.doubt(result(level, level + 1e-6), 40)
+    assert evaluate.doubt(result(3.2, math.nan), 40) == "the loss is nan"
+    assert evaluate.doubt(result(3.2, math.inf), 40) == "the loss is inf"
+
+
+def test_a_model_whose_weights_vanished_is_doubted(evaluator, params):
+    silent = jax.tree.map(np.zeros_like, params)
+    assert "the logits are all equal" in evaluate.doubt(evaluate.evaluate(evaluator, silent, batches(4)), CONFIG.vocab)
+    assert evaluate.doubt(evaluate.evaluate(evaluator, params, batches(4)), CONFIG.vocab) == ""
+
+
 @given(st.floats(0, 700))
 def test_perplexity_is_the_exponential(nats):
     assert float(perplexity(nats)) == pytest.approx(math.exp(nats), rel=1e-8)

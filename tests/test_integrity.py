@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,12 +14,16 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from lingregions import corpus, models
 from lingregions import main as command
+from lingregions.models import convert
+from lingregions.models.tokenizer import Tokenizer
 from lingregions.run import InUse, Run, RunError, Unavailable, checkpoint, files, replacing
 
 
@@ -157,6 +162,62 @@ def test_passwords_and_tokens_are_stored_nowhere(tmp_path: Path, monkeypatch: py
         assert not run.moved
 
 
+KILLED = """
+import os, signal, sys
+from lingregions import main
+from lingregions.run import Run
+save = Run.save
+def deadly(self, name, *rest):
+    save(self, name, *rest)
+    if name.startswith("resume/"):
+        os.kill(os.getpid(), signal.SIGKILL)
+Run.save = deadly
+main.main(["run", *sys.argv[1:]])
+"""
+
+
+def test_weights_and_texts_replaced_inside_a_language_are_never_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    udhr = Path(corpus.__file__).parent / "data" / "udhr"
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for code in ("ar", "sw"):
+        shutil.copy(udhr / f"{code}.txt", texts)
+    tiny = models.PRESETS["tiny"]
+    for seed in (0, 1):
+        params = models.initialize(tiny, jax.random.key(seed))
+        convert.export(params, tiny, tmp_path / f"weights-{seed}", Tokenizer.bytes())
+    (tmp_path / "weights").symlink_to("weights-0")
+    words = [
+        f"--config={Path(__file__).parent.parent / 'configs' / 'core_removal.py'}:tiny",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.model.source={tmp_path / 'weights'}",
+        f"--config.data.source={texts}",
+        *("--config.data.score_split=all", "--config.data.evaluate_split=all", "--config.select.monolingual=False"),
+        *("--config.score.languages=ar", "--config.evaluate.languages=sw", "--config.machine.save_seconds=0"),
+        *("--config.machine.progress=none", "--config.machine.pictures=False"),
+    ]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, check=False, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+    (tmp_path / "weights").unlink()
+    (tmp_path / "weights").symlink_to("weights-1")
+    assert command.main(["run", *words]) == 2
+    assert f"the model at {tmp_path / 'weights'} is not the one with which" in capsys.readouterr().err
+    (tmp_path / "weights").unlink()
+    (tmp_path / "weights").symlink_to("weights-0")
+
+    before = (texts / "ar.txt").read_text()
+    (texts / "ar.txt").write_text(before + "one more line\n")
+    assert command.main(["run", *words]) == 2
+    assert f"the data/ar/score at {texts} is not the one with which" in capsys.readouterr().err
+    (texts / "ar.txt").write_text(before)
+
+    assert command.main(["run", *words]) == 0
+    assert "scoring ar goes on from sample" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
 # --- what a living process holds --------------------------------------------------------------------------------------
 
 SAVING = """
@@ -250,6 +311,27 @@ def test_a_disk_without_locks_has_one_writer_too(tmp_path: Path) -> None:
     claim.write_text(json.dumps({"pid": 1, "host": "far", "since": "yesterday"}))
     with pytest.raises(InUse, match="in use by process 1 on far since yesterday"):
         Run.open(tmp_path / "run", config())
+
+
+# --- figures that say nothing -----------------------------------------------------------------------------------------
+
+
+def test_a_fraction_that_selects_nothing_is_no_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        f"--config={Path(__file__).parent.parent / 'configs' / 'core_removal.py'}:tiny",
+        *(f"--workdir={tmp_path / 'run'}", "--config.select.fractions=0.0001%", "--config.score.languages=ar"),
+        *("--config.evaluate.languages=sw", "--config.select.monolingual=False", "--config.machine.progress=none"),
+    ]
+    assert command.main(["run", *words]) == 2
+    assert "region top 0.0001% is empty: 0 of 73,984 entries" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.csv").exists()
+
+
+def test_a_config_with_a_number_that_is_none_is_refused() -> None:
+    raw = models.dump(models.PRESETS["tiny"])
+    assert models.parse(raw) == models.PRESETS["tiny"]
+    with pytest.raises(ValueError, match="rms_norm_eps is inf: no model can be built of that"):
+        models.parse({**raw, "rms_norm_eps": float("inf")})
 
 
 # --- the disk, the network, memory ------------------------------------------------------------------------------------

@@ -353,6 +353,8 @@ def find(laboratory: Laboratory, wanted: Mapping[str, Callable[[], Region]]) -> 
 def keep(laboratory: Laboratory, region: Region, file: str) -> None:
     """Save a region, and note what its selection met."""
     found = region.provenance.selection
+    if found is not None and not found.selected:  # its removal would be a figure of 1.00 that says nothing
+        raise ValueError(f"region {region.name} is empty: {found}; take a larger fraction")
     if found is not None and (found.empty or found.zero or found.cut):
         laboratory.run.note(f"region {region.name}: {found}")
     path = laboratory.run.path(file)

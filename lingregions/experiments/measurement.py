@@ -104,6 +104,8 @@ def _measure(
     run, name = context.run, intervention.name
     texts = {code: context.samples(code, "evaluate") for code in languages}
     for code, found in _sums(context, params, texts, intervention.bounds, bar):
+        if why := evaluate.doubt(found, context.model.config.vocab):
+            run.note(f"{name}, {code}: {why}; no figure of it says what language a region carries")
         checksum = _store(context, name, code, found.segments)
         run.log(event="evaluated", intervention=name, language=code, nll_nats=found.nll)
         run.add("results", _row(context.settings.experiment, intervention, code, found, checksum))

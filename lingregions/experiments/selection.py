@@ -118,6 +118,8 @@ def make(context: Context, wanted: Mapping[str, Selection]) -> None:
 def save(context: Context, region: Region, path: str) -> None:
     """Save a region, and note what its selection met."""
     found = region.provenance.selection
+    if found is not None and not found.selected:  # its removal would be a figure of 1.00 that says nothing
+        raise ValueError(f"region {region.name} is empty: {found}; take a larger fraction")
     if found is not None and (found.empty or found.zero or found.cut):
         context.run.note(f"region {region.name}: {found}")
     place = context.run.path(path)

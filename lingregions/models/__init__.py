@@ -4,6 +4,7 @@ A new architecture is one file with the six functions of `Architecture`, and one
 """
 
 import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -92,6 +93,9 @@ def parse(raw: Mapping[str, Any]) -> Any:
     kind = raw.get("model_type")
     if kind not in ARCHITECTURES:
         raise ValueError(f"model_type {kind!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    for key, value in raw.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key} is {value}: no model can be built of that")
     return ARCHITECTURES[kind].parse(raw)
 
 
