@@ -13,8 +13,11 @@ seconds - and every failure on the error stream; exit code 1 when there is one.
 
 import argparse
 import contextlib
+import functools
+import gzip
 import hashlib
 import json
+import lzma
 import resource
 import signal
 import sys
@@ -28,9 +31,16 @@ from typing import Any, NamedTuple
 import gguf
 import jax
 import numpy as np
+import pyarrow
 import safetensors
+import zstandard
+from pyarrow import parquet
 
 from lingregions import models
+from lingregions.corpus import build as builds
+from lingregions.corpus import source as sources
+from lingregions.corpus import text
+from lingregions.corpus.text import Reading
 from lingregions.models import convert, source
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.regions import released
@@ -140,6 +150,51 @@ def make_mask(folder: Path) -> Path:
     return path
 
 
+def lines(code: str) -> list[str]:
+    """Return the UDHR in a language, by lines."""
+    (text,) = sources.Udhr().documents(code, "all", Reading())
+    return text.split("\n")
+
+
+def make_tokens(folder: Path, name: str) -> Path:
+    """Build the token files of a text, and return one of them."""
+    place = sources.find(lines("ru"))
+    with builds.Pool(Tokenizer.bytes(), 0) as pool:
+        return builds.build(folder, place, "ru", "all", pool) / name
+
+
+def read_tokens(path: Path) -> str:
+    """Read the token files beside one of them."""
+    found = builds.load(path.parent, Tokenizer.bytes())
+    arrays = (found.ids, found.bytes, found.offsets, found.hashes)
+    return hashlib.sha256(b"".join(map(bytes, arrays))).hexdigest() + f" {found.digest} {found.empty} {found.skipped}"
+
+
+def make_text(folder: Path, name: str) -> Path:
+    """Write a text as `name`."""
+    path = folder / name
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.table({"text": lines("ar")}), path, row_group_size=20)
+        return path
+    plain = "".join(json.dumps({"text": line}) + "\n" for line in lines("ar")).encode()
+    pack = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+    path.write_bytes(pack(plain))
+    return path
+
+
+def read_text(path: Path) -> str:
+    """Read a text, strictly."""
+    return hashlib.sha256("\0".join(text.read(path, Reading())).encode()).hexdigest()
+
+
+def make_manifest(folder: Path) -> Path:
+    """Write a manifest of two sources."""
+    entries = {"ar": {"source": make_text(folder, "ar.jsonl").name, "split": "all[:90%]"}, "sw": {"source": "udhr"}}
+    path = folder / "texts.json"
+    path.write_text(json.dumps({"languages": entries}))
+    return path
+
+
 FORMATS: dict[str, Format] = {
     "safetensors": Format(lambda folder: make_folder(folder) / "model.safetensors", read_folder, read_library),
     "index": Format(lambda folder: make_folder(folder, 20_000) / "model.safetensors.index.json", read_folder),
@@ -148,6 +203,15 @@ FORMATS: dict[str, Format] = {
     "tokenizer_config": Format(lambda folder: make_folder(folder) / "tokenizer_config.json", read_folder),
     "gguf": Format(make_gguf, read_gguf),
     "mask": Format(make_mask, lambda path: digest({"": released.read(path)}), checked=True),
+    **{
+        f"tokens {name}": Format(functools.partial(make_tokens, name=name), read_tokens, checked=True)
+        for name in ("ids.bin", "bytes.bin", "offsets.bin", "hashes.bin", "meta.json")
+    },
+    **{
+        name: Format(functools.partial(make_text, name=name), read_text)
+        for name in ("ar.jsonl", "ar.jsonl.gz", "ar.jsonl.xz", "ar.jsonl.zst", "ar.parquet")
+    },
+    "manifest": Format(make_manifest, lambda path: str(sources.find(str(path)))),
 }
 
 

@@ -412,7 +412,11 @@ def _manifest(path: Path, above: tuple[Path, ...]) -> Manifest:
             raise ValueError(f"{path}: {wrong[0]} of {name!r} is a string, not {entry[wrong[0]]!r}")
         options = {key: entry[key] for key in ("column", "document") if key in entry}
         entries[code] = entry
-        sources[code] = find(entry["source"], base=path.parent, above=(*above, path.resolve()), **options)
+        try:
+            parse(entry.get("split", "all"))
+            sources[code] = find(entry["source"], base=path.parent, above=(*above, path.resolve()), **options)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: the entry of {name!r}: {error}") from None
     return Manifest(str(path), entries, sources)
 
 

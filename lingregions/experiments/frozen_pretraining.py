@@ -160,6 +160,11 @@ def arms(settings: ConfigDict) -> Iterator[str]:
             raise ValueError(f"freeze.arms holds {name!r}; there are {', '.join(ARMS)}")
     if any(ARMS[name].after for name in chosen.arms) and "full" not in chosen.arms:
         raise ValueError("the arm reversion is made of the trained arm full: add full to freeze.arms")
+    if any(ARMS[name].replays for name in chosen.arms) and not (chosen.replayed or kept(settings)):
+        raise ValueError(
+            "the arm replay replays other languages than the trained one: name some in evaluate.languages or "
+            "freeze.replayed, or take replay out of freeze.arms"
+        )
     for name in sorted(chosen.arms, key=lambda name: ARMS[name].after):
         yield from (f"{name} {fraction}" for fraction in chosen.fractions) if ARMS[name].sized else (name,)
 

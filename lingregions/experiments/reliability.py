@@ -262,12 +262,13 @@ def _ceiling(
         whole = [agreement.extrapolate(each, fraction) for each in own]
         shared = [float(between[rule][pair]) for pair in pairs]
         most = [agreement.ceiling(own[i], own[j], fraction) for i, j in pairs]
-        rows.append([rule, *(float(np.mean(each)) for each in (own, whole, shared, most))])
+        # One language has no pairs: empty cells, not the mean of nothing.
+        rows.append([rule, *(float(np.mean(each)) if each else None for each in (own, whole, shared, most))])
     rule, own, _, shared, most = rows[0]
+    between_two = f", those of two languages by {shared:.2f}, where noise alone would allow {most:.2f}" if pairs else ""
     return {
         "headline": f"By {rule}, the regions of two disjoint halves of one language's samples overlap by {own:.2f} "
-        f"(intersection over union, mean of {len(languages)} languages), those of two languages by {shared:.2f}, where "
-        f"noise alone would allow {most:.2f}.",
+        f"(intersection over union, mean of the scored languages){between_two}.",
         "kind": "table",
         "title": "What languages share, and what noise lets them share",
         "note": "Means over languages or pairs of them. Split half: overlap of the regions of two disjoint halves. "

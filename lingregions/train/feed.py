@@ -64,8 +64,10 @@ class Mix:
 
     def __post_init__(self) -> None:
         """Refuse a mixture that is none."""
-        if not 0 < self.share < 1 or not self.others:
-            raise ValueError(f"a mixture needs other texts and a share between 0 and 1, not {self.share}")
+        if not self.others:
+            raise ValueError("a mixture needs the text of another language beside that of the trained one")
+        if not 0 < self.share < 1:
+            raise ValueError(f"the share of other texts in a mixture lies between 0 and 1, not at {self.share}")
 
     @property
     def fingerprint(self) -> str:
