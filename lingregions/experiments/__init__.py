@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from ml_collections import ConfigDict
 
-from lingregions.experiments import core_removal, definitions, dimension_dependence
+from lingregions.experiments import core_removal, definitions, dimension_dependence, single_parameter
 from lingregions.experiments.frozen_pretraining import frozen_pretraining
 from lingregions.experiments.frozen_pretraining import stages as frozen_pretraining_stages
 from lingregions.experiments.minimal_damage import minimal_damage
@@ -17,8 +17,6 @@ from lingregions.experiments.proxy_audit import proxy_audit
 from lingregions.experiments.proxy_audit import stages as proxy_audit_stages
 from lingregions.experiments.reliability import reliability
 from lingregions.experiments.reliability import stages as reliability_stages
-from lingregions.experiments.single_parameter import single_parameter
-from lingregions.experiments.single_parameter import stages as single_parameter_stages
 from lingregions.experiments.study import Study
 from lingregions.run import Run
 from lingregions.train import require
@@ -28,6 +26,7 @@ STUDIES: dict[str, Study] = {
     "core_removal": core_removal.STUDY,
     "definitions": definitions.STUDY,
     "dimension_dependence": dimension_dependence.STUDY,
+    "single_parameter": single_parameter.STUDY,
 }
 
 
@@ -46,7 +45,6 @@ STUDIES |= {
         ("monolingual_regions", monolingual_regions, monolingual_regions_stages),
         ("proxy_audit", proxy_audit, proxy_audit_stages),
         ("reliability", reliability, reliability_stages),
-        ("single_parameter", single_parameter, single_parameter_stages),
     )
 }
 

@@ -5,388 +5,304 @@ highest scores, the super weights (arXiv 2411.07191; from the activations of one
 without data) and the gains of one layer's input norm at the dimensions of massive activations (arXiv 2402.17762).
 Controls: a scalar of the same matrix and magnitude beside every super weight, and gains at ordinary dimensions. Each is
 multiplied by several factors in place, no copy of the model; then the model writes; and it is rescued: by putting the
-scalar back, and by clipping what the down projection gives to the most that the untouched model gives on the scored
-text.
+scalar back, and by clipping what the MLP's down projection gives to the most that the untouched model gives on the
+scored text.
 """
 
+import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import mesh as meshes
-from lingregions import models, permutation, scoring
+from lingregions import models, permutation
 from lingregions import tree as trees
-from lingregions.experiments import cell as cells
-from lingregions.experiments import comparison, continuation, extremes, scalars, stage
-from lingregions.experiments import laboratory as lab
-from lingregions.experiments.cell import BASE, Arm
-from lingregions.experiments.finding import Findings, verdict
-from lingregions.experiments.laboratory import Laboratory
+from lingregions.effects import Effects
+from lingregions.experiments import activations, claims, generation, measurement, scalars, scored, step, tables
+from lingregions.experiments.context import Context
 from lingregions.experiments.scalars import Scalar
-from lingregions.experiments.stage import Stage
+from lingregions.experiments.step import Planned, Step
+from lingregions.experiments.study import Study
+from lingregions.intervention import SCALAR, UNTOUCHED, Intervention
 from lingregions.models import ActivationMaxima, roles
 from lingregions.regions import Region, geometry
-from lingregions.report import numerals
-from lingregions.run import Run
 
-NAME = "single_parameter"
-RESTORED = "restored"  # the arm that is measured last, when every change has been undone
-CLIPPED = f"{BASE} clipped"
-TIMES = 10.0  # the perplexity that counts as broken, as a multiple of the untouched model's
-
+FILE = "scalars.json"
 SCORE, SUPER, MASSIVE = "high score", "super weight", "gain at a massive dimension"
 TWIN, ORDINARY = "twin of a super weight", "gain at an ordinary dimension"
 CONTROLS = (TWIN, ORDINARY)
+CLIPPED = Intervention(bounded=True)  # the untouched model with its activations clipped
+RESTORED = Intervention(kind="restored")  # measured last, when every change has been undone
 
 
 class Candidate(NamedTuple):
     """A scalar and why it was chosen."""
 
     scalar: Scalar
-    kinds: tuple[str, ...]
+    reasons: tuple[str, ...]
 
     @property
     def control(self) -> bool:
         """Whether nothing but the comparison speaks for it."""
-        return set(self.kinds) <= set(CONTROLS)
+        return set(self.reasons) <= set(CONTROLS)
 
-    def arm(self, factor: float, clipped: bool = False) -> str:
-        """Return the name of the arm that multiplies it: "layer 11 mlp.down_proj [507 1229] x0"."""
-        return f"{self.scalar} x{factor:g}{' clipped' * clipped}"
+    def times(self, factor: float, clipped: bool = False) -> Intervention:
+        """Return the intervention that multiplies it: "layer 11 mlp.down_proj [507 1229] x0"."""
+        # Zero is +0.0 as in every removal, not the product, which may be -0.0.
+        change: dict[str, Any] = {"perturbation": "scale", "factor": factor} if factor else {"perturbation": "zero"}
+        return Intervention(kind=SCALAR, target=str(self.scalar), bounded=clipped, **change)
 
 
-def single_parameter(settings: ConfigDict, run: Run) -> None:
-    """Score, find the scalars, multiply each, evaluate, write, rescue, report.
-
-    Args:
-      settings: see configs/single_parameter.py.
-      run: the work directory; what is finished in it is not done again.
+def check(settings: ConfigDict) -> None:
+    """Refuse a rescue from a factor that no scalar is multiplied by.
 
     Raises:
-      ValueError: a rescue from a factor that no scalar is multiplied by.
+      ValueError: says which.
     """
     for factor in settings.rescue.factors:
         if factor not in settings.scalars.factors:
             raise ValueError(f"rescue.factors has {factor:g}, which scalars.factors lacks: nothing to rescue from")
-    laboratory = lab.prepare(settings, run)
-    lab.check(laboratory)
-    for language in settings.score.languages:
-        lab.score(laboratory, language)
-    candidates = choose(laboratory)
-    bounds = limits(laboratory)
-    arms = {arm.name: arm for arm in plan(laboratory, candidates, bounds)}
-    cells.measure(laboratory, NAME, list(arms.values()))
-    compare(laboratory, candidates, arms)
+    if not settings.scalars.factors:
+        raise ValueError("scalars.factors is empty: say by what the scalars are multiplied")
 
 
-def stages(settings: ConfigDict) -> list[Stage]:
-    """Return what `single_parameter` would do, if no scalar is chosen twice and every super weight is found."""
+def steps(settings: ConfigDict, config: Any) -> list[Step]:
+    """Score, choose scalars, multiply each, write; if no scalar is chosen twice and every super weight is found."""
     chosen = settings.scalars
     special = chosen.leading + chosen.supers + chosen.massive
     number = special + chosen.supers + len(chosen.ordinary)
     rescues = special * len(settings.rescue.factors)
     return [
-        *stage.scoring(settings),
-        Stage("choose", f"{number} scalars", marks=("scalars",)),
-        stage.measuring(settings, number * len(chosen.factors) + rescues + 2),
-        continuation.stage(number + special),
+        *step.score(settings, config),
+        Step("choose", f"{number} scalars", _choose, marks=("scalars",)),
+        step.measure_found(settings, number * len(chosen.factors) + rescues + 2, _plan),
+        step.generate(number + special, _written),
     ]
 
 
 # --- which ------------------------------------------------------------------------------------------------------------
 
 
-def choose(laboratory: Laboratory) -> list[Candidate]:
-    """Return the scalars, special ones first; chosen once, and kept in scalars.json."""
-    run, file = laboratory.run, "scalars.json"
-    if run.done("scalars") is None:
-        run.write(file, json.dumps(_candidates(laboratory), indent=1) + "\n")
-        run.finish("scalars", file)
-    raw = run.agree(json.loads(run.path(file).read_text()))
-    return [Candidate(Scalar(matrix, tuple(entry)), tuple(kinds)) for (matrix, entry), kinds in raw]
+def _choose(context: Context) -> None:
+    """Choose the scalars once, special ones first."""
+    if context.run.done("scalars") is None:
+        context.run.write(FILE, json.dumps(_candidates(context), indent=1) + "\n")
+        context.run.finish("scalars", FILE)
 
 
-def _candidates(laboratory: Laboratory) -> list[Candidate]:
-    settings, chosen = laboratory.settings, laboratory.settings.scalars
+def candidates(context: Context) -> list[Candidate]:
+    """Return the scalars that were chosen, special ones first."""
+    raw = context.run.agree(json.loads(context.run.path(FILE).read_text()))
+    return [Candidate(Scalar(matrix, tuple(entry)), tuple(reasons)) for (matrix, entry), reasons in raw]
+
+
+def _candidates(context: Context) -> list[Candidate]:
+    settings, chosen, params = context.settings, context.settings.scalars, context.model.params
     found: dict[Scalar, list[str]] = {}
 
-    def add(kind: str, members: Sequence[Scalar]) -> None:
+    def add(reason: str, members: Sequence[Scalar]) -> None:
         for each in members:
-            found.setdefault(each, []).append(kind)
+            found.setdefault(each, []).append(reason)
 
-    peaks = probe(laboratory)
-    supers = [Scalar(matrix, entry) for matrix, entry in models.super_weights(peaks, chosen.spike)[: chosen.supers]]
+    def gains(dimensions: Sequence[int]) -> list[Scalar]:
+        return [Scalar(roles.matrix_name("input_norm", chosen.layer), (dimension,)) for dimension in dimensions]
+
+    maxima = _prompted(context)
+    supers = [Scalar(matrix, entry) for matrix, entry in models.super_weights(maxima, chosen.spike)[: chosen.supers]]
     if len(supers) < chosen.supers:
-        laboratory.run.note(f"{len(supers)} super weights, {chosen.supers} were asked for: no other layer spikes")
+        context.run.note(f"{len(supers)} super weights, {chosen.supers} were asked for: no other layer spikes")
     add(SUPER, supers)
-    add(SCORE, scalars.ranked(ranking(laboratory), 0, chosen.leading) if chosen.leading else [])
-    massive = models.massive_dimensions(peaks, chosen.massive) if chosen.massive else []
-    add(MASSIVE, [_gain(settings, dimension) for dimension in massive])
-    for each in supers:
-        add(TWIN, [scalars.twin(laboratory.params, each, permutation.derive(settings.seed, each.matrix))])
-    add(ORDINARY, [_gain(settings, dimension) for dimension in chosen.ordinary if dimension not in massive])
-    everything = [Candidate(scalar, tuple(kinds)) for scalar, kinds in found.items()]
+    add(SCORE, scalars.ranked(scored.ranking(context, "nats"), 0, chosen.leading) if chosen.leading else [])
+    massive = models.massive_dimensions(maxima, chosen.massive) if chosen.massive else []
+    add(MASSIVE, gains(massive))
+    add(TWIN, [scalars.twin(params, each, permutation.derive(settings.seed, each.matrix)) for each in supers])
+    add(ORDINARY, gains([dimension for dimension in chosen.ordinary if dimension not in massive]))
+    everything = [Candidate(scalar, tuple(reasons)) for scalar, reasons in found.items()]
     return sorted(everything, key=lambda each: each.control)
 
 
-def _gain(settings: ConfigDict, dimension: int) -> Scalar:
-    return Scalar(roles.matrix_name("input_norm", settings.scalars.layer), (dimension,))
-
-
-def probe(laboratory: Laboratory) -> ActivationMaxima:
-    """Return the peaks of the activations over the fixed prompt of the config."""
-    ids = laboratory.tokenizer.encode(laboratory.settings.scalars.prompt).ids
-    bos = laboratory.tokenizer.bos
+def _prompted(context: Context) -> ActivationMaxima:
+    """Return the maxima of the activations over the fixed prompt of the config."""
+    model = context.model
+    ids = model.tokenizer.encode(context.settings.scalars.prompt).ids
+    bos = model.tokenizer.bos
     row = np.asarray([*([] if bos is None else [bos]), *ids], np.int32)
-    tokens = np.tile(row, (meshes.rows(laboratory.mesh), 1))
-    with meshes.use(laboratory.mesh):
-        found = models.activation_maxima(
-            laboratory.model, laboratory.compute, laboratory.params, tokens, np.ones_like(tokens)
-        )
+    tokens = np.tile(row, (meshes.rows(model.mesh), 1))
+    with meshes.use(model.mesh):
+        found = models.activation_maxima(model.config, model.compute, model.params, tokens, np.ones_like(tokens))
     return ActivationMaxima(*map(np.asarray, found))
-
-
-def ranking(laboratory: Laboratory) -> trees.Tree:
-    """Return the scores in nats, summed over the languages: comparable between matrices, as unit sums are not."""
-    total: trees.Tree | None = None
-    for language in laboratory.settings.score.languages:
-        total = scoring.combine(total, lab.load(laboratory, language), normalised=False)
-    return roles.restrict(total or {}, laboratory.settings.select.scope)
 
 
 # --- what is done to them ---------------------------------------------------------------------------------------------
 
 
-def limits(laboratory: Laboratory) -> trees.Tree:
+def bounds(context: Context) -> trees.Tree:
     """Return the bounds of the rescue: the largest output of each layer's down projection on the scored text."""
-    most = extremes.watch(laboratory).down_out.max(axis=1) * np.float32(laboratory.settings.rescue.slack)
+    most = activations.maxima(context).down_out.max(axis=1) * np.float32(context.settings.rescue.slack)
     return roles.tree({"down": most.astype(np.float32)})
 
 
-def plan(laboratory: Laboratory, candidates: Sequence[Candidate], bounds: trees.Tree) -> list[Arm]:
-    """Return the arms: every scalar with every factor, the rescues, and last the model with everything put back."""
-    settings = laboratory.settings
+def _plan(context: Context) -> Planned:
+    """Return every scalar with every factor, the rescues, and last the model with everything put back."""
+    settings, chosen, most = context.settings, candidates(context), bounds(context)
 
-    def arm(candidate: Candidate, factor: float, clipped: bool = False) -> Arm:
-        # Zero is +0.0 as in every removal, not the product, which may be -0.0.
-        what: dict[str, Any] = {"perturbation": "zero"} if factor == 0 else {"perturbation": "scale", "amount": factor}
-        region = functools.partial(point, laboratory, candidate.scalar)
-        return Arm(candidate.arm(factor, clipped), region, limits=bounds if clipped else None, **what)
+    def bound(each: Candidate, factor: float, clipped: bool = False) -> Intervention:
+        make = functools.partial(_point, context, each.scalar)
+        return dataclasses.replace(each.times(factor, clipped), region=make, bounds=most if clipped else None)
 
-    changed = [arm(each, factor) for each in candidates for factor in settings.scalars.factors]
-    rescued = [arm(each, factor, True) for each in candidates if not each.control for factor in settings.rescue.factors]
-    return [*changed, Arm(CLIPPED, limits=bounds), *rescued, Arm(RESTORED)]
+    changed = [bound(each, factor) for each in chosen for factor in settings.scalars.factors]
+    rescued = [bound(each, factor, True) for each, factor in rescues(settings, chosen)]
+    pairs = [(each.times(factor, True), each.times(factor)) for each, factor in rescues(settings, chosen)]
+    return [*changed, dataclasses.replace(CLIPPED, bounds=most), *rescued, RESTORED], pairs
 
 
-def point(laboratory: Laboratory, scalar: Scalar) -> Region:
+def rescues(settings: ConfigDict, chosen: Sequence[Candidate]) -> list[tuple[Candidate, float]]:
+    """Return every special scalar with every factor that it is rescued from."""
+    return [(each, factor) for each in chosen if not each.control for factor in settings.rescue.factors]
+
+
+def _point(context: Context, scalar: Scalar) -> Region:
     """Return the region of one scalar: masks of its own array only."""
-    like = trees.unflatten({scalar.path: trees.flatten(laboratory.shapes)[scalar.path]})
+    like = trees.unflatten({scalar.path: trees.flatten(context.model.shapes)[scalar.path]})
     return geometry.points(like, [(scalar.matrix, scalar.entry)], str(scalar))
 
 
-# --- what it does -----------------------------------------------------------------------------------------------------
+def _written(context: Context) -> list[Intervention]:
+    """Return the worst of each scalar's models, and what its rescue makes of it, with their regions."""
+    chosen, factors = candidates(context), worst(context.settings, candidates(context), context.effects())
+    wanted = [each.times(factors[each]) for each in chosen]
+    rescued = rescues(context.settings, chosen)
+    wanted += [each.times(factors[each], True) for each in chosen if (each, factors[each]) in rescued]
+    measured = {each: each for each in context.measured}
+    return [measured[each] for each in wanted]
 
 
-def compare(laboratory: Laboratory, candidates: Sequence[Candidate], arms: Mapping[str, Arm]) -> None:
-    """Let the worst of each scalar's models write; tables, verdict, report."""
-    settings = laboratory.settings
-    factors, rescued = list(settings.scalars.factors), list(settings.rescue.factors)
-    contrasts = [
-        (each.arm(factor, True), each.arm(factor)) for each in candidates if not each.control for factor in rescued
-    ]
-    found = Findings(comparison.assess(laboratory, {NAME: contrasts})[NAME])
-    worst = {each: _worst(each, factors, found) for each in candidates}
-    said = [each.arm(worst[each]) for each in candidates]
-    said += [each.arm(worst[each], True) for each in candidates if not each.control and worst[each] in rescued]
-    for name in (BASE, *said):
-        continuation.write(laboratory, arms.get(name, Arm(BASE)))
-    same = undone(laboratory)
-    tables = {
-        "scalars": _scalars(laboratory, candidates),
-        "damage_of_scalars": _damage(candidates, factors, found),
-        "damage_by_factor": _curve(candidates, factors, found),
-        "damage_by_language": _languages(settings, candidates, worst, found),
-        "rescue": _rescue(candidates, rescued, found),
-        "verdict": verdict("Verdict", weigh(settings, candidates, worst, found, same)),
-    }
-    for name, content in tables.items():
-        lab.tabulate(laboratory, name, content)
-    continuation.tabulate(laboratory, "continuations", said)
-    lab.publish(laboratory)
+# --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def _rank(found: Findings, arm: str) -> float:
-    """Return the damage of an arm, infinite where it is not a number: a model that gives NaN is broken most."""
-    value = found.value(arm)
+def harm(found: Effects, intervention: Intervention) -> float:
+    """Return an effect, infinite where it is not a number: a model that gives NaN is broken most."""
+    value = found.value(intervention)
     return math.inf if math.isnan(value) else value
 
 
-def _worst(candidate: Candidate, factors: Sequence[float], found: Findings) -> float:
-    return max(factors, key=lambda factor: _rank(found, candidate.arm(factor)))
+def worst(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) -> dict[Candidate, float]:
+    """Return the factor of each scalar that harms most."""
+    factors = settings.scalars.factors
+    return {each: max(factors, key=lambda factor: harm(found, each.times(factor))) for each in chosen}
 
 
-def undone(laboratory: Laboratory) -> bool:
+def undone(context: Context) -> bool:
     """Tell whether the model with everything put back loses what the untouched one loses, to the last bit."""
-    rows = [row for row in laboratory.run.rows("results") if row["experiment"] == NAME]
-    losses = {(row["arm"], row["language"]): row["nll_nats"] for row in rows}
-    return all(losses[BASE, code] == losses[RESTORED, code] for code in laboratory.settings.evaluate.languages)
+    rows, codes = measurement.results(context), context.settings.evaluate.languages
+    losses = [[rows[each.name, code]["nll_nats"] for code in codes] for each in (UNTOUCHED, RESTORED)]
+    return losses[0] == losses[1]
 
 
-def _scalars(laboratory: Laboratory, candidates: Sequence[Candidate]) -> dict[str, Any]:
-    members = [each.scalar for each in candidates]
-    values, combined = scalars.gather(laboratory.params, members), scalars.gather(ranking(laboratory), members)
-    count = len(laboratory.settings.score.languages)
+def show(context: Context) -> dict[str, Any]:
+    """Return the scalars, what multiplying each does, the rescues, what the models write, and the verdict."""
+    settings, found, chosen = context.settings, context.effects(), candidates(context)
+    factors = worst(settings, chosen, found)
+    most = {each: each.times(factors[each]) for each in chosen}
+    title = "The worst factor of each scalar, by language"
     return {
-        "title": "The scalars",
-        "note": f"Super weights and massive dimensions are those of one forward pass over the prompt "
-        f"“{laboratory.settings.scalars.prompt}”; the score is the mean over the scored languages.",
-        "columns": [
-            {"name": "scalar"},
-            {"name": "chosen as"},
-            {"name": "value", "kind": "number"},
-            {"name": "score, nats per token", "kind": "number"},
-        ],
-        "rows": [
-            [str(each.scalar), ", ".join(each.kinds), float(value), float(score) / count]
-            for each, value, score in zip(candidates, values, combined, strict=True)
-        ],
+        "scalars": _scalars(context, chosen),
+        "effect_of_scalars": _effects(settings, chosen, found),
+        "effect_by_factor": _curve(settings, chosen, found),
+        "effect_by_language": tables.by_language(found, {each.name: each for each in most.values()}, title, "scalar"),
+        "rescue": _rescue(settings, chosen, found),
+        "continuations": generation.table(context, _written(context)),
+        "verdict": verdict(settings, most, found, undone(context)),
     }
 
 
-def _damage(candidates: Sequence[Candidate], factors: Sequence[float], found: Findings) -> dict[str, Any]:
-    return {
-        "title": "One scalar, multiplied",
-        "note": "Perplexity over all languages (geometric mean) as a multiple of the untouched model's, with its "
-        "interval. Controls are below.",
-        "columns": [
-            {"name": "scalar"},
-            {"name": "chosen as"},
-            *({"name": f"times {factor:g}", "kind": "factor"} for factor in factors),
-        ],
-        "rows": [
-            [str(each.scalar), ", ".join(each.kinds), *(found.cell(each.arm(factor)) for factor in factors)]
-            for each in candidates
-        ],
-    }
-
-
-def _curve(candidates: Sequence[Candidate], factors: Sequence[float], found: Findings) -> dict[str, Any]:
-    series = {}
-    for each in candidates:
-        line = [(factor, *found.cell(each.arm(factor))) for factor in sorted({*factors, 1.0} - {1.0})]
-        kept = [(factor, value, low, high) for factor, value, low, high in line if value is not None]
-        series[str(each.scalar)] = {
-            "points": [[factor, value] for factor, value, _, _ in kept],
-            "low": [low for *_, low, _ in kept],
-            "high": [high for *_, high in kept],
-        }
-    return {
-        "kind": "curve",
-        "title": "Damage by factor",
-        "across": "factor",
-        "upwards": "perplexity, times the untouched model's",
-        "format": "exponential",
-        "series": series,
-        "note": "Over all languages (geometric mean). At factor 1 every curve is at 1.",
-    }
-
-
-def _languages(
-    settings: ConfigDict, candidates: Sequence[Candidate], worst: Mapping[Candidate, float], found: Findings
+def verdict(
+    settings: ConfigDict, most: Mapping[Candidate, Intervention], found: Effects, restored: bool
 ) -> dict[str, Any]:
-    languages = list(settings.evaluate.languages)
-    return {
-        "title": "The worst factor of each scalar, by language",
-        "note": "Perplexity as a multiple of the untouched model's.",
-        "columns": [{"name": "scalar"}, *({"name": code, "kind": "factor"} for code in languages)],
-        "rows": [
-            [each.arm(worst[each]), *(found.cell(each.arm(worst[each]), language=code) for code in languages)]
-            for each in candidates
-        ],
+    """Return what the figures say.
+
+    Args:
+      settings: the config.
+      most: each scalar with the intervention that harms most.
+      found: the effects.
+      restored: whether everything put back gave the untouched losses to the bit.
+    """
+    broken = list(_broken(settings, most, found))
+    hurt = [pair for pair in rescues(settings, list(most)) if harm(found, pair[0].times(pair[1])) > claims.BROKEN]
+    special = {each: intervention for each, intervention in most.items() if not each.control}
+    facts = {
+        "most": most,
+        "special": [each for each in most if not each.control],
+        "controls": [each for each in most if each.control],
+        "broken": {False: sum(not each.control for each in broken), True: sum(each.control for each in broken)},
+        "first": max(special.values(), key=functools.partial(harm, found), default=None),
+        "hurt": hurt,
+        "saved": [pair for pair in hurt if harm(found, pair[0].times(pair[1], True)) < claims.BROKEN],
+        "clipped": CLIPPED,
+        "restored": restored,
+        "breaking": claims.BROKEN,
     }
+    return claims.verdict("single_parameter", "How much hangs on one parameter?", found, **facts)
 
 
-def _rescue(candidates: Sequence[Candidate], factors: Sequence[float], found: Findings) -> dict[str, Any]:
+def _broken(settings: ConfigDict, chosen: Mapping[Candidate, Intervention], found: Effects) -> Iterator[Candidate]:
+    """Yield the scalars that break the model with some factor, interval included."""
+    for each in chosen:
+        cells = [found.cell(each.times(factor)) for factor in settings.scalars.factors]
+        if any((low if low is not None else value or 0) > claims.BROKEN for value, low, _ in cells):
+            yield each
+
+
+def _scalars(context: Context, chosen: Sequence[Candidate]) -> dict[str, Any]:
+    members = [each.scalar for each in chosen]
+    values = scalars.gather(context.model.params, members)
+    scores = scalars.gather(scored.ranking(context, "nats"), members) / len(context.settings.score.languages)
+    note = (
+        "Super weights and massive dimensions are those of one forward pass over the prompt "
+        f"“{context.settings.scalars.prompt}”; the score is the mean over the scored languages."
+    )
+    columns = {"scalar": "text", "chosen as": "text", "value": "number", "score, nats per token": "number"}
     rows = [
-        [
-            each.arm(factor),
-            found.cell(each.arm(factor)),
-            found.cell(each.arm(factor, True)),
-            found.cell(each.arm(factor, True), each.arm(factor)),
-        ]
-        for each in candidates
-        if not each.control
-        for factor in factors
+        [str(each.scalar), ", ".join(each.reasons), float(value), float(score)]
+        for each, value, score in zip(chosen, values, scores, strict=True)
     ]
-    return {
-        "title": "Rescue by clipping",
-        "note": f"Every layer's output of {roles.display_name(roles.path('down'))} is clipped to the largest magnitude "
-        "that the untouched model gives on the scored text. Perplexity over all languages, as a multiple of the "
-        "untouched model's; last column: with clipping as a multiple of without. First row: what clipping alone does.",
-        "columns": [
-            {"name": "model"},
-            {"name": "as it is", "kind": "factor"},
-            {"name": "clipped", "kind": "factor"},
-            {"name": "clipped over as it is", "kind": "factor"},
-        ],
-        "rows": [[BASE, [0.0, None, None], found.cell(CLIPPED), None], *rows],
-    }
+    return tables.table("The scalars", columns, rows, note)
 
 
-def weigh(
-    settings: ConfigDict, candidates: Sequence[Candidate], worst: Mapping[Candidate, float], found: Findings, same: bool
-) -> list[str]:
-    """Return the paragraphs of the verdict, from the figures alone."""
-    special = [each for each in candidates if not each.control]
-    controls = [each for each in candidates if each.control]
-    words = []
+def _effects(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) -> dict[str, Any]:
+    factors = settings.scalars.factors
+    columns = {"scalar": "text", "chosen as": "text"} | {f"times {factor:g}": "factor" for factor in factors}
+    rows = [
+        [str(each.scalar), ", ".join(each.reasons), *(found.cell(each.times(factor)) for factor in factors)]
+        for each in chosen
+    ]
+    return tables.table("One scalar, multiplied", columns, rows, f"{tables.NOTE} Controls are below.")
 
-    def broken(members: Sequence[Candidate]) -> list[Candidate]:
-        """Those whose interval lies above `TIMES`, with some factor."""
-        limit = math.log(TIMES)
-        arms = {each: [found.cell(each.arm(factor)) for factor in settings.scalars.factors] for each in members}
-        return [each for each, cells in arms.items() if any((cell[1] or cell[0] or 0) > limit for cell in cells)]
 
-    words.append(
-        f"Of {numerals.plural(len(special), 'special scalar')} {len(broken(special))} break the model alone - "
-        f"perplexity over all languages more than {TIMES:g} times the untouched model's with some factor, interval "
-        f"included - and of {numerals.plural(len(controls), 'control')} {len(broken(controls))}."
+def _curve(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) -> dict[str, Any]:
+    factors = sorted({*settings.scalars.factors} - {1.0})
+    series = {str(each.scalar): [(factor, found.cell(each.times(factor))) for factor in factors] for each in chosen}
+    note = "Over all languages (geometric mean). At factor 1 every curve is at 1."
+    return tables.curve("Effect by factor", "factor", series, note=note)
+
+
+def _rescue(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) -> dict[str, Any]:
+    columns = {"model": "text", "as it is": "factor", "clipped": "factor", "clipped over as it is": "factor"}
+    rows: list[list[Any]] = [[UNTOUCHED.name, [0.0, None, None], found.cell(CLIPPED), None]]
+    for each, factor in rescues(settings, chosen):
+        plain, clipped = each.times(factor), each.times(factor, True)
+        rows.append([plain.name, found.cell(plain), found.cell(clipped), found.cell(clipped, plain)])
+    note = (
+        "The output of every layer's down projection is clipped to the largest magnitude that the untouched model "
+        "gives on the scored text. Perplexity over all languages, as a multiple of the untouched model's; last column: "
+        "with clipping as a multiple of without. First row: what clipping alone does."
     )
-    if 0.0 in settings.scalars.factors:
-        clauses = [f"{each.scalar} ({', '.join(each.kinds)}) {found.words(each.arm(0.0))}" for each in candidates]
-        words.append(f"Perplexity without the scalar: {'; '.join(clauses)}.")
-    clauses = [f"{each.arm(worst[each])} {found.words(each.arm(worst[each]))}" for each in candidates]
-    words.append(f"With the worst factor of each: {'; '.join(clauses)}.")
-    if special:
-        first = max(special, key=lambda each: _rank(found, each.arm(worst[each])))
-        languages = list(settings.evaluate.languages)
-        cells = {code: found.cell(first.arm(worst[first]), language=code) for code in languages}
-        known = {code: cell[0] for code, cell in cells.items() if cell[0] is not None}
-        if known:
-            name, order = first.arm(worst[first]), sorted(known, key=lambda code: known[code])
-            least, most = order[0], order[-1]
-            words.append(
-                f"{name} harms {least} least ({found.words(name, language=least)}) and {most} most "
-                f"({found.words(name, language=most)}): "
-                + (
-                    f"it breaks all {len(languages)} languages, so it is no part of one language, and that a region "
-                    "with it collapses the model says little about language."
-                    if len(known) == len(languages) and known[least] > math.log(TIMES)
-                    else "not every language breaks."
-                )
-            )
-    pairs = [(each, factor) for each in special for factor in settings.rescue.factors]
-    hurt = [(each, factor) for each, factor in pairs if _rank(found, each.arm(factor)) > math.log(TIMES)]
-    saved = [pair for pair in hurt if _rank(found, pair[0].arm(pair[1], True)) < math.log(TIMES)]
-    words.append(
-        "Rescue: putting the scalar back gives the untouched model's losses "
-        f"{'to the last bit' if same else 'NOT exactly'}; clipping, which alone costs {found.words(CLIPPED)}, brings "
-        f"{len(saved)} of {numerals.plural(len(hurt), 'broken model')} below {TIMES:g} times the untouched model's "
-        "perplexity."
-    )
-    return words
+    return tables.table("Rescue by clipping", columns, rows, note)
+
+
+STUDY = Study(steps, show, check)
