@@ -25,11 +25,12 @@ from lingregions.corpus import build, special
 from lingregions.corpus import source as sources
 from lingregions.corpus.batch import Batch
 from lingregions.corpus.check import Excerpt
-from lingregions.corpus.languages import canonical
+from lingregions.corpus.languages import LANGUAGES, canonical
 from lingregions.corpus.source import Source, Udhr
 from lingregions.corpus.special import Policy
 from lingregions.corpus.text import Reading
 from lingregions.corpus.tokens import Tokens, tokenize
+from lingregions.display import Shown
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.permutation import derive, permute
 
@@ -56,8 +57,8 @@ class Counts:
     skipped: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Corpus:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Corpus(Shown):
     """The samples of one language: `chosen` documents of `tokens`, packed to `length` (T)."""
 
     language: str
@@ -234,6 +235,15 @@ class Corpus:
             "policy": dataclasses.astuple(self.policy),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _line(self) -> str:
+        documents = f"{len(self.chosen):,} document{'s' * (len(self.chosen) != 1)}"
+        name = LANGUAGES[self.language].name
+        return f"{name}, {self.source}, {self.split}: {documents}, {len(self):,} samples of {self.length} tokens"
+
+    def _facts(self) -> dict[str, Any]:
+        counts = {name: f"{value:,}" for name, value in dataclasses.asdict(self.counts).items()}
+        return counts | {"special tokens": str(self.policy), "fingerprint": self.fingerprint}
 
     def _locate(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return, for each position in samples, int64 [B, room] place in the stream, document, and bool: no padding."""

@@ -181,7 +181,8 @@ class Provenance:
             raise ValueError(f"the provenance has a field that this version does not know: {error}") from error
         for field in dataclasses.fields(cls):
             value = getattr(found, field.name)
-            kind = int if field.name == "seed" else Selection if field.name == "selection" else type(field.default)
+            whole = field.name in ("seed", "data_seed", "layer")
+            kind = int if whole else Selection if field.name == "selection" else type(field.default)
             if type(value) is not kind and not (value is None and field.default is None):
                 raise ValueError(f"the provenance says {field.name} is {value!r}, which cannot be")
         return found

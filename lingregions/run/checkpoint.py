@@ -106,6 +106,21 @@ def header(folder: Path, version: int) -> dict[str, Any] | None:
     return found
 
 
+def shapes(folder: Path, version: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return {path: shape and dtype} of what a version under `folder` holds: what `load` needs where no model is.
+
+    Raises:
+      RunError: nothing is saved there, or it is damaged.
+    """
+    if not version:
+        raise files.RunError(f"nothing is saved in {folder}")
+    found = {}
+    for path, words in _read(folder, version)["leaves"].items():
+        dtype, _, sizes = words.removesuffix("]").partition("[")
+        found[path] = jax.ShapeDtypeStruct(tuple(map(int, filter(None, sizes.split(",")))), np.dtype(dtype))
+    return found
+
+
 def _record(leaves: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
     shapes = {path: _shape(leaf) for path, leaf in leaves.items()}
     return files.seal({"schema": SCHEMA, "header": header, "leaves": shapes, "sums": _sums(leaves)})
