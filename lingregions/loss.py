@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from lingregions import mesh as meshes
@@ -148,10 +149,13 @@ def _each(
         hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, capture, bounds, buffers)
         table = models.head(config, params).astype(DTYPES[compute.dtype])
         following, counts = targets(batch)
-        return cross_entropy(hidden, table, following, min(compute.chunk, hidden.shape[1])), counts, inputs
+        chunk = min(compute.chunk, hidden.shape[1])
+        return cross_entropy(hidden, table, following, chunk, models.logit_softcap(config)), counts, inputs
 
 
-def cross_entropy(hidden: jax.Array, table: jax.Array, following: jax.Array, chunk: int) -> jax.Array:
+def cross_entropy(
+    hidden: jax.Array, table: jax.Array, following: jax.Array, chunk: int, softcap: float | None = None
+) -> jax.Array:
     """Return -log softmax(hidden table^T)[following], float32 [B, T], `chunk` tokens at a time.
 
     Args:
@@ -159,13 +163,14 @@ def cross_entropy(hidden: jax.Array, table: jax.Array, following: jax.Array, chu
       table: [V, D].
       following: int32 [B, T].
       chunk: tokens of each sample a step; the last step is filled up with zeros.
+      softcap: logits x become c tanh(x / c) with this c; None for none.
     """
     T = hidden.shape[1]
     short = -T % chunk
     if short:
         hidden = jnp.pad(hidden, ((0, 0), (0, short), (0, 0)))
         following = jnp.pad(following, ((0, 0), (0, short)))
-    each = _cross_entropy(_split(hidden, chunk), table, _split(following, chunk))
+    each = _cross_entropy(softcap, _split(hidden, chunk), table, _split(following, chunk))
     return _join(each)[:, :T]
 
 
@@ -181,37 +186,49 @@ def _join(values: jax.Array) -> jax.Array:
     return values.reshape(values.shape[0], -1, *values.shape[3:])
 
 
-def _chunk(hidden: jax.Array, table: jax.Array, following: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the loss [B, t], the weights exp(logits - top) [B, t, V] and their sum [B, t, 1] of one chunk."""
-    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+class _Chunk(NamedTuple):
+    """What is known of one chunk: the loss [B, t]; exp(logits - top) [B, t, V] and its sum; the slope of the cap."""
+
+    nats: jax.Array
+    weights: jax.Array
+    total: jax.Array
+    slope: jax.Array | None
+
+
+def _chunk(hidden: jax.Array, table: jax.Array, following: jax.Array, softcap: float | None) -> _Chunk:
+    logits, slope = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32), None
+    if softcap is not None:
+        tanh = jnp.tanh(logits / np.float32(softcap))
+        logits, slope = np.float32(softcap) * tanh, 1 - tanh * tanh
     # A comparison, not a gather: it keeps a vocabulary that is split over devices where it lies.
     picked = jnp.sum(jnp.where(_hot(logits, following), logits, jnp.float32(0)), axis=-1)
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     # top - picked first: it is exact where they are close, so a large logit costs a small loss no digits.
-    return jnp.log(total)[..., 0] + (top[..., 0] - picked), weights, total
+    return _Chunk(jnp.log(total)[..., 0] + (top[..., 0] - picked), weights, total, slope)
 
 
 def _hot(logits: jax.Array, following: jax.Array) -> jax.Array:
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == following[..., None]
 
 
-def _d_logits(weights: jax.Array, total: jax.Array, following: jax.Array) -> jax.Array:
-    """Return d loss / d logits = softmax - one-hot."""
-    return weights / total - _hot(weights, following).astype(weights.dtype)
+def _d_logits(chunk: _Chunk, following: jax.Array) -> jax.Array:
+    """Return d loss / d logits = softmax - one-hot, times the slope of the cap."""
+    found = chunk.weights / chunk.total - _hot(chunk.weights, following).astype(chunk.weights.dtype)
+    return found if chunk.slope is None else found * chunk.slope
 
 
-@jax.custom_vjp
-def _cross_entropy(hidden: jax.Array, table: jax.Array, following: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda each: _chunk(each[0], table, each[1])[0], (hidden, following))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(softcap: float | None, hidden: jax.Array, table: jax.Array, following: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda each: _chunk(each[0], table, each[1], softcap).nats, (hidden, following))
 
 
-def _forward(hidden: Any, table: Any, following: Any) -> tuple[jax.Array, Any]:
+def _forward(softcap: float | None, hidden: Any, table: Any, following: Any) -> tuple[jax.Array, Any]:
     def one(each: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        nats, weights, total = _chunk(each[0], table.value, each[1])
-        d_logits = _d_logits(weights, total, each[1]).astype(table.value.dtype)
-        return nats, jnp.einsum("btv,vd->btd", d_logits, table.value)
+        chunk = _chunk(each[0], table.value, each[1], softcap)
+        d_logits = _d_logits(chunk, each[1]).astype(table.value.dtype)
+        return chunk.nats, jnp.einsum("btv,vd->btd", d_logits, table.value)
 
     nats, d_hidden = jax.lax.map(one, (hidden.value, following.value))
     # Scoring does not ask for the head's gradient: then nothing but the gradient need be kept.
@@ -219,7 +236,7 @@ def _forward(hidden: Any, table: Any, following: Any) -> tuple[jax.Array, Any]:
     return nats, (d_hidden, kept)
 
 
-def _backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array | None, None]:
+def _backward(softcap: float | None, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array | None, None]:
     d_hidden, inputs = kept
     d_hidden = d_hidden * gradient[..., None].astype(d_hidden.dtype)
     if inputs is None:
@@ -228,9 +245,8 @@ def _backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array | No
 
     def add(total: jax.Array, each: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         values, ids, cotangent = each
-        _, weights, normaliser = _chunk(values, table, ids)
-        d_logits = (_d_logits(weights, normaliser, ids) * cotangent[..., None]).astype(table.dtype)
-        return total + _outer(d_logits, values), None
+        d_logits = _d_logits(_chunk(values, table, ids, softcap), ids) * cotangent[..., None]
+        return total + _outer(d_logits.astype(table.dtype), values), None
 
     d_table, _ = jax.lax.scan(add, jnp.zeros(table.shape, jnp.float32), (hidden, following, gradient))
     # The barrier: the compiler would keep the float32 sums until they are read.

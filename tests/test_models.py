@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +21,31 @@ from lingregions.models.config import DecoderConfig, RotaryScaling
 from lingregions.models.parameter import Parameter
 
 PRESETS = sorted(models.PRESETS)
-# Presets that a test may run; the others are only counted.
-SMALL = [name for name in PRESETS if trees.count(models.declare(models.PRESETS[name])) < 1_000_000]
+
+
+def shrink(config: DecoderConfig) -> DecoderConfig:
+    """A model of the same family with everything that it has, small enough to run: windows shorter than the texts."""
+    layers = 7 if config.local_theta else 4
+    sizes: dict[str, Any] = {"vocab": 44, "embed": 24, "mlp": 32, "layers": layers, "heads": 4, "kv_heads": 2}
+    sizes |= {"head_dim": 6, "context": 64, "std": 0.3, "window": config.window and 3}
+    sizes |= {"local": config.local[:layers], "unrotated": config.unrotated[:layers]}
+    return dataclasses.replace(config, **sizes)
+
+
+# What tests can run: the tiny preset, one model a family, and another architecture than the shared decoder.
+SMALL: dict[str, Any] = {"tiny": models.PRESETS["tiny"], "toy": toy.ToyConfig()} | {
+    config.family: shrink(config) for config in models.PRESETS.values() if config.family != "llama"
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def architectures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.ARCHITECTURES, "toy", toy.ARCHITECTURE)
+        yield
+
+
+LLAMA = [name for name in PRESETS if models.PRESETS[name].family == "llama"]
 
 
 def small(**changes: Any) -> DecoderConfig:
@@ -30,6 +54,8 @@ def small(**changes: Any) -> DecoderConfig:
 
 
 # The declaration.
+
+COUNTED: set[str] = set()
 
 
 @pytest.mark.parametrize(
@@ -41,16 +67,29 @@ def small(**changes: Any) -> DecoderConfig:
         ("llama2-7b", 6_738_415_616),
         ("llama2-13b", 13_015_864_320),
         ("llama2-70b", 68_976_648_192),
+        ("llama3.2-1b", 1_235_814_400),
+        ("llama3.1-8b", 8_030_261_248),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen3-0.6b", 596_049_920),
+        ("gemma2-2b", 2_614_341_888),
+        ("gemma3-270m", 268_098_176),
+        ("gemma3-1b", 999_885_952),
+        ("olmo2-1b", 1_484_916_736),
+        ("phi3-mini-4k", 3_821_079_552),
+        ("smollm3-3b", 3_075_098_624),
     ],
 )
 def test_presets_have_the_published_number_of_parameters(preset, expected):
     config = models.PRESETS[preset]
     assert trees.count(models.declare(config)) == expected
     assert trees.count(jax.eval_shape(lambda key: models.initialize(config, key), jax.random.key(0))) == expected
+    COUNTED.add(preset)
 
 
 def test_every_preset_is_counted():
-    assert PRESETS == ["llama2-13b", "llama2-70b", "llama2-7b", "smollm2-135m", "tiny"]
+    assert sorted(COUNTED) == PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -63,7 +102,7 @@ def test_the_modules_make_the_declared_tree(preset):
     assert {leaf.dtype for leaf in jax.tree.leaves(made["params"])} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", LLAMA)
 def test_every_tensor_of_hugging_face_is_named_once_with_its_shape(preset):
     config = models.PRESETS[preset]
     D, F, H = config.embed, config.mlp, config.head_dim
@@ -95,7 +134,7 @@ def test_an_axis_of_a_name_has_one_length(preset):
         for axis, size in zip(each.axes, each.shape, strict=True):
             lengths.setdefault(axis, set()).add(size)
     assert {axis: len(sizes) for axis, sizes in lengths.items()} == dict.fromkeys(lengths, 1)
-    assert lengths.keys() == {"layers", "embed", "heads", "kv_heads", "mlp", "vocab"}
+    assert lengths.keys() - {"features"} == {"layers", "embed", "heads", "kv_heads", "mlp", "vocab"}
 
 
 def test_a_parameter_knows_its_matrices():
@@ -111,13 +150,13 @@ def test_a_parameter_knows_its_matrices():
 
 
 @pytest.fixture(scope="module", params=SMALL)
-def initialized(request):
-    config = models.PRESETS[request.param]
+def initialized(request, architectures):
+    config = SMALL[request.param]
     return config, models.initialize(config, jax.random.key(3))
 
 
-def test_each_architecture_has_a_preset_that_tests_can_run():
-    assert {models.PRESETS[name].family for name in SMALL} == set(models.ARCHITECTURES)
+def test_each_architecture_is_run():
+    assert {config.family for config in SMALL.values()} == set(models.ARCHITECTURES)
 
 
 def test_the_same_values_on_every_mesh(initialized, mesh):
@@ -136,13 +175,13 @@ def test_values_are_as_declared_and_each_array_has_its_own(initialized):
         values = np.asarray(trees.flatten(params)[path])
         assert values.dtype == np.float32
         if declared.scale is None:
-            np.testing.assert_array_equal(values, np.ones(declared.shape, np.float32))
+            np.testing.assert_array_equal(values, np.full(declared.shape, 1 - declared.offset, np.float32))
         else:
             # The standard deviation of n normal values is known to about 1 / sqrt(2 n).
             assert abs(values.std() / declared.scale - 1) < 5 / math.sqrt(2 * values.size), path
             assert abs(values.mean()) < 5 * declared.scale / math.sqrt(values.size), path
     assert trees.fingerprint(params) != trees.fingerprint(models.initialize(config, jax.random.key(4)))
-    gate, up = params["layers"]["mlp"]["gate_proj"], params["layers"]["mlp"]["up_proj"]
+    gate, up = params["layers"]["mlp"]["down_proj"].swapaxes(1, 2), params["layers"]["mlp"]["up_proj"]
     assert not np.array_equal(gate, up)
     assert not np.array_equal(gate[0], gate[1])
 
@@ -529,8 +568,11 @@ def test_eight_devices_give_what_one_gives(sample, mesh):
     np.testing.assert_allclose(found, np.concatenate([hidden, hidden]), atol=2e-5)
 
 
-def test_captured_inputs_are_those_of_every_weight_in_the_layers(sample):
-    config, params, tokens, _ = sample
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "toy"])
+def test_captured_inputs_are_those_of_every_weight_in_the_layers(name):
+    config = SMALL[name]
+    params = models.initialize(config, jax.random.key(3))
+    tokens = np.random.default_rng(0).integers(0, config.vocab, SEGMENTS.shape).astype(np.int32)
     step = jax.jit(models.hidden, static_argnums=(0, 1, 5))
     _, inputs = step(config, models.Compute(block=4), params, tokens, SEGMENTS, True)
     layers = trees.flatten(roles.restrict(models.declare(config), "decoder"))
@@ -539,13 +581,20 @@ def test_captured_inputs_are_those_of_every_weight_in_the_layers(sample):
         path: (each.shape[0], each.shape[-1]) for path, each in layers.items()
     }
     assert captured.keys() - layers.keys() == {"norm"}
-    # q, k and v read the same; the input of the first layer's first gain is the normed embedding, padding left out.
+    # q, k and v read the same; what the first layer reads first is the embedding, normed or not, padding left out.
     attended = inputs["layers"]["self_attn"]
     np.testing.assert_array_equal(np.asarray(attended["q_proj"]), np.asarray(attended["v_proj"]))
-    embedded = np.asarray(params["embed_tokens"], np.float64)[tokens]
-    normed = embedded / np.sqrt((embedded**2).mean(-1, keepdims=True) + config.eps)
-    expected = (normed**2 * (SEGMENTS != 0)[..., None]).sum((0, 1))
-    np.testing.assert_allclose(np.asarray(inputs["layers"]["input_layernorm"][0]), expected, rtol=1e-5)
+    entering = np.asarray(params["embed_tokens"], np.float64)[tokens] * (
+        config.embed**0.5 if config.scaled_embedding else 1
+    )
+    found = attended["q_proj"]
+    if config.norms != "after":
+        entering = entering / np.sqrt((entering**2).mean(-1, keepdims=True) + config.eps)
+        found = inputs["layers"]["input_layernorm"]
+    expected = (entering**2 * (SEGMENTS != 0)[..., None]).sum((0, 1))
+    np.testing.assert_allclose(np.asarray(found[0]), expected, rtol=1e-5)
+    for path in set(layers) & {roles.path(f"{role}_bias") for role in "qkvo"}:
+        np.testing.assert_array_equal(np.asarray(captured[path]), np.full(layers[path].shape, (SEGMENTS != 0).sum()))
 
 
 def test_one_forward_pass_by_hand():

@@ -16,7 +16,7 @@ import numpy as np
 
 from lingregions import mesh as meshes
 from lingregions import tree as trees
-from lingregions.models import decoder, llama, roles
+from lingregions.models import decoder, gemma2, gemma3, llama, mistral, olmo2, phi3, qwen2, qwen3, roles, smollm3
 from lingregions.models.compute import Compute
 from lingregions.models.config import Config, DecoderConfig, RotaryScaling
 from lingregions.models.maxima import ActivationMaxima, massive_dimensions, super_weights
@@ -39,6 +39,7 @@ __all__ = [
     "head",
     "hidden",
     "initialize",
+    "logit_softcap",
     "massive_dimensions",
     "parse",
     "roles",
@@ -65,11 +66,23 @@ class Architecture(NamedTuple):
     head: Callable[[Mapping[str, Any]], jax.Array] = decoder.head
 
 
-# By the `model_type` of a Hugging Face config.json.
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(llama.parse, llama.dump),
+_VARIANTS = {  # of the shared decoder, by the `model_type` of a Hugging Face config.json
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3,
+    "olmo2": olmo2,
+    "phi3": phi3,
+    "smollm3": smollm3,
 }
-PRESETS: dict[str, DecoderConfig] = dict(llama.PRESETS)
+ARCHITECTURES: dict[str, Architecture] = {
+    family: Architecture(each.parse, each.dump) for family, each in _VARIANTS.items()
+}
+PRESETS: dict[str, DecoderConfig] = {
+    name: config for each in _VARIANTS.values() for name, config in each.PRESETS.items()
+}
 
 
 def architecture(config: Config) -> Architecture:
@@ -241,3 +254,9 @@ def _maxima(
 def head(config: Any, params: trees.Tree) -> jax.Array:
     """Return the [V, D] matrix from hidden state to logits."""
     return architecture(config).head(params)
+
+
+def logit_softcap(config: Any) -> float | None:
+    """Return c where the logits x become c tanh(x / c), None where they stay."""
+    found: float | None = getattr(config, "logit_softcap", None)
+    return found

@@ -5,7 +5,7 @@ architecture, this decoder or another one.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 SIZES = ("vocab", "embed", "mlp", "layers", "heads", "kv_heads", "head_dim", "context")
 
@@ -52,18 +52,43 @@ class Config(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScaling:
-    """Stretching of the rotary frequencies beyond the original context, as Llama 3.1 does it ("llama3") or "linear"."""
+    """Stretching of the rotary frequencies beyond the original context; `rotary.frequencies` says what each kind does.
+
+    Attributes:
+      kind: one of `SCALINGS`.
+      factor: how many times longer the context becomes.
+      low_frequency_factor, high_frequency_factor: of "llama3".
+      original_context: positions that were trained for before the stretching.
+      attention_factor: cosines and sines are multiplied by it ("yarn", "longrope").
+      fast, slow: rotations within the original context between which "yarn" blends.
+      truncate: whether "yarn" blends between whole pairs.
+      short, long: divisors of each pair's frequency up to the original context, and beyond it ("longrope").
+    """
 
     kind: str
     factor: float
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_context: int = 8192
+    attention_factor: float = 1.0
+    fast: float = 32.0
+    slow: float = 1.0
+    truncate: bool = True
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse kinds that are not implemented."""
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope scaling {self.kind!r} is not implemented; there are linear and llama3")
+        if self.kind not in SCALINGS:
+            raise ValueError(f"rope scaling {self.kind!r} is not implemented; there are {', '.join(SCALINGS)}")
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the frequencies depend on the length of the text."""
+        return self.kind in ("dynamic", "longrope")
+
+
+SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 class LayerKind(NamedTuple):
@@ -99,6 +124,20 @@ class DecoderConfig:
       tied: whether the head is the embedding.
       std: standard deviation of random initial weights.
       family: key in `models.ARCHITECTURES`.
+      activation: of the gate, "silu" or "gelu" (its approximation by tanh).
+      biases: roles of the matrices that have one.
+      norms: where they stand, of attention and of the MLP alike: "before", "after", or "around" (both).
+      norm_offset: what is added to a gain before it is used: 1 in Gemma.
+      qk_norm: norms of queries and keys: "" (none), "head" (each head by itself) or "whole" (all heads together).
+      window: tokens that a query sees in the layers with local attention, itself included.
+      local: which layers have it; empty for all of them, if there is a window.
+      local_theta: base of the rotary frequencies of those layers, which then are not scaled.
+      unrotated: which layers have no rotary positions; empty for none.
+      attention_scale: what queries times keys are multiplied by; None for H^-1/2.
+      attention_softcap: attention logits x become c tanh(x / c) with this c; None for none.
+      logit_softcap: the same of the model's logits.
+      scaled_embedding: whether embeddings are multiplied by D^1/2.
+      fused: whether files hold q, k and v in one tensor, and gate and up in another.
     """
 
     vocab: int
@@ -115,18 +154,46 @@ class DecoderConfig:
     tied: bool = False
     std: float = 0.02
     family: str = "llama"
+    activation: Literal["silu", "gelu"] = "silu"
+    biases: tuple[str, ...] = ()
+    norms: Literal["before", "after", "around"] = "before"
+    norm_offset: float = 0.0
+    qk_norm: Literal["", "head", "whole"] = ""
+    window: int | None = None
+    local: tuple[bool, ...] = ()
+    local_theta: float | None = None
+    unrotated: tuple[bool, ...] = ()
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    scaled_embedding: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that no decoder has."""
         for field in SIZES:
             if getattr(self, field) < 1:
                 raise ValueError(f"config {field} is {getattr(self, field)}; it must be at least 1")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"config window is {self.window}; a token sees at least itself")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv heads evenly")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary positions need an even one")
+        for field in ("local", "unrotated"):
+            if len(getattr(self, field)) not in (0, self.layers):
+                raise ValueError(f"config {field} speaks of {len(getattr(self, field))} layers, not of {self.layers}")
+
+    def kind(self, layer: int) -> LayerKind:
+        """Return the kind of a layer."""
+        window = self.window if not self.local or self.local[layer] else None
+        if self.unrotated and self.unrotated[layer]:
+            return LayerKind(window, None, None)
+        if window is not None and self.local_theta is not None:
+            return LayerKind(window, self.local_theta, None)
+        return LayerKind(window, self.rope_theta, self.rope_scaling)
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kind of each layer."""
-        return (LayerKind(None, self.rope_theta, self.rope_scaling),) * self.layers
+        return tuple(map(self.kind, range(self.layers)))

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,12 +86,14 @@ def _place(weights: Weights, parameter: models.Parameter, sharding: Any) -> jax.
 
 def _read(weights: Weights, parameter: models.Parameter, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
     """Return one part of a leaf on the host, layer by layer."""
-    names, index = parameter.names(), tuple(slice(*each) for each in bounds)
+    files = parameter.files()
     if not parameter.stacked:
-        return weights.read(names[0], index)
+        return weights.read(files[0][0], tuple(slice(*each) for each in bounds))
     values = np.empty([stop - start for start, stop in bounds], np.float32)
     for place, layer in enumerate(range(*bounds[0])):
-        values[place] = weights.read(names[layer], index[1:])
+        name, shift = files[layer]
+        (first, last), *others = bounds[1:]
+        values[place] = weights.read(name, (slice(first + shift, last + shift), *(slice(*each) for each in others)))
     return values
 
 
@@ -131,7 +133,7 @@ def check(weights: Weights, config: Any) -> Weights:
     if tied and HEAD in weights.shapes and EMBEDDING not in weights.shapes:
         weights = _Renamed(weights, EMBEDDING, HEAD)
     found = {name: shape for name, shape in weights.shapes.items() if not BUFFERS.fullmatch(name)}
-    expected = {name: parameter.matrix for _, parameter in trees.walk(declaration) for name in parameter.names()}
+    expected = {name: _shape(parts) for name, parts in _stored(declaration).items()}
     if tied and EMBEDDING in found:
         found.pop(HEAD, None)
     missing = [name for name in expected if name not in found]
@@ -205,8 +207,13 @@ def export(
     if tokenizer is not None:
         tokenizer.check(config.vocab)
         head |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    matrices = dict(_matrices(declaration, params))
-    shapes = {name: parameter.matrix for name, (parameter, _, _) in matrices.items()}
+    leaves, stored = trees.flatten(params), _stored(declaration)
+    shapes = {name: _shape(parts) for name, parts in stored.items()}
+
+    def tensor(name: str) -> np.ndarray:
+        parts = [_host(leaves[parameter.path], layer) for parameter, layer in stored[name]]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
     writes = jax.process_index() == 0
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
@@ -215,7 +222,7 @@ def export(
             (partial / "config.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
             if tokenizer is not None:
                 tokenizer.save(partial)
-        safetensors.save(partial, shapes, lambda name: _host(*matrices[name][1:]), dtype, limit, writes)
+        safetensors.save(partial, shapes, tensor, dtype, limit, writes)
         if writes:
             os.rename(partial, folder)
     finally:
@@ -225,14 +232,18 @@ def export(
         multihost_utils.sync_global_devices("export")
 
 
-def _matrices(
-    declaration: Mapping[str, Any], params: Mapping[str, Any]
-) -> Iterable[tuple[str, tuple[models.Parameter, Any, int | None]]]:
-    """Yield (Hugging Face name, (parameter, leaf, layer or None)), by leaf and layer."""
-    leaves = trees.flatten(params)
-    for path, parameter in trees.walk(declaration):
-        for layer, name in enumerate(parameter.names()):
-            yield name, (parameter, leaves[path], layer if parameter.stacked else None)
+def _stored(declaration: Mapping[str, Any]) -> dict[str, list[tuple[models.Parameter, int | None]]]:
+    """Return, by Hugging Face name, the matrices (parameter, layer or None) that lie in it, from its first row on."""
+    found: dict[str, list[tuple[int, models.Parameter, int | None]]] = {}
+    for _, parameter in trees.walk(declaration):
+        for layer, (name, first) in enumerate(parameter.files()):
+            found.setdefault(name, []).append((first, parameter, layer if parameter.stacked else None))
+    return {name: [each[1:] for each in sorted(parts, key=lambda each: each[0])] for name, parts in found.items()}
+
+
+def _shape(parts: Sequence[tuple[models.Parameter, int | None]]) -> tuple[int, ...]:
+    """Return the shape of a tensor of these matrices, one below the other."""
+    return sum(each.matrix[0] for each, _ in parts), *parts[0][0].matrix[1:]
 
 
 def _host(leaf: Any, layer: int | None) -> np.ndarray:

@@ -19,9 +19,9 @@ import numpy as np
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.models import roles
-from lingregions.models.attention import attend
+from lingregions.models.attention import Logits, attend
 from lingregions.models.compute import DTYPES, REMAT, Compute
-from lingregions.models.config import DecoderConfig
+from lingregions.models.config import DecoderConfig, LayerKind
 from lingregions.models.parameter import Parameter
 from lingregions.models.rotary import angles, rotate
 
@@ -35,29 +35,45 @@ def parameters(config: DecoderConfig) -> dict[str, Parameter]:
         "embed": config.embed,
         "heads": config.heads * config.head_dim,
         "kv_heads": config.kv_heads * config.head_dim,
+        "features": config.head_dim,
         "mlp": config.mlp,
         "vocab": config.vocab,
     }
+    rows = {"k": sizes["heads"], "v": sizes["heads"] + sizes["kv_heads"], "up": config.mlp, "q": 0, "gate": 0}
 
-    def parameter(role: str, *axes: str, scale: float | None) -> Parameter:
+    def parameter(role: str, *axes: str, scale: float | None = std) -> Parameter:
         axes = (roles.LAYERS, *axes) if roles.ROLES[role].stacked else axes
-        return Parameter(role, tuple(sizes[axis] for axis in axes), axes, scale, config.head_dim)
+        offset = config.norm_offset if roles.ROLES[role].kind == "norm" else 0.0
+        stem = "mlp.gate_up_proj" if role in ("gate", "up") else "self_attn.qkv_proj"
+        fused = (stem, rows[role]) if config.fused and role in rows else None
+        return Parameter(role, tuple(sizes[axis] for axis in axes), axes, scale, config.head_dim, offset, fused)
 
+    outputs = {"q": "heads", "k": "kv_heads", "v": "kv_heads", "o": "embed"}
+    norms = {
+        "before": ("input_norm", "post_attention_norm"),
+        "after": ("post_attention_norm", "post_mlp_norm"),
+        "around": ("input_norm", "post_attention_norm", "pre_mlp_norm", "post_mlp_norm"),
+    }[config.norms]
+    normed = {"": (), "head": ("features", "features"), "whole": ("heads", "kv_heads")}[config.qk_norm]
     declared = [
-        parameter("q", "heads", "embed", scale=std),
-        parameter("k", "kv_heads", "embed", scale=std),
-        parameter("v", "kv_heads", "embed", scale=std),
+        *(parameter(role, outputs[role], "embed") for role in ("q", "k", "v")),
         parameter("o", "embed", "heads", scale=out),
-        parameter("gate", "mlp", "embed", scale=std),
-        parameter("up", "mlp", "embed", scale=std),
+        parameter("gate", "mlp", "embed"),
+        parameter("up", "mlp", "embed"),
         parameter("down", "embed", "mlp", scale=out),
-        parameter("input_norm", "embed", scale=None),
-        parameter("post_attention_norm", "embed", scale=None),
-        parameter("embedding", "vocab", "embed", scale=std),
+        *(parameter(role, "embed", scale=None) for role in norms),
+        *(parameter(role, axis, scale=None) for role, axis in zip(("q_norm", "k_norm"), normed, strict=False)),
+        *(parameter(f"{role}_bias", outputs[role]) for role in config.biases),
+        parameter("embedding", "vocab", "embed"),
         parameter("final_norm", "embed", scale=None),
-        *([] if config.tied else [parameter("head", "vocab", "embed", scale=std)]),
+        *([] if config.tied else [parameter("head", "vocab", "embed")]),
     ]
     return {each.role: each for each in declared}
+
+
+def distinct_kinds(config: DecoderConfig) -> tuple[LayerKind, ...]:
+    """Return the kinds of layers that the model has, in the order in which they come."""
+    return tuple(dict.fromkeys(config.kinds))
 
 
 def declare(config: DecoderConfig) -> trees.Tree:
@@ -119,11 +135,14 @@ class _Block(nn.Module):
     def capture_input(self, values: jax.Array, role: str, segments: jax.Array) -> None:
         """Put the sums of squares of a weight's input, float32 [in], into the collection "inputs" if it is asked for.
 
-        Padding does not count. The norm of the input activations is what the score `wanda` needs.
+        Values are [B, T, in] or [B, T, N, in]; padding does not count. The norm of the input activations is what the
+        score `wanda` needs.
         """
         if self.is_mutable_collection("inputs"):
-            wide = values.astype(jnp.float32) * (segments != 0)[..., None].astype(jnp.float32)
-            self.put_variable("inputs", parameters(self.config)[role].key, jnp.sum(wide * wide, axis=(0, 1)))
+            real = (segments != 0).astype(jnp.float32).reshape(*segments.shape, *(1,) * (values.ndim - 2))
+            wide = values.astype(jnp.float32) * real
+            total = jnp.sum(wide * wide, axis=tuple(range(values.ndim - 1)))
+            self.put_variable("inputs", parameters(self.config)[role].key, total)
 
     def capture_maxima(self, values: jax.Array, key: str, segments: jax.Array) -> None:
         """Put the largest magnitude of each channel over all tokens into the collection "maxima" if it is asked for.
@@ -143,15 +162,26 @@ class _Block(nn.Module):
         return jnp.clip(values, -most, most)
 
     def project(self, values: jax.Array, role: str, segments: jax.Array) -> jax.Array:
-        """Return values [B, T, in] times the declared matrix [out, in], as [B, T, out], within its bound."""
+        """Return values [B, T, in] times the matrix [out, in], plus its bias if any: [B, T, out], within its bound."""
         self.capture_input(values, role, segments)
-        return self.bound(jnp.einsum("bti,oi->bto", values, self.weight(role)), role)
+        out = jnp.einsum("bti,oi->bto", values, self.weight(role))
+        if role in self.config.biases:
+            bias = self.weight(f"{role}_bias")
+            # What enters a bias is one, for every token.
+            self.capture_input(jnp.ones_like(out), f"{role}_bias", segments)
+            out = out + bias[None, None, :]
+        return self.bound(out, role)
 
     def norm(self, values: jax.Array, role: str, segments: jax.Array) -> jax.Array:
-        """Return the RMSNorm of [B, T, D] with the declared gain [D], within its bound."""
-        scaled = normalize(values, self.config.eps)
+        """Return the RMSNorm of the last axis times the declared gain, within its bound; [B, T, D] or [B, T, N, H]."""
+        offset = self.config.norm_offset
+        # With an offset the product is in float32 too, as Gemma has it: 1 + w has more digits than w.
+        scaled = normalize(values.astype(jnp.float32) if offset else values, self.config.eps)
         self.capture_input(scaled, role, segments)
-        return self.bound(self.weight(role)[None, None, :] * scaled, role)
+        gain = self.weight(role).reshape((1,) * (values.ndim - 1) + (-1,))
+        if offset:
+            gain = np.float32(offset) + gain.astype(jnp.float32)
+        return self.bound((gain * scaled).astype(values.dtype), role)
 
 
 class Attention(_Block):
@@ -171,6 +201,16 @@ class Attention(_Block):
             self.put_variable("cache", key, values)
         return values
 
+    def heads(self, x: jax.Array, role: str, segments: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Return the queries or keys of [B, T, D], normed where the family norms them, and turned: [B, T, N or K, H]."""
+        values, norm = self.project(x, role, segments), f"{role}_norm"
+        if self.config.qk_norm == "whole":
+            values = self.norm(values, norm, segments)
+        values = values.reshape(*x.shape[:2], -1, self.config.head_dim)
+        if self.config.qk_norm == "head":
+            values = self.norm(values, norm, segments)
+        return rotate(values, *rope)
+
     @nn.compact
     def __call__(
         self,
@@ -178,25 +218,28 @@ class Attention(_Block):
         segments: jax.Array,
         rope: tuple[jax.Array, jax.Array],
         start: jax.Array | None = None,
+        kind: jax.Array | None = None,
     ) -> jax.Array:
-        """Map [B, T, D] to [B, T, D]; with `start` the tokens follow those in the cache."""
+        """Map [B, T, D] to [B, T, D]; with `start` the tokens follow those in the cache; `kind` as in `Layer`."""
         B, T, _ = x.shape
-        N, K, H = self.config.heads, self.config.kv_heads, self.config.head_dim
-        query = rotate(self.project(x, "q", segments).reshape(B, T, N, H), *rope)
-        key = rotate(self.project(x, "k", segments).reshape(B, T, K, H), *rope)
-        value = self.project(x, "v", segments).reshape(B, T, K, H)
+        query, key = self.heads(x, "q", segments, rope), self.heads(x, "k", segments, rope)
+        value = self.project(x, "v", segments).reshape(B, T, self.config.kv_heads, self.config.head_dim)
         key, value = self.remember(key, "key", start), self.remember(value, "value", start)
-        out = attend(query, key, value, segments, self.compute.attention, self.compute.block, start)
-        return self.project(out.reshape(B, T, N * H), "o", segments)
+        logits = Logits(self.config.attention_scale, self.config.attention_softcap)
+        windows = tuple(each.window for each in distinct_kinds(self.config))
+        how = self.compute.attention, self.compute.block
+        out = attend(query, key, value, segments, *how, start, logits, windows, kind)
+        return self.project(out.reshape(B, T, -1), "o", segments)
 
 
 class Mlp(_Block):
-    """SwiGLU: down(silu(gate x) * up x)."""
+    """The gated MLP: down(activation(gate x) * up x)."""
 
     @nn.compact
     def __call__(self, x: jax.Array, segments: jax.Array) -> jax.Array:
         """Map [B, T, D] to [B, T, D]."""
-        hidden = nn.silu(self.project(x, "gate", segments)) * self.project(x, "up", segments)
+        activation = nn.silu if self.config.activation == "silu" else nn.gelu  # nn.gelu is the approximation by tanh
+        hidden = activation(self.project(x, "gate", segments)) * self.project(x, "up", segments)
         out = self.project(hidden, "down", segments)
         self.capture_maxima(hidden, "down_in", segments)
         self.capture_maxima(out, "down_out", segments)
@@ -204,7 +247,7 @@ class Mlp(_Block):
 
 
 class Layer(_Block):
-    """One decoder layer: x + attention(norm x), then x + mlp(norm x)."""
+    """One decoder layer: x + attention(x), then x + mlp(x), with norms before, after or around the two."""
 
     @nn.compact
     def __call__(
@@ -213,19 +256,30 @@ class Layer(_Block):
         segments: jax.Array,
         rope: tuple[jax.Array, jax.Array],
         start: jax.Array | None = None,
+        kind: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
-        """Map [B, T, D] to ([B, T, D], nothing), the form that a scan over layers wants."""
+        """Map [B, T, D] to ([B, T, D], nothing), the form that a scan over layers wants.
+
+        Where the layers are not all of one kind, `kind`, int32 [], says which of `distinct_kinds` this one is, and the
+        angles in `rope` have an axis of kinds in front.
+        """
         self.capture_maxima(x, "residual", segments)
-        attention, mlp = (
-            Attention(self.config, self.compute, name="self_attn"),
-            Mlp(self.config, self.compute, name="mlp"),
-        )
-        mixed = attention(self.norm(x, "input_norm", segments), segments, rope, start)
+        if kind is not None:
+            cos, sin = (jnp.take(part, kind, axis=0) for part in rope)
+            rope = cos, sin
+        before, after = self.config.norms != "after", self.config.norms != "before"
+        attention, mlp = (block(self.config, self.compute, name=name) for block, name in _BLOCKS)
+        entering = self.norm(x, "input_norm", segments) if before else x
+        mixed = attention(entering, segments, rope, start, kind)
+        mixed = self.norm(mixed, "post_attention_norm", segments) if after else mixed
         x = meshes.constrain(x + mixed, "batch", "tokens", "features")
-        mapped = mlp(self.norm(x, "post_attention_norm", segments), segments)
+        middle = "pre_mlp_norm" if after else "post_attention_norm"
+        mapped = mlp(self.norm(x, middle, segments) if before else x, segments)
+        mapped = self.norm(mapped, "post_mlp_norm", segments) if after else mapped
         return meshes.constrain(x + mapped, "batch", "tokens", "features"), None
 
 
+_BLOCKS: tuple[tuple[Any, str], ...] = ((Attention, "self_attn"), (Mlp, "mlp"))
 # Collections that the scan over layers stacks on their first axis.
 _STACKED = ("params", "inputs", "maxima", "bounds", "cache", "gradient_buffers")
 
@@ -246,6 +300,8 @@ class Decoder(_Block):
         x = jnp.take(self.weight("embedding"), meshes.constrain(tokens, "copies", "tokens"), axis=0)
         x = meshes.constrain(x, "copies", "tokens", "embed")
         x = meshes.constrain(x, "batch", "tokens", "features")
+        if self.config.scaled_embedding:
+            x = x * jnp.asarray(math.sqrt(self.config.embed), x.dtype)
         layer: Any = Layer
         if REMAT[self.compute.remat] is not None:
             layer = nn.remat(Layer, policy=REMAT[self.compute.remat], prevent_cse=False)
@@ -253,12 +309,17 @@ class Decoder(_Block):
             layer,
             variable_axes=dict.fromkeys(_STACKED, 0),
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=self.config.layers,
             unroll=self.compute.unroll,
         )
-        rope = angles(self.config.head_dim, self.config.kinds[0], tokens.shape[1], start)
-        x, _ = stack(self.config, self.compute, name=roles.LAYERS)(x, segments, rope, start)
+        kinds, places = distinct_kinds(self.config), None
+        turns = [angles(self.config.head_dim, kind, tokens.shape[1], start) for kind in kinds]
+        rope = turns[0]
+        if len(kinds) > 1:
+            rope = jnp.stack([cos for cos, _ in turns]), jnp.stack([sin for _, sin in turns])
+            places = jnp.asarray([kinds.index(kind) for kind in self.config.kinds], jnp.int32)
+        x, _ = stack(self.config, self.compute, name=roles.LAYERS)(x, segments, rope, start, places)
         self.capture_maxima(x, "residual", segments)
         if not self.config.tied:
             self.weight("head")  # declared with the others; `loss` applies it

@@ -24,6 +24,7 @@ class Parameter:
       head_dim: entries of one head along "heads" and "kv_heads".
       offset: what the model adds to the values before it uses them: 1 for the gains of Gemma, which multiplies by
         1 + w. What has no effect, removal, is then -offset.
+      fused: where files have it inside a larger tensor: that one's stem, and the first of its rows here.
     """
 
     role: str
@@ -32,6 +33,7 @@ class Parameter:
     scale: float | None
     head_dim: int = 1
     offset: float = 0.0
+    fused: tuple[str, int] | None = None
 
     @property
     def path(self) -> str:
@@ -64,6 +66,13 @@ class Parameter:
     def names(self) -> list[str]:
         """Return the Hugging Face name of every matrix in the array, by layer."""
         return names(self.path, self.shape[0] if self.stacked else None)
+
+    def files(self) -> list[tuple[str, int]]:
+        """Return, by layer, the name of the tensor that files have the matrix in, and its first row there."""
+        if self.fused is None:
+            return [(name, 0) for name in self.names()]
+        stem, first = self.fused
+        return [(f"model.layers.{layer}.{stem}.weight", first) for layer in range(self.shape[0])]
 
     def initialize(self, key: jax.Array, shape: tuple[int, ...] | None = None) -> jax.Array:
         """Return random float32 values of `shape` (the whole array's by default)."""

@@ -9,22 +9,54 @@ import numpy as np
 from lingregions.models.config import LayerKind, RotaryScaling
 
 
-def frequencies(head_dim: int, theta: float, scaling: RotaryScaling | None = None) -> np.ndarray:
-    """Return float32 [H / 2], the rotary angle per position of each pair.
+def frequencies(head_dim: int, theta: float, scaling: RotaryScaling | None = None, T: int = 1) -> np.ndarray:
+    """Return float32 [H / 2], the rotary angle per position of each pair, in texts of T tokens.
 
-    "llama3" (transformers' `_compute_llama3_parameters`): wavelengths longer than context / low factor are stretched by
-    `factor`, those shorter than context / high factor are kept, and the ones between are blended.
+    The kinds of scaling are those of transformers' `modeling_rope_utils`:
+      linear: all are divided by the factor.
+      dynamic: the base grows with what T exceeds the original context by (NTK).
+      llama3: wavelengths longer than context / low factor are stretched by the factor, those shorter than context /
+        high factor are kept, and the ones between are blended.
+      yarn: the same with pairs of less than `slow` and more than `fast` rotations in the context (arXiv 2309.00071).
+      longrope: every pair has its own divisor, one set up to the original context, one beyond (arXiv 2402.13753).
     """
+    if scaling is not None and scaling.kind == "dynamic":
+        length = max(T, scaling.original_context)
+        stretch = scaling.factor * length / scaling.original_context - (scaling.factor - 1)
+        theta *= stretch ** (head_dim / (head_dim - 2))
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     plain = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return plain
     if scaling.kind == "linear":
         return plain / np.float32(scaling.factor)
+    if scaling.kind == "longrope":
+        return plain / np.asarray(scaling.long if scaling.original_context < T else scaling.short, np.float32)
+    kept = _kept_by_yarn(head_dim, theta, scaling) if scaling.kind == "yarn" else _kept_by_llama3(plain, scaling)
+    return ((1 - kept) * plain / scaling.factor + kept * plain).astype(np.float32)
+
+
+def _kept_by_llama3(plain: np.ndarray, scaling: RotaryScaling) -> np.ndarray:
+    """Return how much of each frequency is kept, 0 .. 1."""
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     wavelength = np.float32(2 * math.pi) / plain
-    blend = np.clip((np.float32(scaling.original_context) / wavelength - low) / (high - low), 0.0, 1.0)
-    return ((1 - blend) * plain / scaling.factor + blend * plain).astype(np.float32)
+    return np.clip((np.float32(scaling.original_context) / wavelength - low) / (high - low), 0.0, 1.0)
+
+
+def _kept_by_yarn(head_dim: int, theta: float, scaling: RotaryScaling) -> np.ndarray:
+    """Return how much of each frequency is kept, 0 .. 1."""
+
+    def pair(rotations: float) -> float:
+        """Return which pair, counted in fractions, turns so often within the original context."""
+        return head_dim * math.log(scaling.original_context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = pair(scaling.fast), pair(scaling.slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    last += 0.001 if first == last else 0.0
+    ramp = (np.arange(head_dim // 2, dtype=np.float32) - first) / (last - first)
+    return 1 - np.clip(ramp, 0.0, 1.0).astype(np.float32)
 
 
 def angles(head_dim: int, kind: LayerKind, T: int, start: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -35,11 +67,16 @@ def angles(head_dim: int, kind: LayerKind, T: int, start: jax.Array | None = Non
     positions = jnp.arange(T, dtype=jnp.float32)
     if start is not None:
         positions = start.astype(jnp.float32)[:, None] + positions[None, :]
-    each = (
-        np.zeros(head_dim // 2, np.float32) if kind.theta is None else frequencies(head_dim, kind.theta, kind.scaling)
-    )
+    # A layer without positions turns by nothing: times one, plus zero.
+    each = np.zeros(head_dim // 2, np.float32)
+    if kind.theta is not None:
+        each = frequencies(head_dim, kind.theta, kind.scaling, T)
     turn = jnp.multiply.outer(positions, jnp.asarray(each))[..., None, :]
-    return jnp.cos(turn), jnp.sin(turn)
+    cos, sin = jnp.cos(turn), jnp.sin(turn)
+    if kind.scaling is None or kind.scaling.attention_factor == 1:
+        return cos, sin
+    size = np.float32(kind.scaling.attention_factor)
+    return cos * size, sin * size
 
 
 def rotate(values: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
