@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from lingregions import regions, settings
-from lingregions.experiments import STAGES
-from lingregions.experiments.cell import BASE
-from lingregions.experiments.comparison import EVERY, Compared
-from lingregions.experiments.finding import Findings
-from lingregions.experiments.monolingual_regions import Index, circle, control, monolingual_regions, own, weigh
+from lingregions.effects import ALL, Effect, Effects
+from lingregions.experiments import STUDIES
+from lingregions.experiments.monolingual_regions import Figures, Index, control, neighbours, own, verdict
+from lingregions.intervention import BASE, UNTOUCHED
 from lingregions.run import Run
 from lingregions.statistics import Estimate
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 CONFIG = Path(__file__).parent.parent / "configs" / "monolingual_regions.py"
+STUDY = STUDIES["monolingual_regions"]
 EVALUATED = ("es", "pt", "ru", "uk", "pl", "en")
 
 
@@ -39,7 +39,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("monolingual") / "run"
     wanted = chosen()
     with Run.open(folder, wanted) as run:
-        monolingual_regions(wanted, run)
+        STUDY.perform(wanted, run)
     return folder
 
 
@@ -47,28 +47,28 @@ def table(folder: Path, name: str) -> dict:
     return json.loads((folder / "tables" / f"{name}.json").read_text())
 
 
-def damages(folder: Path) -> dict[tuple[str, str], float]:
+def effects_of(folder: Path) -> dict[tuple[str, str], float]:
     """Nats per token above the untouched model, from results.csv."""
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
-    means = {(row["arm"], row["language"]): float(row["nll_nats"]) / int(row["tokens"]) for row in rows}
-    return {(arm, code): value - means[BASE, code] for (arm, code), value in means.items()}
+    means = {(row["intervention"], row["language"]): float(row["nll_nats"]) / int(row["tokens"]) for row in rows}
+    return {(name, code): value - means[BASE, code] for (name, code), value in means.items()}
 
 
-def test_a_circle_by_hand():
-    found = circle(chosen(), "ru")
+def test_neighbours_by_hand():
+    found = neighbours(chosen(), "ru")
     assert (found.family, found.relatives, found.strangers) == ("Slavic", ("uk", "pl"), ("es", "pt", "en"))
     assert found.specificity == {"ru": 1, "es": -1 / 3, "pt": -1 / 3, "en": -1 / 3}
-    assert found.kinship == {"uk": 1 / 2, "pl": 1 / 2, "es": -1 / 3, "pt": -1 / 3, "en": -1 / 3}
-    script = circle(chosen(**{"select.family": "script"}), "ru")
+    assert found.relatedness == {"uk": 1 / 2, "pl": 1 / 2, "es": -1 / 3, "pt": -1 / 3, "en": -1 / 3}
+    script = neighbours(chosen(**{"select.family": "script"}), "ru")
     assert (script.family, script.relatives) == ("Cyrillic", ("uk",))
-    assert circle(chosen(**{"evaluate.languages": ("ru", "en")}), "ru").kinship == {}
+    assert neighbours(chosen(**{"evaluate.languages": ("ru", "en")}), "ru").relatedness == {}
 
 
-def test_circles_that_cannot_be_drawn():
+def test_what_cannot_be_compared_is_refused_by_the_plan():
     with pytest.raises(ValueError, match="ru is scored but not evaluated"):
-        circle(chosen(**{"evaluate.languages": ("es", "en")}), "ru")
+        STUDY.plan(chosen(**{"evaluate.languages": ("es", "en")}))
     with pytest.raises(ValueError, match="every evaluated language is of the branch Slavic, as ru"):
-        circle(chosen(**{"evaluate.languages": ("ru", "uk")}), "ru")
+        STUDY.plan(chosen(**{"score.languages": ("ru",), "evaluate.languages": ("ru", "uk")}))
 
 
 def test_controls_are_as_large_as_the_regions_and_lie_outside(whole):
@@ -84,7 +84,7 @@ def test_controls_are_as_large_as_the_regions_and_lie_outside(whole):
 
 
 def test_the_matrix_is_that_of_the_results(whole):
-    lost, matrix, controls = damages(whole), table(whole, "damage_matrix"), table(whole, "control_matrix")
+    lost, matrix, controls = effects_of(whole), table(whole, "effect_matrix"), table(whole, "control_matrix")
     assert (matrix["rows"], matrix["columns"]) == (["es", "ru"], list(EVALUATED))
     expected = [[lost[f"monolingual {row}", code] for code in EVALUATED] for row in ("es", "ru")]
     np.testing.assert_allclose(matrix["values"], expected, atol=1e-12)
@@ -96,7 +96,7 @@ def test_the_matrix_is_that_of_the_results(whole):
 
 
 def test_the_indices_by_hand(whole):
-    lost, rows = damages(whole), {row[0]: row[1:] for row in table(whole, "specificity")["rows"]}
+    lost, rows = effects_of(whole), {row[0]: row[1:] for row in table(whole, "specificity")["rows"]}
 
     def mean(arm: str, codes: tuple[str, ...]) -> float:
         return float(np.mean([lost[arm, code] for code in codes]))
@@ -131,34 +131,47 @@ def test_relatives_texts_and_plan(whole):
     texts = table(whole, "continuations")
     assert texts["columns"] == ["model", "en", "ru"]
     assert [row[0] for row in texts["rows"]] == ["(the prompt)", "base", "monolingual es", "monolingual ru"]
-    assert all(stage.finished(whole) == stage.parts > 0 for stage in STAGES["monolingual_regions"](chosen()))
-    assert "specificity" in (whole / "headline.txt").read_text()
+    steps = STUDY.plan(chosen())
+    assert min(step.parts for step in steps) > 0
+    assert [step.finished(whole) for step in steps] == [step.parts for step in steps]
+    assert "specificity" in " ".join(table(whole, "verdict")["paragraphs"])
 
 
 def estimate(value: float) -> Estimate:
     return Estimate(value, value - 0.2, value + 0.2, 0.01, 9)
 
 
+def effects(codes: tuple[str, ...], controlled: bool = True) -> Effects:
+    """Effects by hand: Russian loses 2 nats by every region, any other language a half."""
+    rows = [
+        Effect(own(row), reference, code, "", value, value - 0.2, value + 0.2, 0.01, 0.01, 1, 9)
+        for row in codes
+        for reference in (UNTOUCHED, *([control(row)] if controlled else []))
+        for code in (ALL, *EVALUATED)
+        for value in [2.0 if code == "ru" else 0.5]
+    ]
+    return Effects(tuple(rows), {UNTOUCHED: dict.fromkeys(EVALUATED)})
+
+
 @pytest.mark.parametrize(
-    ("over", "said"),
+    ("over", "headline", "said"),
     [
-        ({"es": 1.0, "ru": 1.0}, "every monolingual region harms its own language more"),
-        ({"es": 0.1, "ru": 1.0}, "some cannot be told from that"),
-        ({"es": 0.1, "ru": -1.0}, "no monolingual region can be told"),
+        ({"es": 1.0, "ru": 1.0}, "Every monolingual region", "every monolingual region harms its own language more"),
+        ({"es": 0.1, "ru": 1.0}, "1 of 2 monolingual regions", "some cannot be told from that"),
+        ({"es": 0.1, "ru": -1.0}, "No monolingual region", "no monolingual region can be told"),
     ],
 )
-def test_the_verdict_follows_the_intervals(over, said):
+def test_the_verdict_follows_the_intervals(over, headline, said):
     wanted = chosen()
-    circles = {code: circle(wanted, code) for code in ("es", "ru")}
-    lines = [
-        Compared(own(row), reference, code, 1, estimate(2.0 if code == "ru" else 0.5), 0.01)
-        for row in circles
-        for reference in (BASE, control(row))
-        for code in (EVERY, *EVALUATED)
-    ]
-    specific = {code: Index(estimate(1.5), estimate(value)) for code, value in over.items()}
+    near = {code: neighbours(wanted, code) for code in ("es", "ru")}
     swapped = {"es": estimate(0.1), "ru": estimate(0.3)}
-    words = weigh(wanted, circles, Findings(lines), specific, dict.fromkeys(circles), swapped)
+    figures = {
+        code: Figures(Index(estimate(1.5), estimate(value)), None, swapped[code]) for code, value in over.items()
+    }
+    found = verdict(wanted, near, effects(("es", "ru")), figures)
+    assert found["headline"].startswith(headline)
+    assert len(found["headline"].split()) <= 25
+    words = found["paragraphs"]
     assert "most harmed in 1 of 2 rows" in words[0]  # Russian loses most in both
     assert "for ru (1 of 2)" in words[1]
     assert "for es and ru (2 of 2)" in words[2]
@@ -166,9 +179,10 @@ def test_the_verdict_follows_the_intervals(over, said):
 
 
 def test_without_controls_the_verdict_says_so():
-    wanted = chosen(**{"select.seeds": ()})
-    circles = {"ru": circle(wanted, "ru")}
-    lines = [Compared(own("ru"), BASE, code, 1, estimate(1.0), 0.01) for code in (EVERY, *EVALUATED)]
-    words = weigh(wanted, circles, Findings(lines), {"ru": None}, {"ru": None}, {"ru": None})
-    assert "no matched control" in words[-1]
-    assert all("matched" not in name for name in STAGES["monolingual_regions"](wanted)[-3].marks)
+    wanted = chosen(**{"select.seeds": (), "score.languages": ("ru",)})
+    near = {"ru": neighbours(wanted, "ru")}
+    found = verdict(wanted, near, effects(("ru",), controlled=False), {"ru": Figures(None, None, None)})
+    assert "without a matched control" in found["headline"]
+    assert "no matched control" in found["paragraphs"][-1]
+    *_, selecting, _, _ = STUDY.plan(wanted)
+    assert selecting.marks == ("region-top-1pct-ru", "region-monolingual-ru")

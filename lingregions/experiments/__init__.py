@@ -6,13 +6,17 @@ from typing import Any, cast
 
 from ml_collections import ConfigDict
 
-from lingregions.experiments import core_removal, definitions, dimension_dependence, single_parameter
+from lingregions.experiments import (
+    core_removal,
+    definitions,
+    dimension_dependence,
+    monolingual_regions,
+    single_parameter,
+)
 from lingregions.experiments.frozen_pretraining import frozen_pretraining
 from lingregions.experiments.frozen_pretraining import stages as frozen_pretraining_stages
 from lingregions.experiments.minimal_damage import minimal_damage
 from lingregions.experiments.minimal_damage import stages as minimal_damage_stages
-from lingregions.experiments.monolingual_regions import monolingual_regions
-from lingregions.experiments.monolingual_regions import stages as monolingual_regions_stages
 from lingregions.experiments.proxy_audit import proxy_audit
 from lingregions.experiments.proxy_audit import stages as proxy_audit_stages
 from lingregions.experiments.reliability import reliability
@@ -26,6 +30,7 @@ STUDIES: dict[str, Study] = {
     "core_removal": core_removal.STUDY,
     "definitions": definitions.STUDY,
     "dimension_dependence": dimension_dependence.STUDY,
+    "monolingual_regions": monolingual_regions.STUDY,
     "single_parameter": single_parameter.STUDY,
 }
 
@@ -42,7 +47,6 @@ STUDIES |= {
     for name, function, stages in (
         ("frozen_pretraining", frozen_pretraining, frozen_pretraining_stages),
         ("minimal_damage", minimal_damage, minimal_damage_stages),
-        ("monolingual_regions", monolingual_regions, monolingual_regions_stages),
         ("proxy_audit", proxy_audit, proxy_audit_stages),
         ("reliability", reliability, reliability_stages),
     )

@@ -1,24 +1,23 @@
 """Remove what only one language has: does its own language lose most, and its relatives more than strangers?
 
 The monolingual region of A is the top of A's scores without the top of any other scored language (docs/method.md 2).
-Every region is removed, every language evaluated: the matrix of damages. What the removal of as many similar scalars
+Every region is removed, every language evaluated: the matrix of effects. What the removal of as many similar scalars
 does to any language is known from random regions matched to it in size, |theta|, rows and columns (`regions.matched`),
 outside the top of every scored language: what is in all of them would break the model by itself.
 
-With d(B) the damage of B in nats per token, the logarithm of its perplexity as a multiple of the untouched model's:
+With d(B) the effect on B in nats per token, the logarithm of its perplexity as a multiple of the untouched model's:
 
 - *specificity* of A's region: d(A) minus the mean of d over the evaluated languages outside A's family;
-- *kinship*: the mean of d over A's evaluated relatives (without A) minus the same mean;
+- *relatedness*: the mean of d over A's evaluated relatives (without A) minus the same mean;
 - both *over control*: minus the same figure of the matched random region;
-- *over other regions*: d(A) minus the mean damage of A by the regions of the other scored languages outside its family:
+- *over other regions*: d(A) minus the mean effect on A of the regions of the other scored languages outside its family:
   the control that is made in the same way.
 
 Each with a paired bootstrap over segments, languages apart (`statistics.combine`); the languages themselves are not
 resampled: the figures are about these.
 """
 
-import functools
-import math
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,75 +26,16 @@ from ml_collections import ConfigDict
 
 from lingregions import regions, statistics
 from lingregions.corpus import languages as registry
-from lingregions.experiments import cell as cells
-from lingregions.experiments import comparison, continuation, stage
-from lingregions.experiments import laboratory as lab
-from lingregions.experiments.cell import BASE, Arm
-from lingregions.experiments.finding import Findings, number, verdict
-from lingregions.experiments.laboratory import Laboratory, alone
-from lingregions.experiments.stage import Stage
-from lingregions.models import roles
-from lingregions.regions import Region
-from lingregions.regions.matched import match
-from lingregions.report import numerals
-from lingregions.report.numerals import Span
-from lingregions.run import Run
+from lingregions.effects import Effects
+from lingregions.experiments import claims, generation, selection, step, tables
+from lingregions.experiments.context import Context
+from lingregions.experiments.step import Step
+from lingregions.experiments.study import Study
+from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.statistics import Estimate
 
-NAME = "monolingual_regions"
 
-
-def monolingual_regions(settings: ConfigDict, run: Run) -> None:
-    """Score, find the regions and their controls, remove, evaluate, write, report.
-
-    Args:
-      settings: see configs/monolingual_regions.py.
-      run: the work directory; what is finished in it is not done again.
-
-    Raises:
-      ValueError: a scored language is not evaluated, or no evaluated language lies outside its family.
-    """
-    circles = {language: circle(settings, language) for language in settings.score.languages}
-    laboratory = lab.prepare(settings, run)
-    lab.check(laboratory)
-    for language in settings.score.languages:
-        lab.score(laboratory, language)
-    arms = plan(laboratory, find(laboratory))
-    cells.measure(laboratory, NAME, arms)
-    for arm in (Arm(BASE), *arms):
-        if arm.name in (BASE, *map(own, settings.score.languages)):
-            continuation.write(laboratory, arm)
-    compare(laboratory, circles)
-
-
-def stages(settings: ConfigDict) -> list[Stage]:
-    """Return what `monolingual_regions` would do; a region holds less than the fraction from which it is made."""
-    languages, fraction = settings.score.languages, settings.select.fractions[0]
-    mine = [own(language) for language in languages]
-    controls = [control(language, seed) for language in languages for seed in settings.select.seeds]
-    names = [*(f"top {fraction} {language}" for language in languages), *mine, *controls]
-    return [
-        *stage.scoring(settings),
-        stage.selecting(settings, dict.fromkeys(names, fraction)),
-        stage.measuring(settings, [*mine, *controls]),
-        continuation.stage(mine),
-    ]
-
-
-# --- regions and languages --------------------------------------------------------------------------------------------
-
-
-def own(language: str) -> str:
-    """Return the name of a language's region and of the arm that removes it."""
-    return f"monolingual {language}"
-
-
-def control(language: str, seed: int | None = None) -> str:
-    """Return the name of the random region matched to a language's, or of all seeds of it."""
-    return f"matched to {language}" + ("" if seed is None else f" seed {seed}")
-
-
-class Circle(NamedTuple):
+class Neighbours(NamedTuple):
     """The evaluated languages, seen from one of them.
 
     Attributes:
@@ -116,7 +56,7 @@ class Circle(NamedTuple):
         return {self.language: 1.0} | dict.fromkeys(self.strangers, -1 / len(self.strangers))
 
     @property
-    def kinship(self) -> dict[str, float]:
+    def relatedness(self) -> dict[str, float]:
         """Weights of the languages in mean of d(relatives) - mean of d(strangers); empty without relatives."""
         if not self.relatives:
             return {}
@@ -124,7 +64,7 @@ class Circle(NamedTuple):
         return near | dict.fromkeys(self.strangers, -1 / len(self.strangers))
 
 
-def circle(settings: ConfigDict, language: str) -> Circle:
+def neighbours(settings: ConfigDict, language: str) -> Neighbours:
     """Return which evaluated languages are of a language's family, and which are not.
 
     Raises:
@@ -132,7 +72,7 @@ def circle(settings: ConfigDict, language: str) -> Circle:
     """
     evaluated = tuple(settings.evaluate.languages)
     if language not in evaluated:
-        raise ValueError(f"{language} is scored but not evaluated: its region's own damage would not be known")
+        raise ValueError(f"{language} is scored but not evaluated: what its own region does to it would not be known")
     groups = registry.families(settings.select.family)
     name = next(name for name, codes in groups.items() if language in codes)
     relatives = tuple(code for code in evaluated if code in groups[name] and code != language)
@@ -141,45 +81,52 @@ def circle(settings: ConfigDict, language: str) -> Circle:
         raise ValueError(
             f"every evaluated language is of the {settings.select.family} {name}, as {language}: add others"
         )
-    return Circle(language, name, relatives, strangers)
+    return Neighbours(language, name, relatives, strangers)
 
 
-def find(laboratory: Laboratory) -> dict[str, str]:
-    """Make the regions and their controls; returns {name: file}."""
-    settings = laboratory.settings
-    files = alone(laboratory)
-    fraction, languages = settings.select.fractions[0], settings.score.languages
+def check(settings: ConfigDict) -> None:
+    """Refuse a scored language that is not evaluated, or without an evaluated stranger.
 
-    @functools.cache
-    def tops() -> Region:
-        first, *others = (lab.read(laboratory, files[f"top {fraction} {each}"]) for each in languages)
-        return regions.union(first, *others).rename("the top of every scored language")
+    Raises:
+      ValueError: says which.
+    """
+    for language in settings.score.languages:
+        neighbours(settings, language)
 
-    def matched(language: str, seed: int) -> Region:
-        part = roles.restrict(laboratory.params, settings.select.scope)
-        return match(lab.read(laboratory, files[own(language)]), part, seed, control(language, seed), avoid=tops())
 
-    wanted = {
-        control(language, seed): functools.partial(matched, language, seed)
-        for language in settings.score.languages
-        for seed in settings.select.seeds
+def own(language: str) -> Intervention:
+    """Return the removal of what only this language has."""
+    return Intervention(kind="monolingual", region_language=language, perturbation="zero")
+
+
+def control(language: str, seed: int | None = None) -> Intervention:
+    """Return the removal of the random region matched to a language's; of all seeds where none is said."""
+    return Intervention(kind="matched", region_language=language, perturbation="zero", seed=seed)
+
+
+def steps(settings: ConfigDict, config: Any) -> list[Step]:
+    """Score, select, remove, write; a region holds less than the fraction from which it is made."""
+    languages, fraction = settings.score.languages, settings.select.fractions[0]
+    mine = [own(language) for language in languages]
+    drawn = [control(language, seed) for language in languages for seed in settings.select.seeds]
+    tops = [f"top {fraction} {language}" for language in languages]
+    wanted = selection.monolingual(settings) | {
+        each.name: selection.matched(each.name, fraction, own(each.region_language).name, each.seed or 0, tops)
+        for each in drawn
     }
-    return files | lab.find(laboratory, wanted)
+
+    def bound(context: Context) -> list[Intervention]:
+        return [dataclasses.replace(each, region=selection.read(context, each.name)) for each in mine]
+
+    return [
+        *step.score(settings, config),
+        step.select(settings, config, wanted),
+        step.measure(settings, [*mine, *drawn], [(own(each), control(each)) for each in languages if drawn]),
+        step.generate(len(mine), bound, [each.name for each in mine]),
+    ]
 
 
-def plan(laboratory: Laboratory, files: Mapping[str, str]) -> list[Arm]:
-    """Return the arms: every language's region, then every control."""
-    settings = laboratory.settings
-
-    def arm(name: str, group: str = "") -> Arm:
-        return Arm(name, functools.partial(lab.read, laboratory, files[name]), group=group)
-
-    languages = settings.score.languages
-    controls = [(language, seed) for language in languages for seed in settings.select.seeds]
-    return [arm(own(each)) for each in languages] + [arm(control(*each), control(each[0])) for each in controls]
-
-
-# --- what was found ---------------------------------------------------------------------------------------------------
+# --- what is shown ----------------------------------------------------------------------------------------------------
 
 
 class Index(NamedTuple):
@@ -189,231 +136,143 @@ class Index(NamedTuple):
     over: Estimate
 
 
-def index(laboratory: Laboratory, language: str, weights: Mapping[str, float]) -> Index | None:
-    """Return the weighted sum of damages of a language's region, against nothing and against its control.
+class Figures(NamedTuple):
+    """The indices of one region, None where there are no weights or no control."""
 
-    None where there are no weights, or no control.
-    """
-    if not weights or not laboratory.settings.select.seeds:
-        return None
-    sides = [
-        statistics.combine(comparison.differences(laboratory, NAME, own(language), reference, tuple(weights)), weights)
-        for reference in (BASE, control(language))
-    ]
-    return Index(*map(statistics.estimate, sides))
+    specificity: Index | None
+    relatedness: Index | None
+    over_others: Estimate | None
 
 
-def exchange(laboratory: Laboratory, circle: Circle) -> Estimate | None:
-    """Return the damage of a language by its own region minus the mean by those of scored strangers, nats per token."""
-    code, others = circle.language, [each for each in laboratory.settings.score.languages if each in circle.strangers]
+def figures(settings: ConfigDict, found: Effects, each: Neighbours) -> Figures:
+    """Return the indices of the region of a language."""
+
+    def index(weights: Mapping[str, float]) -> Index | None:
+        if not weights or not settings.select.seeds:
+            return None
+        sides = (
+            statistics.combine(found.differences(own(each.language), reference, tuple(weights)), weights)
+            for reference in (UNTOUCHED, control(each.language))
+        )
+        return Index(*map(statistics.estimate, sides))
+
+    return Figures(index(each.specificity), index(each.relatedness), _over_others(settings, found, each))
+
+
+def _over_others(settings: ConfigDict, found: Effects, each: Neighbours) -> Estimate | None:
+    """Return the effect on a language of its own region minus the mean of those of scored strangers."""
+    code, others = each.language, [other for other in settings.score.languages if other in each.strangers]
     if not others:
         return None
     # One language, one seed: every difference was resampled with the same draws, so they average draw by draw.
-    each = [comparison.differences(laboratory, NAME, own(code), own(other), (code,))[code] for other in others]
-    value, values, null = (np.mean(side, axis=0) for side in zip(*((one[:3]) for one in each), strict=True))
-    return statistics.estimate(statistics.Draws(float(value), values, null, each[0].units))
+    draws = [found.differences(own(code), own(other), (code,))[code] for other in others]
+    value, values, null = (np.mean(side, axis=0) for side in zip(*((one[:3]) for one in draws), strict=True))
+    return statistics.estimate(statistics.Draws(float(value), values, null, draws[0].units))
 
 
-def compare(laboratory: Laboratory, circles: Mapping[str, Circle]) -> None:
-    """Tables, verdict, report."""
-    settings = laboratory.settings
-    contrasts = [(own(language), control(language)) for language in circles if settings.select.seeds]
-    found = Findings(comparison.assess(laboratory, {NAME: contrasts})[NAME])
-    specific = {code: index(laboratory, code, each.specificity) for code, each in circles.items()}
-    kin = {code: index(laboratory, code, each.kinship) for code, each in circles.items()}
-    swapped = {code: exchange(laboratory, each) for code, each in circles.items()}
-    tables = {
-        "damage_matrix": _matrix(settings, found),
-        "specificity": _specificity(laboratory, circles, found, specific, kin, swapped),
-        "relatives": _relatives(settings, circles, found),
-        "verdict": verdict("Verdict", weigh(settings, circles, found, specific, kin, swapped)),
+def show(context: Context) -> dict[str, Any]:
+    """Return the matrices, the indices, the relatives one by one, what the models write, and the verdict."""
+    settings, found = context.settings, context.effects()
+    near = {language: neighbours(settings, language) for language in settings.score.languages}
+    indices = {language: figures(settings, found, each) for language, each in near.items()}
+    shown = {
+        "effect_matrix": tables.by_language(
+            found, {code: own(code) for code in near}, "Effect of monolingual regions", "region of"
+        ),
+        "specificity": _specificity(context, near, found, indices),
+        "relatives": _relatives(settings, near, found),
+        "continuations": generation.table(context, [own(language) for language in near]),
+        "verdict": verdict(settings, near, found, indices),
     }
     if settings.select.seeds:
-        tables["control_matrix"] = _matrix(settings, found, controls=True)
-    for name, content in tables.items():
-        lab.tabulate(laboratory, name, content)
-    continuation.tabulate(laboratory, "continuations", [own(language) for language in circles])
-    lab.publish(laboratory)
+        title = "Effect of random regions matched to them"
+        shown["control_matrix"] = tables.by_language(found, {code: control(code) for code in near}, title, "matched to")
+    return shown
 
 
-def _matrix(settings: ConfigDict, found: Findings, controls: bool = False) -> dict[str, Any]:
-    languages, name = list(settings.evaluate.languages), control if controls else own
-    return {
-        "kind": "heatmap",
-        "title": "Damage by matched random regions" if controls else "Damage by monolingual regions",
-        "corner": "region of",
-        "rows": list(settings.score.languages),
-        "columns": languages,
-        "values": [
-            [number(found.value(name(row), language=code)) for code in languages] for row in settings.score.languages
-        ],
-        "format": "exponential",
-        "unit": "times the untouched model's perplexity",
-        "note": "Random regions as large as each language's, matched in |theta|, rows and columns, and outside "
-        "the top of every scored language."
-        if controls
-        else "Row: the language whose region is removed. Column: the language that is evaluated.",
-    }
-
-
-def _mean(found: Findings, arm: str, languages: Sequence[str]) -> list[float | None] | None:
-    """Return the mean damage of some languages as a cell without interval."""
+def _mean(found: Effects, intervention: Intervention, languages: Sequence[str]) -> tables.Cell | None:
+    """Return the mean effect on some languages as a cell without interval."""
     if not languages:
         return None
-    return [number(sum(found.value(arm, language=code) for code in languages) / len(languages)), None, None]
-
-
-def _cell(estimate: Estimate) -> list[float | None]:
-    return [number(each) for each in estimate[:3]]
+    total = sum(found.value(intervention, language=code) for code in languages)
+    return [tables.finite(total / len(languages)), None, None]
 
 
 def _specificity(
-    laboratory: Laboratory,
-    circles: Mapping[str, Circle],
-    found: Findings,
-    specific: Mapping[str, Index | None],
-    kin: Mapping[str, Index | None],
-    swapped: Mapping[str, Estimate | None],
+    context: Context, near: Mapping[str, Neighbours], found: Effects, indices: Mapping[str, Figures]
 ) -> dict[str, Any]:
+    columns = {
+        **{"region of": "text", "scalars": "count", "own": "factor", "family": "factor", "others": "factor"},
+        **{"own, control": "factor", "specificity": "interval", "specificity over control": "interval"},
+        **{"over other regions": "interval", "relatedness": "interval", "relatedness over control": "interval"},
+    }
     rows = []
-    for code, each in circles.items():
-        size = regions.total(lab.read(laboratory, f"regions/{lab.slug(own(code))}.safetensors"))
-        figures = [*(specific[code] or (None, None)), swapped[code], *(kin[code] or (None, None))]
+    for code, each in near.items():
+        specific, related, others = indices[code]
+        estimates = [*(specific or (None, None)), others, *(related or (None, None))]
         rows.append(
             [
                 code,
-                size,
+                regions.total(selection.read(context, own(code).name)),
                 found.cell(own(code), language=code),
                 _mean(found, own(code), each.relatives),
                 _mean(found, own(code), each.strangers),
-                found.cell(control(code), language=code) if laboratory.settings.select.seeds else None,
-                *(None if figure is None else _cell(figure) for figure in figures),
+                found.cell(control(code), language=code) if context.settings.select.seeds else None,
+                *(None if each is None else [tables.finite(value) for value in each[:3]] for each in estimates),
             ]
         )
-    return {
-        "title": "Own language, family, others",
-        "note": "Perplexity as a multiple of the untouched model's (geometric means over languages), and the indices "
-        "in nats per token: specificity is own minus others, kinship family minus others. Family: the same "
-        f"{laboratory.settings.select.family}. Over control: minus the same of the matched random region. Over other "
-        "regions: own minus what the own language loses by the regions of scored strangers.",
-        "columns": [
-            {"name": "region of"},
-            {"name": "scalars", "kind": "count"},
-            {"name": "own", "kind": "factor"},
-            {"name": "family", "kind": "factor"},
-            {"name": "others", "kind": "factor"},
-            {"name": "own, control", "kind": "factor"},
-            {"name": "specificity", "kind": "interval"},
-            {"name": "over control", "kind": "interval"},
-            {"name": "over other regions", "kind": "interval"},
-            {"name": "kinship", "kind": "interval"},
-            {"name": "kinship over control", "kind": "interval"},
-        ],
-        "rows": rows,
-    }
-
-
-def _relatives(settings: ConfigDict, circles: Mapping[str, Circle], found: Findings) -> dict[str, Any]:
-    controlled = bool(settings.select.seeds)
-    return {
-        "title": "Relatives one by one",
-        "note": "Perplexity of a language as a multiple of the untouched model's, without the region of its relative; "
-        "last column: of what the matched random region gives.",
-        "columns": [
-            {"name": "region of"},
-            {"name": "family"},
-            {"name": "language"},
-            {"name": "perplexity", "kind": "factor"},
-            *([{"name": "over control", "kind": "factor"}] if controlled else []),
-        ],
-        "rows": [
-            [
-                code,
-                each.family,
-                relative,
-                found.cell(own(code), language=relative),
-                *([found.cell(own(code), control(code), relative)] if controlled else []),
-            ]
-            for code, each in circles.items()
-            for relative in (code, *each.relatives)
-        ],
-    }
-
-
-def weigh(
-    settings: ConfigDict,
-    circles: Mapping[str, Circle],
-    found: Findings,
-    specific: Mapping[str, Index | None],
-    kin: Mapping[str, Index | None],
-    swapped: Mapping[str, Estimate | None],
-) -> list[str]:
-    """Return the paragraphs of the verdict, from the figures alone."""
-    clauses, first = [], []
-    for code, each in circles.items():
-        most = max(settings.evaluate.languages, key=lambda other: found.value(own(code), language=other))
-        first.append(most == code)
-        strangers = _mean(found, own(code), each.strangers)
-        assert strangers is not None
-        far = numerals.factor(Span(*strangers))
-        clauses.append(f"{code} {found.words(own(code), language=code)}, others {far}")
-    words = [
-        "Perplexity of the own language without its region, and of languages outside its family, as a multiple of "
-        f"the untouched model's: {'; '.join(clauses)}. The own language is the most harmed in {sum(first)} of "
-        f"{len(first)} rows."
-    ]
-    others = {code: figure for code, figure in swapped.items() if figure is not None}
-    if others:
-        more = [code for code, figure in others.items() if figure.low > 0]
-        words.append(
-            "By its own region a language loses more than by the regions of scored languages outside its family, "
-            f"interval included, for {_listed(more)} ({len(more)} of {len(others)})."
-        )
-    measured = {code: figure for code, figure in specific.items() if figure is not None}
-    if not measured:
-        return [*words, "There was no matched control: any region of that size might do the same."]
-    above = [code for code, figure in measured.items() if figure.plain.low > 0]
-    beyond = [code for code, figure in measured.items() if figure.over.low > 0]
-    words.append(
-        f"The specificity index is above zero, interval included, for {_listed(above)} ({len(above)} of "
-        f"{len(measured)}), and above that of the matched random region for {_listed(beyond)} ({len(beyond)} of "
-        f"{len(measured)})."
+    note = (
+        "Perplexity as a multiple of the untouched model's (geometric means over languages), and the indices in nats "
+        "per token: specificity is own minus others, relatedness family minus others. Family: the same "
+        f"{context.settings.select.family}. Over control: minus the same of the matched random region. Over other "
+        "regions: own minus what the own language loses by the regions of scored strangers."
     )
-    related = {code: figure for code, figure in kin.items() if figure is not None}
-    if related:
-        near = [code for code, figure in related.items() if figure.over.low > 0]
-        said = [
-            f"{code} ({', '.join(circles[code].relatives)}) {_span(figure.over)}" for code, figure in related.items()
-        ]
-        words.append(
-            f"Relatives against strangers, over the control, nats per token: {'; '.join(said)}; above zero, interval "
-            f"included, for {_listed(near)} ({len(near)} of {len(related)})."
-        )
-    whole, part = len(measured), len(beyond)
-    if part == whole:
-        judged = (
-            "On this text every monolingual region harms its own language more than others, and more so than as many "
-            "similar scalars drawn at random do: it holds something of that language. The difference is one of degree, "
-            "as the damage of the others shows."
-        )
-    elif part:
-        judged = (
-            "On this text some monolingual regions hold something of their language beyond what as many similar "
-            "scalars drawn at random do, and some cannot be told from that."
-        )
-    else:
-        judged = (
-            "On this text no monolingual region can be told from as many similar scalars drawn at random, as far as "
-            "its own language against others goes."
-        )
-    return [*words, judged]
+    return tables.table("Own language, family, others", columns, rows, note)
 
 
-def _listed(codes: Sequence[str]) -> str:
-    return numerals.listed(list(codes)) if codes else "none"
+def _relatives(settings: ConfigDict, near: Mapping[str, Neighbours], found: Effects) -> dict[str, Any]:
+    controlled = bool(settings.select.seeds)
+    columns = {"region of": "text", "family": "text", "language": "text", "perplexity": "factor"}
+    rows = []
+    for code, each in near.items():
+        for relative in (code, *each.relatives):
+            row = [code, each.family, relative, found.cell(own(code), language=relative)]
+            rows.append([*row, found.cell(own(code), control(code), relative)] if controlled else row)
+    note = (
+        "Perplexity of a language as a multiple of the untouched model's, without the region of its relative; last "
+        "column: of what the matched random region gives."
+    )
+    return tables.table(
+        "Relatives one by one", columns | ({"over control": "factor"} if controlled else {}), rows, note
+    )
 
 
-def _span(estimate: Estimate) -> str:
-    if math.isnan(estimate.low):
-        return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+def verdict(
+    settings: ConfigDict, near: Mapping[str, Neighbours], found: Effects, indices: Mapping[str, Figures]
+) -> dict[str, Any]:
+    """Return what the figures say."""
+    evaluated = settings.evaluate.languages
+    specific = {code: each.specificity for code, each in indices.items() if each.specificity is not None}
+    related = {code: each.relatedness for code, each in indices.items() if each.relatedness is not None}
+    others = {code: each.over_others for code, each in indices.items() if each.over_others is not None}
+    facts = {
+        "own": own,
+        "near": near,
+        "strangers": {code: _mean(found, own(code), each.strangers) for code, each in near.items()},
+        "first": [
+            code
+            for code in near
+            if max(evaluated, key=lambda other, code=code: found.value(own(code), language=other)) == code
+        ],
+        "others": others,
+        "over_others": [code for code, each in others.items() if each.low > 0],
+        "specific": specific,
+        "above": [code for code, each in specific.items() if each.plain.low > 0],
+        "beyond": [code for code, each in specific.items() if each.over.low > 0],
+        "related": related,
+        "closer": [code for code, each in related.items() if each.over.low > 0],
+    }
+    return claims.verdict("monolingual_regions", "Does a language lose most without its own region?", found, **facts)
+
+
+STUDY = Study(steps, show, check)
