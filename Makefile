@@ -13,10 +13,10 @@ say      = @printf '%s\n' '--> $(1)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint check parity lock clean
+.PHONY: help demo test fuzz lint check parity docs wheel-test lock clean
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.report  ## score SmolLM2 in six languages, remove its core region, write demo/report.html (WORKDIR= elsewhere)
 	$(call say,running $(CONFIG) in $(WORKDIR))
@@ -47,9 +47,17 @@ parity: $(PARITY)/.parity  ## compare with torch and transformers, live (install
 	$(call say,comparing with torch)
 	@$(PARITY)/bin/python -m pytest -q -m parity --durations=10 $(TESTS)
 
+docs: $(VENV)/.docs  ## build the pages of docs/ into site/, strictly and without network
+	$(call say,building site/index.html)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+wheel-test: $(VENV)/.test  ## build a wheel, install it in an empty venv, and run it without the checkout
+	$(call say,building and trying the wheel)
+	@$(BIN)/python tests/wheel.py
+
 lock: $(VENV)/.dev  ## renew requirements.lock from pyproject.toml
 	$(call say,resolving for Python 3.11 and newer on every platform)
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra test --extra dev --extra report \
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra test --extra dev --extra docs --extra report \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.resolved
 	@{ printf '%s\n' '# Versions that the tests ran with, for Python 3.11 and newer; no torch, no accelerator plugins.' \
 	  '# Used as a constraint file: pip install -c requirements.lock -e ".[test]". Renew with: make lock'; \
@@ -58,7 +66,7 @@ lock: $(VENV)/.dev  ## renew requirements.lock from pyproject.toml
 
 clean:  ## remove virtual environments and caches; work directories stay
 	$(call say,removing $(VENV) $(PARITY) and caches)
-	@rm -rf $(VENV) $(PARITY) build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	@rm -rf $(VENV) $(PARITY) build dist site .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp a set of extras: it is renewed when what to install changes.
@@ -81,6 +89,9 @@ $(VENV)/.test: pyproject.toml requirements.lock
 
 $(VENV)/.dev: pyproject.toml requirements.lock
 	$(call install,$(VENV),[dev])
+
+$(VENV)/.docs: pyproject.toml requirements.lock
+	$(call install,$(VENV),[docs])
 
 $(PARITY)/.parity: pyproject.toml requirements.lock
 	$(call install,$(PARITY),[test$(comma)parity])

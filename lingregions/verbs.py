@@ -70,6 +70,13 @@ def regions() -> argparse.ArgumentParser:
     imported = add("import", "write the file of a folder of boolean .pt files", "folder", "out")
     for field in ("name", "definition", "model", "tokenizer"):
         imported.add_argument(f"--{field}", default="", help=f"{field} to record in the header")
+    add("card", "write the card of a file beside it, as JSON and Markdown", "path")
+    pushed = add("push", "put a file and its card into a repository of the Hugging Face hub", "path")
+    pushed.add_argument("repository", help="org/name; made if it is not there")
+    pushed.add_argument("--private", action="store_true", help="make it private, where it is made")
+    pulled = add("pull", "copy a file from the Hugging Face hub, and check it")
+    pulled.add_argument("address", help="hf://org/name/core.safetensors, with a revision hf://org/name@v1/...")
+    pulled.add_argument("--out", type=Path, help="region file to write (default: its name, here)")
     return parser
 
 

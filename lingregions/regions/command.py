@@ -1,4 +1,4 @@
-"""`lingregions regions show | diff | combine | verify | export | import`: look at region files, and make new ones.
+"""`lingregions regions VERB`: look at region files, make new ones, check and publish them.
 
 They print to the console they are given; `combine`, `export` and `import` write one file or folder.
 """
@@ -18,7 +18,7 @@ from lingregions import mesh as meshes
 from lingregions import models, verbs
 from lingregions import tree as trees
 from lingregions.models import source as sources
-from lingregions.regions import algebra, file, geometry, region, released, reliability
+from lingregions.regions import algebra, file, geometry, publish, region, released, reliability
 from lingregions.regions.region import Provenance, Region
 
 OPERATIONS: dict[str, Callable[..., Region]] = {
@@ -187,8 +187,26 @@ def import_(folder: Path, out: Path, console: Console, *, provenance: Provenance
     console.print(f"{escape(str(out))}: {geometry.total(what):,} entries, {out.stat().st_size:,} bytes")
 
 
+def card(path: Path, console: Console) -> None:
+    """Write the card of a region file beside it, as JSON and Markdown."""
+    for written in publish.write_card(path):
+        console.print(escape(str(written)))
+
+
+def push(path: Path, repository: str, console: Console, *, private: bool = False) -> None:
+    """Put a region file and its card into a repository of the Hugging Face hub."""
+    console.print(escape(publish.push(path, repository, private)))
+
+
+def pull(address: str, console: Console, *, out: Path | None = None) -> None:
+    """Copy a region file from the Hugging Face hub, and check it."""
+    target = publish.pull(address, out or Path(publish.parse(address).path).name)
+    header = file.header(target)
+    console.print(f"{escape(str(target))}: {header.count:,} entries in {len(header.matrices):,} matrices, as recorded")
+
+
 def main(words: Sequence[str], console: Console | None = None) -> int:
-    """Show, compare, combine, verify, export or import region files; returns the exit code."""
+    """Look at region files, make, check or publish them; returns the exit code."""
     flags = vars(verbs.regions().parse_args(list(words)))
     verb = flags.pop("verb")
     if verb == "import":
@@ -201,6 +219,9 @@ def main(words: Sequence[str], console: Console | None = None) -> int:
         "verify": verify,
         "export": export,
         "import": import_,
+        "card": card,
+        "push": push,
+        "pull": pull,
     }
     functions[verb](**flags, console=console or Console())
     return 0

@@ -142,6 +142,10 @@ def save(what: Region, path: str | os.PathLike[str]) -> None:
             stream.write(content)
         stream.seek(0)
         stream.write(_head(what.provenance, matrices, order, _total(digests)))
+    if chief:
+        from lingregions.regions import publish  # which reads what is written here
+
+        publish.write_card(target)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"region file {target.name}")
 

@@ -366,12 +366,16 @@ class Region(Shown):
     def load(cls, path: str | os.PathLike[str], model: Bearer | None = None) -> "Region":
         """Return the region of a file: on the shards of the model, or on the host until it meets one.
 
+        The file may lie on the Hugging Face hub: hf://org/name/core.safetensors.
+
         Raises:
           ValueError: the file is damaged, or of another model.
           FileNotFoundError: there is no such file.
+          ConnectionError: the file is on the hub, which cannot be reached.
         """
-        from lingregions.regions import file
+        from lingregions.regions import file, publish
 
+        path = publish.locate(path)
         if model is not None:
             return dataclasses.replace(file.load(path, model.params, model.fingerprint), model=model)
         return file.load(path, jax.devices("cpu")[0])
