@@ -37,8 +37,8 @@ from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import roles
 from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
-from lingregions.regions.region import Region, axes, versions
-from lingregions.scores import Scores
+from lingregions.regions.region import Provenance, Region, axes, versions
+from lingregions.scores import Scores, magnitudes
 from lingregions.scoring import PRESETS, RULES, Definition, Scorer
 
 if TYPE_CHECKING:
@@ -166,6 +166,16 @@ class Model(Shown):
         values = scorer.finish(self.params, sums, tokens)
         header = self.header(scorer.definition, corpus, samples=len(positions), seed=seed, tokens=tokens, nll=nll)
         return Scores.read(values, header, self.axes(scorer.definition.scope), self)
+
+    def magnitudes(self, scope: str = "decoder") -> Scores:
+        """Return |theta| as scores: what selects the largest weights, a control that has seen no text."""
+        known = Provenance(
+            score_scope=scope,
+            model=self.fingerprint,
+            tokenizer=self.tokenizer.fingerprint,
+            axes=self.axes(scope),
+        )
+        return magnitudes(self.params, known, self)
 
     def header(self, definition: Definition, corpus: Corpus, **counts: Any) -> dict[str, Any]:
         """Return the header of scores: all that decides them, as JSON (see `Scores.read`).

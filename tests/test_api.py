@@ -79,12 +79,14 @@ def test_it_says_what_the_command_line_says(model: lr.Model, scores: lr.Scores, 
     random = scores.select("1%", "random", seed=0)
     assert random.name == "random 1% seed 0"
     assert run.region(random.name) == random
-    others = [scores.select("1%", "bottom").zero(), random.zero()]
+    largest = model.magnitudes().select("1%")
+    assert run.region("magnitude 1%") == largest
+    others = [scores.select("1%", "bottom").zero(), random.zero(), largest.zero()]
     found = model.evaluate(EVALUATED, [core.zero()], others, samples=2, length=64, segment=8)
     theirs = run.effects().drop(columns="experiment")
     keys = ["intervention", "control", "language"]
     both = found.merge(theirs, on=keys, suffixes=("", "_theirs"), validate="one_to_one")
-    assert len(both) == len(found) == 5 * (len(EVALUATED) + 1)
+    assert len(both) == len(found) == 7 * (len(EVALUATED) + 1)
     for column in ("effect_nats", "low", "high", "p", "p_adjusted", "seeds", "segments"):
         assert list(both[column]) == list(both[f"{column}_theirs"]), column
     base = model.evaluate(EVALUATED, samples=2, length=64, segment=8).set_index("language")
