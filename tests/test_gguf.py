@@ -177,6 +177,12 @@ def test_another_architecture_is_refused(tmp_path, params):
         _ = gguf.load(path).config
 
 
+def test_an_adapter_is_no_model(tmp_path, params):
+    path = write(tmp_path / "m.gguf", params, METADATA | {"general.type": "adapter"})
+    with pytest.raises(ValueError, match=r"m.gguf: 'adapter' by its own word .*merged into its model first"):
+        _ = gguf.load(path).config
+
+
 def test_the_head_reads_as_the_package_reads_it(tmp_path, params):
     metadata = METADATA | {"a.text": "ü€", "a.list": ["x", "", "ÿ"], "a.numbers": [1, -2], "a.float": 0.25}
     path = write(tmp_path / "m.gguf", params, metadata)

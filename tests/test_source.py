@@ -13,6 +13,7 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 
 from lingregions import corpus, models
@@ -105,6 +106,138 @@ def test_names_of_no_form_list_the_forms(name, tmp_path, monkeypatch):
     else:
         with pytest.raises(FileNotFoundError, match=r"no config.json"):
             source.resolve(name)  # the empty path is the current folder
+
+
+def test_a_password_in_a_name_is_not_repeated():
+    with pytest.raises(FileNotFoundError, match=r"'https://host/model': no such file") as error:
+        source.resolve("https://me:secret@host/model")
+    assert "secret" not in str(error.value)
+
+
+def test_a_file_of_a_folder_says_to_give_the_folder(folder):
+    with pytest.raises(
+        ValueError, match=r"model.safetensors: one file of a Hugging Face model; give its folder, .*tiny"
+    ):
+        source.resolve(str(folder / "model.safetensors"))
+
+
+def edit(path, **changes):
+    """Change keys of a JSON file; None removes them."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def rename(folder, names):
+    """Write the tensors of a folder again under the names that a function of the old ones gives; None drops one."""
+    path = folder / "model.safetensors"
+    tensors = {names(name): values for name, values in safetensors.numpy.load_file(path).items()}
+    safetensors.numpy.save_file({name: values for name, values in tensors.items() if name}, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "take the one before quantisation .*'gptq'"),
+        (
+            {"vocab_size": 263},
+            "config.json says vocab_size 263, and the embedding has 264 rows: .*set vocab_size to 264",
+        ),
+        ({"vocab_size": 300}, "the embedding was resized"),
+        ({"num_hidden_layers": 3}, "the config has 3 layers, and the weights have 2"),
+        ({"num_hidden_layers": 2**31}, "the config has 2147483648 layers, and the weights have 2"),
+        ({"hidden_size": 128, "head_dim": 16}, "the config belongs to another model than the weights"),
+        ({"hidden_size": None}, "config.json has no 'hidden_size'"),
+        ({"vocab_size": "many"}, "config.json: transformers refuses it .*vocab_size"),
+        ({"num_attention_heads": 0, "num_key_value_heads": 0, "head_dim": None}, "config.json: .*by zero"),
+        ({"num_attention_heads": [4]}, "config.json: transformers refuses it .*num_attention_heads"),
+        ({"model_type": ["llama"]}, r"config.json: model_type is \['llama'\], not a name"),
+        ({"a_new_key": 1}, "config.json: .*a_new_key"),
+    ],
+)
+def test_a_config_that_is_not_that_of_the_weights_is_blamed(folder, changes, message):
+    edit(folder / "config.json", **changes)
+    with pytest.raises(ValueError, match=f"(?s){message}") as error:
+        source.resolve(str(folder))
+    assert str(folder) in str(error.value)
+    assert "tokenizer that came with the model" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_length": 4096, "do_sample": True, "temperature": 0.9, "top_p": 0.6, "repetition_penalty": 1.1},
+        {"pad_token_id": -1},
+        {"rms_norm_eps": 1e-5, "torch_dtype": "float16", "use_cache": False, "pretraining_tp": 2},
+        {"rope_parameters": None, "rope_theta": 10000.0, "rope_scaling": None},
+    ],
+)
+def test_keys_that_change_no_figure_are_accepted(folder, changes):
+    edit(folder / "config.json", **changes)
+    assert source.resolve(str(folder)).config == TINY
+
+
+def test_sizes_that_need_not_divide_are_accepted(tmp_path):
+    config = models.DecoderConfig(**(vars(TINY) | {"embed": 40, "heads": 3, "kv_heads": 1, "head_dim": 24}))
+    convert.export(models.initialize(config, jax.random.key(0)), config, tmp_path / "m", Tokenizer.bytes())
+    assert source.resolve(str(tmp_path / "m")).config == config
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (lambda name: f"_orig_mod.{name}", "prefix '_orig_mod.' of torch.compile"),
+        (lambda name: f"module.{name}", "the names have the prefix 'module.', which a wrapper"),
+        (lambda name: f"base_model.model.{name}", "adapter weights: merge"),
+        (lambda name: name.removeprefix("model."), "the names lack 'model.'"),
+        (lambda name: "score.weight" if name == "lm_head.weight" else name, "head of a classifier or reward model"),
+        (lambda name: "v_head.summary.weight" if name == "lm_head.weight" else name, "head of a classifier or reward"),
+        (lambda name: None if name == "lm_head.weight" else name, "set tie_word_embeddings to true"),
+        (lambda name: name.replace("up_proj.weight", "up_proj.qweight"), "take the one before quantisation"),
+    ],
+)
+def test_names_tell_one_thing_that_is_wrong(folder, names, message):
+    rename(folder, names)
+    with pytest.raises(ValueError, match=rf"(?s)model.safetensors: .*advice: [^\n]*{message}[^\n]*$"):
+        source.resolve(str(folder))
+
+
+def test_a_tied_model_may_keep_its_matrix_under_either_name(tmp_path, lone_mesh):
+    config = models.DecoderConfig(**(vars(TINY) | {"tied": True}))
+    convert.export(models.initialize(config, jax.random.key(0)), config, tmp_path / "m", Tokenizer.bytes())
+    expected = values(source.resolve(str(tmp_path / "m")).load(lone_mesh))
+    rename(tmp_path / "m", lambda name: "lm_head.weight" if name == "model.embed_tokens.weight" else name)
+    found = values(source.resolve(str(tmp_path / "m")).load(lone_mesh))
+    assert len(found) == len(expected) > 0
+    assert all((a == b).all() for a, b in zip(found, expected, strict=True))
+
+
+def test_an_adapter_names_its_model_whether_or_not_a_config_lies_beside_it(tmp_path, folder):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"adapter: the weights of an adapter of org/base, not a model: merge them"
+        ):
+            source.resolve(str(adapter))
+        shutil.copy(folder / "config.json", adapter)
+
+
+def test_shards_without_an_index_say_what_lacks(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 shards .*copy model.safetensors.index.json from where"):
+        source.resolve(str(folder))
+
+
+def test_a_control_token_without_a_row_is_said(folder, said):
+    edit(folder / "tokenizer_config.json", pad_token="[PAD]")
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens([f"[{number}]" for number in range(6)])
+    backend.add_special_tokens(["[PAD]"])
+    backend.save(str(folder / "tokenizer.json"))
+    assert source.resolve(str(folder), say=said.append).config == TINY
+    assert said == [f"{folder}: the control tokens [PAD] have no row in the embedding; no text reaches them"]
 
 
 def test_a_folder_that_is_no_model(tmp_path, folder):

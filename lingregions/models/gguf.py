@@ -103,6 +103,11 @@ class Gguf:
         Raises:
           ValueError: another architecture than llama, or metadata that asks for other maths.
         """
+        if self.metadata.get("general.type", "model") != "model":
+            raise ValueError(
+                f"{self.path}: {self.metadata['general.type']!r} by its own word (general.type), not a model; an "
+                "adapter is merged into its model first"
+            )
         kind = self.metadata.get("general.architecture")
         if kind != "llama":
             raise ValueError(f"{self.path}: the GGUF architecture {kind!r} is not supported; supported: 'llama'")

@@ -52,7 +52,10 @@ def complete_config(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     with _quiet() as transformers:
         from huggingface_hub.errors import StrictDataclassClassValidationError
 
-        if raw.get("model_type") not in list(transformers.CONFIG_MAPPING):
+        kind = raw.get("model_type")
+        if not isinstance(kind, str | None):
+            raise ValueError(f"{folder / 'config.json'}: model_type is {kind!r}, not a name")
+        if kind not in list(transformers.CONFIG_MAPPING):
             return dict(raw)
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -85,14 +88,8 @@ def read_tokenizer(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int 
             f"{folder}: tokenizer.model without tokenizer.json is read with sentencepiece, which is not installed: "
             "pip install 'lingregions[sentencepiece]'"
         )
-    # The library takes a token that is an object only where that names its class.
-    plain = {key: value["content"] for key, value in settings[0].items() if _is_token(key, value)}
     try:
-        with _quiet() as transformers:
-            auto = transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True, **plain
-            )
-            starts = auto.encode("a")[:1]
+        auto, starts = _auto_tokenizer(folder, settings[0])
     except MemoryError:
         raise
     except Exception as error:  # the libraries raise bare Exception, and all that broken files lead to
@@ -112,6 +109,25 @@ def read_tokenizer(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int 
     if adds_bos is None:
         adds_bos = starts == [bos]
     return backend, bos, eos, bool(adds_bos) and bos is not None
+
+
+def _auto_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tuple[Any, list[int]]:
+    """Return the library's tokenizer, and the first of the ids that it gives to a text."""
+    # The library takes a token that is an object only where that names its class.
+    plain: dict[str, Any] = {key: value["content"] for key, value in settings.items() if _is_token(key, value)}
+    with _quiet() as transformers:
+        from huggingface_hub.errors import StrictDataclassClassValidationError
+
+        def load(**others: Any) -> Any:
+            return transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, **plain, **others
+            )
+
+        try:
+            auto = load()
+        except StrictDataclassClassValidationError:  # of config.json, as in `complete_config`
+            auto = load(config=transformers.PreTrainedConfig())
+        return auto, auto.encode("a")[:1]
 
 
 def _is_token(key: str, value: Any) -> bool:

