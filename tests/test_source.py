@@ -19,7 +19,7 @@ import tokenizers
 from lingregions import corpus, models
 from lingregions import mesh as meshes
 from lingregions import tree as trees
-from lingregions.models import convert, source
+from lingregions.models import convert, huggingface, source
 from lingregions.models.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -174,6 +174,15 @@ def test_a_config_that_is_not_that_of_the_weights_is_blamed(folder, changes, mes
 def test_keys_that_change_no_figure_are_accepted(folder, changes):
     edit(folder / "config.json", **changes)
     assert source.resolve(str(folder)).config == TINY
+
+
+@pytest.mark.parametrize("name", models.PRESETS)
+def test_a_config_comes_back_through_transformers_whatever_the_family(tmp_path, name):
+    raw = models.dump(models.PRESETS[name]) | {"max_length": 20, "temperature": 0.7}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    complete = huggingface.complete_config(tmp_path, raw)
+    assert models.parse(complete) == models.PRESETS[name]
+    assert complete["model_type"] == raw["model_type"]
 
 
 def test_sizes_that_need_not_divide_are_accepted(tmp_path):
