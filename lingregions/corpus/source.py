@@ -63,20 +63,37 @@ class Source(Protocol):
         """Return what lies there and is not read, a sentence each: of one language, or of none when None."""
 
 
-@dataclass(frozen=True)
-class Udhr:
-    """The UDHR, one document a language, shipped with the package; see data/udhr/PROVENANCE.md."""
+class _Simple:
+    """What the sources that are read by split `all`, or by name, have in common."""
 
-    name: str = "udhr"
     split: str = "all"
-
-    def languages(self) -> list[str]:
-        """Return all thirty codes."""
-        return sorted(LANGUAGES)
 
     def resolve(self, language: str, split: str) -> tuple[str, str]:
         """Return the split's name, and the split itself for its slice."""
         return parse(split)[0], split
+
+    def size(self, language: str, split: str) -> int:
+        """Return 0: it is read at once."""
+        return 0
+
+    def licence(self, language: str) -> str:
+        """Return nothing: none is known; a manifest can say it."""
+        return ""
+
+    def left_out(self, language: str | None) -> list[str]:
+        """Return nothing: all of it is read."""
+        return []
+
+
+@dataclass(frozen=True)
+class Udhr(_Simple):
+    """The UDHR, one document a language, shipped with the package; see data/udhr/PROVENANCE.md."""
+
+    name: str = "udhr"
+
+    def languages(self) -> list[str]:
+        """Return all thirty codes."""
+        return sorted(LANGUAGES)
 
     def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
         """Yield the whole document, or its first or second half."""
@@ -92,17 +109,9 @@ class Udhr:
         """Return the sha256 of the file and the split."""
         return hashlib.sha256(self._file(language) + split.encode()).hexdigest()
 
-    def size(self, language: str, split: str) -> int:
-        """Return 0: it is read at once."""
-        return 0
-
     def licence(self, language: str) -> str:
         """Return the licence note."""
         return UDHR_LICENCE
-
-    def left_out(self, language: str | None) -> list[str]:
-        """Return nothing: all of it is read."""
-        return []
 
     def _file(self, language: str) -> bytes:
         return resources.files("lingregions.corpus").joinpath(f"data/udhr/{language}.txt").read_bytes()
@@ -122,11 +131,10 @@ def halves(whole: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Texts:
+class Texts(_Simple):
     """Documents in memory, of whichever language they are asked for as."""
 
     texts: tuple[str, ...]
-    split: str = "all"
 
     @property
     def name(self) -> str:
@@ -136,10 +144,6 @@ class Texts:
     def languages(self) -> list[str]:
         """Return nothing: no language is named."""
         return []
-
-    def resolve(self, language: str, split: str) -> tuple[str, str]:
-        """Return the split's name, and the split itself for its slice."""
-        return parse(split)[0], split
 
     def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
         """Yield the texts."""
@@ -155,37 +159,20 @@ class Texts:
             sha.update(len(raw).to_bytes(8, "little") + raw)
         return sha.hexdigest()
 
-    def size(self, language: str, split: str) -> int:
-        """Return 0: nothing is read."""
-        return 0
-
-    def licence(self, language: str) -> str:
-        """Return nothing: none is known."""
-        return ""
-
-    def left_out(self, language: str | None) -> list[str]:
-        """Return nothing: all of it is read."""
-        return []
-
 
 @dataclass(frozen=True)
-class File:
+class File(_Simple):
     """One file of text, of whichever language it is asked for as; `document` and `column` as in `text.read`."""
 
     name: str
     path: Path
     column: str = "text"
     document: str = "line"
-    split: str = "all"
 
     def languages(self) -> list[str]:
         """Return the language that the file's name names, if it does."""
         named = of_name(text.stem(self.path))
         return [named[0]] if named else []
-
-    def resolve(self, language: str, split: str) -> tuple[str, str]:
-        """Return the split's name, and the split itself for its slice."""
-        return parse(split)[0], split
 
     def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
         """Yield the documents of the file in order."""
@@ -206,14 +193,6 @@ class File:
     def size(self, language: str, split: str) -> int:
         """Return the bytes of the files as they lie on disk."""
         return sum(path.stat().st_size for path in self.files(language))
-
-    def licence(self, language: str) -> str:
-        """Return nothing: a file says nothing about it; a manifest can."""
-        return ""
-
-    def left_out(self, language: str | None) -> list[str]:
-        """Return nothing: one file was named, and it is read."""
-        return []
 
     def files(self, language: str) -> list[Path]:
         """Return the file; raises ValueError where its own name is that of another language."""
