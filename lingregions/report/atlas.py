@@ -38,7 +38,8 @@ def atlas(surveys: Sequence[Survey]) -> list[Figure]:
     inside = _inside(profiles) if profiles else []
     # Where every matrix holds the same share its map would be one colour: what differs is how a matrix holds it.
     even = all(survey.even for survey in surveys)
-    offered = ({} if even else {"share of the matrix": "density"}) | {HELD[side]: side for side in SIDES}
+    held, share = {HELD[side]: side for side in SIDES}, {} if even else {"share of the matrix": "density"}
+    offered = held | share if surveys and surveys[0].even else share | held
     measures = {words: field for words, field in offered.items() if frame[field].nunique() > 1}
     if not measures:
         return inside
@@ -95,8 +96,10 @@ def _bars(base: Any, words: str) -> list[Any]:
         )
     )
     peak = "datum.fullest.density"
-    tops = base.transform_flatten(["fullest"]).transform_calculate(index="datum.fullest.index", peak=peak)
-    tops = tops.encode(x="index:Q", y="peak:Q", tooltip=hover(("index:Q",), ("peak:Q", "density", ".3~%")))
+    tops = base.transform_flatten(["fullest"]).transform_calculate(
+        index="datum.fullest.index", peak=peak, at="datum.fullest.index + 0.5"
+    )
+    tops = tops.encode(x="at:Q", y="peak:Q", tooltip=hover(("index:Q",), ("peak:Q", "density", ".3~%")))
     spot = tops.mark_point(filled=True, shape="diamond", size=70, color=SERIES[1])
     number = tops.mark_text(align="left", dx=7, dy=-6).encode(text="index:N").properties(name="words")
     return [bars, spot, number]
@@ -193,6 +196,8 @@ def pairs(found: Overlap, most: int = 8) -> Figure | None:
     present = {value for row in rows for value in row[-1] if math.isfinite(value)}
     if len(present) <= 1:
         return None
+    # What overlaps most is shown first.
+    one, two = max(rows, key=lambda row: max((value for value in row[-1] if math.isfinite(value)), default=0))[:2]
     frame = pd.DataFrame(rows, columns=["one", "two", "role", "layers", "iou"])
     both = "datum.one == first && datum.two == second", "datum.one == second && datum.two == first"
     base = alt.Chart(inline(frame)).transform_filter(f"({both[0]}) || ({both[1]})").transform_flatten(["layers", "iou"])
@@ -200,7 +205,7 @@ def pairs(found: Overlap, most: int = 8) -> Figure | None:
     chart = (
         _grid(base, roles, layers, "layers:N", alt.Color("iou:Q", title="IoU", scale=scale, legend=legend))
         .encode(tooltip=hover(("layers:N", "layer"), ("role:N",), ("iou:Q", "IoU", ".3f")))
-        .add_params(choice("first", names, "Region"), choice("second", names, "against", names[1]))
+        .add_params(choice("first", names, "Region", one), choice("second", names, "against", two))
     )
     words = f"Intersection over union of two of {len(names)} regions in every layer and role, at most "
     title = "Two regions compared: overlap by layer and role"

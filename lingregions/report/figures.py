@@ -43,13 +43,14 @@ def _theme(
         "background": paper,
         "aria": False,  # the page says what the whole figure shows; thousands of marks would be read out one by one
         "font": "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, sans-serif",
+        "mark": {"aria": False},
         "view": {"stroke": None},
         "axis": {
             **words,
             "gridColor": rule,
             "domainColor": rule,
             "tickColor": rule,
-            "labelLimit": 190,
+            "labelLimit": 300,
             "labelOverlap": True,
         },
         "axisBand": {"grid": False, "labelOverlap": False},
@@ -100,7 +101,7 @@ class Figure:
 
 def figure(chart: Any, frame: pd.DataFrame, name: str, title: str, words: str, **others: Any) -> Figure:
     """A figure of a chart that fits its container; `words` say what it shows, `others` are fields of `Figure`."""
-    spec = chart.properties(width="container", autosize={"type": "fit-x", "contains": "padding"}).to_dict()
+    spec = chart.properties(width="container").to_dict()
     spec.pop("config", None)
     return Figure(name, title, words, {**spec, "description": words}, frame, **others)
 
@@ -132,13 +133,13 @@ def choice(name: str, options: Sequence[str], words: str, value: str | None = No
     return alt.param(name=name, value=options[0] if value is None else value, bind=bind)
 
 
-def _round_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) that cover [low, high]."""
+def _round_ticks(low: float, high: float, most: int = 9) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) inside [low, high]."""
     rough = max(high - low, 1e-9) / (most - 1)
     base = 10 ** math.floor(math.log10(rough))
     stride = next(base * times for times in (1, 2, 5, 10) if base * times >= rough * (1 - 1e-9))
     steps = range(math.floor(low / stride + 1e-9), math.ceil(high / stride - 1e-9) + 1)
-    return [float(f"{step * stride:.6g}") for step in steps]
+    return [float(f"{step * stride:.6g}") for step in steps if low <= step * stride <= high]
 
 
 # --- effects --------------------------------------------------------------------------------------------------------
@@ -188,15 +189,19 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
     low, high = min(0.0, float(np.nanmin(ends, initial=0.0))), max(0.0, float(np.nanmax(ends, initial=0.0)), SMALL)
     # Beyond a factor of a thousand between effects a linear axis shows the largest alone.
     large = float(np.nanmax(np.abs(ends), initial=0.0)) > 2
+    means = frame[frame["control"] == BASE].groupby("label", sort=False)["effect_nats"].mean().abs()
+    largest = means.idxmax() if means.notna().any() else names[0]
+    random = frame["label"][frame.get("kind", frame["label"]).astype(str).str.contains("random|matched")]
+    beside = next((label for label in random if label != largest), (*names, "none")[1 if len(names) > 1 else -1])
     params = [
-        choice("intervention", ["all", *names] if whole else names, "Intervention"),
-        *([] if whole else [choice("beside", ["none", *names], "beside", names[1] if len(names) > 1 else "none")]),
+        choice("intervention", ["all", *names] if whole else names, "Intervention", "all" if whole else largest),
+        *([] if whole else [choice("beside", ["none", *names], "beside", beside)]),
         choice("order", ["effect", "family", "name"], "Order"),
         choice("axis", ["linear", "logarithmic"], "Axis", "logarithmic" if large else "linear"),
         choice("family", ["all", *families], "Family"),
     ]
     chosen = "datum.label == intervention" + (" || intervention == 'all'" if whole else " || datum.label == beside")
-    slot = "datum.label" if whole else "(datum.label == intervention ? '' : 'beside: ') + datum.label"
+    slot = "datum.label" if whole else "(datum.label == intervention ? '' : '\u200b') + datum.label"
     keep = [
         "label",
         "language",
@@ -225,8 +230,6 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
         .encode(
             y=alt.Y("row:N", title=None, sort=alt.EncodingSortField("place", op="min", order="ascending")),
             yOffset=alt.YOffset("slot:N", sort=names if whole else "ascending"),
-            color=alt.Color("slot:N", title=None, sort=names if whole else "ascending", legend=alt.Legend(columns=1)),
-            shape=alt.Shape("slot:N", title=None, sort=names if whole else "ascending"),
             opacity=alt.when("family == 'all' || datum.family == family").then(alt.value(1)).otherwise(alt.value(0.15)),
             tooltip=_HOVER,
         )
@@ -234,10 +237,17 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
     across = alt.Axis(
         values=alt.ExprRef(f"axis == 'linear' ? {_round_ticks(low, high)} : {_log_ticks(low, high)}"),
         labelExpr=f"axis == 'linear' ? format(datum.value, '~g') : format({_unscaled('datum.value')}, '.1~g')",
-        title="difference in NLL from the control, nats per token (0.69 doubles the perplexity)",
+        labelOverlap="greedy",
+        title="effect: difference in NLL, nats per token",
     )
-    points = base.mark_point(filled=True, size=60).encode(x=alt.X("effect_nats_at:Q", axis=across))
-    bars = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low_at:Q", axis=across), x2="high_at:Q", shape=alt.Shape())
+    slots: dict[str, Any] = {"title": None, "sort": names if whole else "ascending"}
+    legend = alt.Legend(columns=1)
+    colour, shape = alt.Color("slot:N", legend=legend, **slots), alt.Shape("slot:N", legend=legend, **slots)
+    points = base.mark_point(filled=True, size=60).encode(
+        x=alt.X("effect_nats_at:Q", axis=across), color=colour, shape=shape
+    )
+    stroke = alt.Stroke("slot:N", legend=None, **slots)
+    bars = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low_at:Q", axis=across), x2="high_at:Q", stroke=stroke)
     zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(strokeDash=[2, 2]).encode(x="x:Q")
     drawn = min(len(names), BESIDE) if whole else 2
     chart = alt.layer(zero, bars, points).add_params(*params).properties(height=alt.Step(max(18, 9 * drawn)))
@@ -287,13 +297,18 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
         return None
     columns = list(dict.fromkeys(frame["language"]))
     base = alt.Chart(inline(frame[["label", "language", "effect_nats", "reading", "times", "p_words", "mark"]])).encode(
-        x=alt.X("language:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-60)),
+        x=alt.X("language:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-60 if len(columns) > 3 else 0)),
         y=alt.Y("label:N", sort=None, title=None),
         tooltip=[_HOVER[0], *_HOVER[2:6]],
     )
     span = float(frame["effect_nats"].abs().max())
-    scale = alt.Scale(type="symlog", constant=SMALL, domain=[-span, span], range="diverging")
-    colour = alt.Color("effect_nats:Q", title="nats per token", scale=scale, legend=_gradient(span, signed=True))
+    scale = alt.Scale(type="symlog", constant=SMALL, domain=[-span, span], range="diverging", interpolate="lab")
+    colour = alt.Color(
+        "effect_nats:Q",
+        title="nats per token",
+        scale=scale,
+        legend=alt.Legend(gradientLength=180, values=[-span, 0, span], format=".1~g"),
+    )
     chart = alt.layer(
         base.mark_rect().encode(color=colour),
         base.mark_text().encode(text="mark:N", color=legible("effect_nats")),
@@ -303,12 +318,6 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
     note = f"{numerals.UNSURE}: the interval holds no effect; {numerals.MINUS}: the loss falls."
     frame = frame.drop(columns=["reading", "times", "p_words", "mark"])
     return figure(chart, frame, name, title, words, note=note, folded=frame["label"].nunique() > 40)
-
-
-def _gradient(span: float, signed: bool = False) -> alt.Legend:
-    steps = [SMALL * 10**step for step in range(8) if SMALL * 10**step <= span]
-    values = sorted([0.0, span, *steps, *([-span, *(-step for step in steps)] if signed else [])])
-    return alt.Legend(gradientLength=180, values=values[:: max(1, len(values) // 5)], format=".1~g", titleOrient="left")
 
 
 def legible(field: str) -> Any:
@@ -350,7 +359,7 @@ def heatmap(
     frame["reading"] = [write(_known(value)) for value in frame["value"]]
     signed = frame["value"].min() < 0 < frame["value"].max()
     span = float(frame["value"].abs().max())
-    scale = alt.Scale(domain=[-span, span], range="diverging") if signed else alt.Scale(range="ramp")
+    scale = alt.Scale(domain=[-span, span], range="diverging", interpolate="lab") if signed else alt.Scale(range="ramp")
     if kind == "share":
         scale = alt.Scale(domain=[0, span], range="ramp")
     widest = 7 * int(frame["reading"].str.len().max())
@@ -436,8 +445,8 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
         at=[numerals.KINDS[across.kind](value) for value in frame["x"].tolist()],
     )
     series = list(dict.fromkeys(frame["series"]))
-    pick = alt.selection_point(name="line", fields=["series"], bind="legend")
-    dim = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0.12))
+    chosen = "line == 'all' || datum.series == line"
+    dim = alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.12))
     legend = alt.Legend(columns=2 if max(map(len, series)) < 22 else 1, symbolLimit=40) if len(series) > 1 else None
     base = alt.Chart(inline(drawn)).encode(
         x=alt.X("x:Q", **across.encode()),
@@ -454,24 +463,28 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
             y=y,
             opacity=dim,
             strokeDash=alt.StrokeDash(
-                "series:N", sort=series, scale=alt.Scale(range=[list(dash) for dash in DASHES]), legend=legend
+                "series:N",
+                sort=series,
+                title=None,
+                scale=alt.Scale(range=[list(dash) for dash in DASHES]),
+                legend=legend,
             ),
         ),
         base.mark_point(filled=True, size=45).encode(
-            y=y, opacity=dim, shape=alt.Shape("series:N", sort=series, legend=legend)
+            y=y, opacity=dim, shape=alt.Shape("series:N", sort=series, title=None, legend=legend)
         ),
     ]
     if drawn["low"].notna().any():
-        fade = alt.when(pick).then(alt.value(0.16)).otherwise(alt.value(0.03))
-        layers.insert(0, base.mark_area().encode(y=alt.Y("low:Q", **upwards.encode()), y2="high:Q", opacity=fade))
-    chart = alt.layer(layers[0].add_params(pick), *layers[1:]).properties(height=300)
+        fade = alt.when(chosen).then(alt.value(0.16)).otherwise(alt.value(0.03))
+        layers.insert(0, base.mark_area().encode(y=alt.Y("low:Q", **upwards.encode()), y2="high:Q", fillOpacity=fade))
+    pick = choice("line", ["all", *series], "Line") if len(series) > 1 else alt.param(name="line", value="all")
+    chart = alt.layer(*layers).add_params(pick).properties(height=300)
     words = (
         f"{numerals.plural(len(series), 'line')} of {upwards.title} against {across.title}: "
         f"{numerals.listed([str(each) for each in series[:8]])}"
         f"{' and others' if len(series) > 8 else ''}."
     )
-    more = "Choose a line in the legend to see it alone." if len(series) > 1 else ""
-    return figure(chart, frame, name, title, words, note=" ".join(filter(None, [note, more])))
+    return figure(chart, frame, name, title, words, note=note)
 
 
 def scatter(
@@ -495,8 +508,7 @@ def scatter(
     )
     groups = list(dict.fromkeys(frame["group"]))
     x, y = across.encode(), upwards.encode()
-    pick = alt.selection_point(name="line", fields=["group"], bind="legend")
-    dim = alt.when(pick).then(alt.value(1)).otherwise(alt.value(0.15))
+    dim = alt.when("group == 'all' || datum.group == group").then(alt.value(1)).otherwise(alt.value(0.15))
     legend = alt.Legend(columns=2) if any(groups) and len(groups) > 1 else None
     base = alt.Chart(inline(drawn)).encode(
         color=alt.Color("group:N", sort=groups, title=None, legend=legend),
@@ -507,12 +519,12 @@ def scatter(
         ],
     )
     points = base.mark_point(filled=True, size=80).encode(
-        x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), shape=alt.Shape("group:N", sort=groups, legend=legend)
+        x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), shape=alt.Shape("group:N", sort=groups, title=None, legend=legend)
     )
     layers = [
         base.mark_rule(opacity=0.6).encode(x=alt.X("x_low:Q", **x), x2="x_high:Q", y=alt.Y("y:Q", **y)),
         base.mark_rule(opacity=0.6).encode(x=alt.X("x:Q", **x), y=alt.Y("y_low:Q", **y), y2="y_high:Q"),
-        points.add_params(pick),
+        points,
     ]
     chosen = base.transform_filter("datum.front") if front else base
     if front:
@@ -524,10 +536,10 @@ def scatter(
         )
     if len(front or frame) <= 8:
         words = chosen.mark_text(align="left", dx=8, dy=-8).encode(
-            x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), text="label:N", color=alt.Color()
+            x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), text="label:N", color=alt.value("#1b1f24")
         )
         layers.append(words.properties(name="words"))
-    chart = alt.layer(*layers).properties(height=360)
+    chart = alt.layer(*layers).add_params(choice("group", ["all", *groups], "Group")).properties(height=360)
     said = f"{numerals.plural(len(frame), 'point')} of {upwards.title} against {across.title}"
     said += f"; on the Pareto front: {numerals.listed(list(front))}." if front else "."
     return figure(chart, frame, name, title, said, note=note)
@@ -577,6 +589,7 @@ def _dendrogram(drawn: Mapping[str, Any], names: Sequence[str], name: str, title
             x=alt.X(
                 "iou:Q",
                 title="mean IoU of the two groups that a fork joins",
+                axis=alt.Axis(tickCount=5),
                 scale=alt.Scale(domain=[top, 1], reverse=True),
             ),
             y=alt.Y("place:Q", title=None, axis=leaves, scale=alt.Scale(domain=[0, 10 * len(names)], reverse=True)),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -44,11 +45,17 @@ def compose(data: ReportData) -> tuple[Section, ...]:
         effects, results = (frame[frame["experiment"] == experiment] for frame in (data.effects, data.results))
         part = sections.effects(effects, results, f"{tables.slug(experiment)}_" if several else "")
         parts.append(Section(f"{part.title}: {experiment}", part.paragraphs, part.items) if several else part)
-    parts += data.extras
+    # Which texts were used belongs to how a run is repeated, not to what it says.
+    texts = [part for part in data.extras if [item.name for item in part.items] == ["texts"]]
+    parts += [part for part in data.extras if part not in texts]
     if data.surveys:
         parts.append(sections.regions(data.surveys, data.overlap))
     parts.append(Section("Notes", tuple(dict.fromkeys(data.notes))))
-    parts.append(sections.settings(data.config, data.environment, data.identity, data.timings, data.stages))
+    settings = sections.settings(data.config, data.environment, data.identity, data.timings, data.stages)
+    items = [replace(item, folded=True) for part in texts for item in part.items]
+    parts.append(
+        replace(settings, paragraphs=sum((part.paragraphs for part in texts), ()), items=(*items, *settings.items))
+    )
     return tuple(part for part in parts if part.paragraphs or part.items)
 
 

@@ -223,7 +223,9 @@ def _overlap(names: tuple[str, ...], shared: dict[str, np.ndarray], surveys: Seq
     shares = sorted(survey.selected / survey.size for survey in surveys)[-2:]
     both = math.prod(shares)
     chance = both / (sum(shares) - both) if sum(shares) > both else None
-    return Overlap(names, values, chance, tuple((*_cell(name), _iou(counts)) for name, counts in shared.items()))
+    columns = roles.ordered({roles.locate(name)[0] for name in shared})
+    order = sorted(shared, key=lambda name: (roles.locate(name)[1] or 0, columns.index(roles.locate(name)[0])))
+    return Overlap(names, values, chance, tuple((*_cell(name), _iou(shared[name])) for name in order))
 
 
 def _survey(name: str, header: Header, axis: str, carried: np.ndarray, profiles: Sequence[Profile]) -> Survey:

@@ -38,9 +38,12 @@
     controls.replaceChildren();
     const spec = { ...specifications[name] };
     spec.params = (spec.params || []).map((param) => (param.name in before ? { ...param, value: before[param.name] } : param));
-    const result = await vegaEmbed(figure.querySelector(".view"), spec, {
-      actions: false, ast: true, bind: controls, config: themes[dark.matches ? "dark" : "light"],
-      defaultStyle: false, renderer: "svg", tooltip: { disableDefaultStyle: true },
+    const theme = themes[dark.matches ? "dark" : "light"], view = figure.querySelector(".view");
+    // Names of rows leave at least half of the width to what they name.
+    const config = { ...theme, axis: { ...theme.axis, labelLimit: Math.max(100, Math.min(300, 0.4 * view.clientWidth)) } };
+    const result = await vegaEmbed(view, spec, {
+      actions: false, ast: true, bind: controls, config,
+      defaultStyle: false, logLevel: 1, renderer: "svg", tooltip: { disableDefaultStyle: true },
     });
     drawn.set(name, result.view);
     follow(name, result.view);
