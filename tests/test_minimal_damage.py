@@ -11,7 +11,7 @@ import pytest
 
 from lingregions import mesh as meshes
 from lingregions import regions, settings
-from lingregions.experiments import EXPERIMENTS, STAGES
+from lingregions.experiments import STUDIES
 from lingregions.experiments.minimal_damage import crossing
 from lingregions.run import Run
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
         with Run.open(tmp_path_factory.mktemp("minimal") / "run", chosen()) as run:
-            EXPERIMENTS["minimal_damage"](chosen(), run)
+            STUDIES["minimal_damage"].perform(chosen(), run)
     return run.folder
 
 
@@ -59,7 +59,7 @@ def test_a_larger_fraction_of_the_scope_holds_the_smaller(folder):
 
 
 def test_the_pieces_make_the_core(folder):
-    core, first = read(folder, "core-1pct"), read(folder, "top-10-of-the-core-only")
+    core, first = read(folder, "core-1pct"), read(folder, "core-1pct-top-10-only")
     assert (regions.total(core), regions.total(first)) == (CORE, 10)
     rest = read(folder, "core-1pct-without-its-top-10")
     assert regions.equals(rest, regions.subtract(core, first))
@@ -67,27 +67,32 @@ def test_the_pieces_make_the_core(folder):
     bare = read(folder, "core-1pct-without-outlier-dimensions-and-norms")
     assert 0 < regions.total(bare) < CORE
     assert regions.total(regions.subtract(bare, read(folder, "core-1pct-without-outlier-dimensions"))) == 0
-    assert all(not any(counts) for path, counts in regions.counts(bare).items() if "layernorm" in path)
+    norms = {path: sum(counts) for path, counts in regions.counts(bare).items() if "layernorm" in path}
+    assert norms == {"layers.input_layernorm": 0, "layers.post_attention_layernorm": 0}
     supers = read(folder, "super-weights-only")
     assert {path for path, counts in regions.counts(supers).items() if any(counts)} == {"layers.mlp.down_proj"}
     assert 1 <= regions.total(supers) <= 2  # at most one a layer
 
 
-def test_every_arm_is_measured_and_planned(folder):
+def test_every_intervention_is_measured_and_planned(folder):
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
-    assert len(rows) == 2 * len({row["arm"] for row in rows})
-    assert all(stage.finished(folder) == stage.parts for stage in STAGES["minimal_damage"](chosen()))
+    steps = STUDIES["minimal_damage"].plan(chosen())
+    assert len(rows) == 2 * len({row["intervention"] for row in rows}) == steps[-1].rows > 0
+    assert [step.finished(folder) for step in steps] == [step.parts for step in steps]
 
 
 def test_the_tables_say_what_was_measured(folder):
     pieces = {row[0]: row[1:] for row in table(folder, "pieces")["rows"]}
     assert pieces["core 1%"][0] == CORE
-    assert pieces["top 10 of the core only"][0] == 10
-    series = table(folder, "damage_by_size")["series"]
+    assert pieces["core 1% top 10 only"][0] == 10
+    series = table(folder, "effect_by_size")["series"]
     assert set(series) == {"ar", "sw"}
     assert [x for x, _ in series["ar"]["points"]] == [math.floor(WHOLE / 1e4), math.floor(WHOLE / 100)]
     assert [row[0] for row in table(folder, "smallest_sets")["rows"]] == ["ar", "sw", "all"]
-    assert table(folder, "verdict")["paragraphs"]
+    said = table(folder, "verdict")
+    assert len(said["headline"].split()) <= 25
+    assert said["headline"].startswith("No measured set of the first scalars")
+    assert f"The core 1% ({CORE} scalars) gives" in said["paragraphs"][2]
     assert "smallest set" in (folder / "report.html").read_text()
 
 

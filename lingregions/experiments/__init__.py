@@ -10,13 +10,12 @@ from lingregions.experiments import (
     core_removal,
     definitions,
     dimension_dependence,
+    minimal_damage,
     monolingual_regions,
     single_parameter,
 )
 from lingregions.experiments.frozen_pretraining import frozen_pretraining
 from lingregions.experiments.frozen_pretraining import stages as frozen_pretraining_stages
-from lingregions.experiments.minimal_damage import minimal_damage
-from lingregions.experiments.minimal_damage import stages as minimal_damage_stages
 from lingregions.experiments.proxy_audit import proxy_audit
 from lingregions.experiments.proxy_audit import stages as proxy_audit_stages
 from lingregions.experiments.reliability import reliability
@@ -30,6 +29,7 @@ STUDIES: dict[str, Study] = {
     "core_removal": core_removal.STUDY,
     "definitions": definitions.STUDY,
     "dimension_dependence": dimension_dependence.STUDY,
+    "minimal_damage": minimal_damage.STUDY,
     "monolingual_regions": monolingual_regions.STUDY,
     "single_parameter": single_parameter.STUDY,
 }
@@ -46,7 +46,6 @@ STUDIES |= {
     name: cast(Any, _Unported(function, stages))
     for name, function, stages in (
         ("frozen_pretraining", frozen_pretraining, frozen_pretraining_stages),
-        ("minimal_damage", minimal_damage, minimal_damage_stages),
         ("proxy_audit", proxy_audit, proxy_audit_stages),
         ("reliability", reliability, reliability_stages),
     )

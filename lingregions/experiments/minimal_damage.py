@@ -1,6 +1,6 @@
 """How little is enough? Nested regions from one scalar to a twentieth of the model, and what carries the core.
 
-From one score file per language: the top of the whole scope at every fraction, its damage as a curve, and the smallest
+From one score file per language: the top of the whole scope at every fraction, its effect as a curve, and the smallest
 set that multiplies a language's perplexity by ten. Then the core (the paper's: the top of each matrix) without its
 first 10, 100 and 1,000 scalars, only those, the super weights alone (arXiv 2411.07191), and the core without its
 outlier dimensions and norms: is the collapse carried by a handful of scalars that other papers found without any
@@ -12,7 +12,6 @@ every matrix, as for the core, the 576 gains of a norm would rank above nearly e
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -20,240 +19,185 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lingregions import models, regions, scoring
+from lingregions import models, regions
 from lingregions import tree as trees
-from lingregions.experiments import comparison, extremes, stage
-from lingregions.experiments import laboratory as lab
-from lingregions.experiments.cell import Arm, measure
-from lingregions.experiments.finding import LEVEL, Findings, verdict
-from lingregions.experiments.laboratory import Laboratory, magnitudes
+from lingregions.effects import ALL, Effects
+from lingregions.experiments import activations, claims, scored, selection, step, tables
+from lingregions.experiments.context import Context
 from lingregions.experiments.scalars import Scalar, members
-from lingregions.experiments.stage import Stage
+from lingregions.experiments.selection import Selection
+from lingregions.experiments.step import Step
+from lingregions.experiments.study import Study
+from lingregions.intervention import Intervention
 from lingregions.models import roles
 from lingregions.regions import Region, geometry
 from lingregions.regions.select import parse
-from lingregions.report import numerals
-from lingregions.run import Run
 
 FIRST = 10  # the largest set whose scalars are named
-TIMES = 10  # the perplexity that counts as broken, as a multiple of the untouched model's
+RANKED = {"top": "nats", "magnitude": "magnitude"}  # kinds of nested regions -> their ranking
+Points = Sequence[tuple[int, tables.Cell]]  # (scalars removed, [effect, low, high]), the smallest set first
 
 
-def minimal_damage(settings: ConfigDict, run: Run) -> None:
-    """Score, select at every fraction, take the core apart, remove, evaluate, report.
+def check(settings: ConfigDict) -> None:
+    """Refuse fractions and counts that select nothing.
 
-    Args:
-      settings: see configs/minimal_damage.py.
-      run: the work directory; what is finished in it is not done again.
+    Raises:
+      ValueError: says which.
     """
-    laboratory = lab.prepare(settings, run)
-    lab.check(laboratory)
-    for language in settings.score.languages:
-        lab.score(laboratory, language)
-    files = find(laboratory)
-    made = [
-        Arm(name, functools.partial(lab.read, laboratory, file), group=name.partition(" seed ")[0])
-        for name, file in files.items()
-    ]
-    measure(laboratory, "minimal_damage", made)
-    compare(laboratory, files)
-
-
-def stages(settings: ConfigDict) -> list[Stage]:
-    """Return what `minimal_damage` would do."""
-    found = nested(settings) | dict.fromkeys(pieces(settings), settings.select.core)
-    return [
-        *stage.scoring(settings),
-        stage.selecting(settings, found),
-        stage.measuring(settings, list(found)),
-    ]
-
-
-def nested(settings: ConfigDict) -> dict[str, str]:
-    """Return {arm: fraction} of the nested regions: by score, by |theta|, and random ones."""
     chosen = settings.select
-    ranked = {f"{name} {each}": each for name in ("top", "magnitude") for each in chosen.fractions}
-    return ranked | {f"random {each} seed {seed}": each for each in chosen.random for seed in chosen.seeds}
+    for fraction in (*chosen.random, chosen.core):
+        parse(fraction)
+    if not chosen.counts or min(chosen.counts) < 1 or chosen.outliers < 1:
+        raise ValueError("select.counts and select.outliers are numbers of scalars and dimensions: 1 or more")
+    if chosen.random and not chosen.seeds:
+        raise ValueError("select.random asks for random regions, but select.seeds is empty")
 
 
-def pieces(settings: ConfigDict) -> list[str]:
-    """Return the arms that take the core apart."""
-    core, counts = f"core {settings.select.core}", settings.select.counts
+def nested(settings: ConfigDict, kind: str) -> list[Intervention]:
+    """Return the removals of the first scalars by score ("top") or by |theta| ("magnitude")."""
+    fractions = settings.select.fractions
+    return [Intervention(kind=kind, fraction=each, within="scope", perturbation="zero") for each in fractions]
+
+
+def drawn(settings: ConfigDict) -> list[Intervention]:
+    """Return the removals of random regions: a part of every matrix."""
+    chosen = settings.select
     return [
-        core,
-        *(f"{core} without its top {each}" for each in counts),
-        *(f"top {each} of the core only" for each in counts),
-        "super weights only",
-        f"{core} without super weights",
-        f"{core} without outlier dimensions",
-        f"{core} without outlier dimensions and norms",
+        Intervention(kind="random", fraction=each, perturbation="zero", seed=seed)
+        for each in chosen.random
+        for seed in chosen.seeds
     ]
 
 
-# --- regions ----------------------------------------------------------------------------------------------------------
+def core(settings: ConfigDict, part: str = "") -> Intervention:
+    """Return the removal of the core, or of a part of it: "without its top 10", "top 10 only", ..."""
+    return Intervention(kind="core", fraction=settings.select.core, part=part, perturbation="zero")
 
 
-def find(laboratory: Laboratory) -> dict[str, str]:
-    """Make the regions; returns {arm: file}."""
-    settings = laboratory.settings
-    chosen, languages = settings.select, settings.score.languages
-    known = lab.provenance(laboratory, languages)
+SUPER_WEIGHTS = Intervention(kind="super weights", part="only", perturbation="zero")
 
-    @functools.cache
-    def ranking() -> trees.Tree:
-        total: trees.Tree | None = None
-        for language in languages:
-            total = scoring.combine(total, lab.load(laboratory, language), normalised=False)
-        return roles.restrict(total or {}, chosen.scope)
 
-    def top(name: str, fraction: str) -> Region:
-        return regions.select(ranking(), fraction, within="scope", provenance=known.replace(name=name))
+def pieces(settings: ConfigDict) -> dict[Intervention, Callable[[Context], Region]]:
+    """Return the removals that take the core apart, what stands alone first, and what makes the region of each."""
 
-    def largest(name: str, fraction: str) -> Region:
-        named = lab.provenance(laboratory, (), "magnitude").replace(name=name)
-        return regions.select(magnitudes(laboratory), fraction, within="scope", provenance=named)
+    def without(part: Callable[[Context], Region], context: Context) -> Region:
+        return regions.subtract(_core(context), part(context))
 
-    def drawn(name: str, fraction: str) -> Region:
-        like, seed = roles.restrict(laboratory.shapes, chosen.scope), int(name.rpartition(" ")[2])
-        return regions.select(like, fraction, "random", seed=seed, provenance=known.replace(name=name))
+    def bare(context: Context) -> Region:
+        return regions.restrict(without(outlier_dimensions, context), "decoder_without_norms")
 
-    kinds = {"top": top, "magnitude": largest, "random": drawn}
-    wanted: dict[str, Callable[[], Region]] = {
-        name: functools.partial(kinds[name.partition(" ")[0]], name, fraction)
-        for name, fraction in nested(settings).items()
+    firsts = {count: functools.partial(first, count) for count in settings.select.counts}
+    return {
+        **{core(settings, f"top {count} only"): make for count, make in firsts.items()},
+        SUPER_WEIGHTS: super_weights,
+        **{
+            core(settings, f"without its top {count}"): functools.partial(without, make)
+            for count, make in firsts.items()
+        },
+        core(settings, "without super weights"): functools.partial(without, super_weights),
+        core(settings, "without outlier dimensions"): functools.partial(without, outlier_dimensions),
+        core(settings, "without outlier dimensions and norms"): bare,
     }
-    files = lab.find(laboratory, wanted)
-
-    core_name, *rest = pieces(settings)
-
-    def core() -> Region:
-        part = roles.restrict(lab.combine(laboratory, languages), chosen.scope)
-        return regions.select(part, chosen.core, provenance=known.replace(name=core_name))
-
-    files |= lab.find(laboratory, {core_name: core})
-    whole = functools.cache(functools.partial(lab.read, laboratory, files[core_name]))
-
-    def first(count: int) -> Region:
-        """The scalars of the core that come first in the ranking over the whole scope."""
-        inside = trees.transform(lambda _, values, mask: jnp.where(mask, values, 0), ranking(), whole().masks)
-        part = Fraction(count, trees.count(inside))
-        return regions.select(inside, part, within="scope", provenance=known)
-
-    def without(part: Region) -> Region:
-        return regions.subtract(whole(), part)
-
-    supers = functools.cache(lambda: super_weights(laboratory, whole()))
-    outliers = functools.cache(lambda: outlier_dimensions(laboratory, whole()))
-    parts: dict[str, Callable[[], Region]] = {}
-    for count in chosen.counts:
-        only = functools.partial(first, count)
-        parts[f"{core_name} without its top {count}"] = functools.partial(lambda only: without(only()), only)
-        parts[f"top {count} of the core only"] = only
-    parts["super weights only"] = supers
-    parts[f"{core_name} without super weights"] = lambda: without(supers())
-    parts[f"{core_name} without outlier dimensions"] = lambda: without(outliers())
-    parts[f"{core_name} without outlier dimensions and norms"] = lambda: regions.restrict(
-        without(outliers()), "decoder_without_norms"
-    )
-    files |= lab.find(laboratory, {name: functools.partial(_named, parts[name], name) for name in rest})
-    ranking.cache_clear()
-    return files
 
 
-def _named(make: Callable[[], Region], name: str) -> Region:
-    return make().rename(name)
+def steps(settings: ConfigDict, config: Any) -> list[Step]:
+    """Score, select at every fraction, take the core apart, remove."""
+    ranked = [each for kind in RANKED for each in nested(settings, kind)]
+    whole = core(settings)
+    wanted = {
+        each.name: selection.ranked(each.name, each.fraction, RANKED[each.kind], within="scope") for each in ranked
+    }
+    wanted |= {
+        each.name: selection.ranked(each.name, each.fraction, "shapes", "random", each.seed) for each in drawn(settings)
+    }
+    wanted[whole.name] = selection.ranked(whole.name, whole.fraction)
+    for each, make in pieces(settings).items():
+        wanted[each.name] = Selection(whole.fraction, functools.partial(_named, make, each.name))
+    pairs = list(zip(nested(settings, "top"), nested(settings, "magnitude"), strict=True))
+    return [
+        *step.score(settings, config),
+        step.select(settings, config, wanted),
+        step.measure(
+            settings,
+            [*ranked, *drawn(settings), whole, *pieces(settings)],
+            [*pairs, *((each, whole) for each in pieces(settings))],
+            region=lambda context, each: selection.read(context, each.name),
+        ),
+    ]
 
 
-def super_weights(laboratory: Laboratory, like: Region) -> Region:
-    """Return the super weights as a region parallel to `like`; empty, with a note, where the activations show none."""
-    found = models.super_weights(extremes.watch(laboratory), laboratory.settings.select.spike)
+# --- the core taken apart ---------------------------------------------------------------------------------------------
+
+
+def _named(make: Callable[[Context], Region], name: str, context: Context) -> Region:
+    return make(context).rename(name)
+
+
+def _core(context: Context) -> Region:
+    return selection.read(context, core(context.settings).name)
+
+
+def first(count: int, context: Context) -> Region:
+    """Return the scalars of the core that come first in the ranking over the whole scope."""
+    whole = _core(context)
+    ranking = scored.ranking(context, "nats")
+    inside = trees.transform(lambda _, values, mask: jnp.where(mask, values, 0), ranking, whole.masks)
+    known = scored.provenance(context, context.settings.score.languages)
+    return regions.select(inside, Fraction(count, trees.count(inside)), within="scope", provenance=known)
+
+
+def super_weights(context: Context) -> Region:
+    """Return the super weights, parallel to the core; empty, with a note, where the activations show none."""
+    found = models.super_weights(activations.maxima(context), context.settings.select.spike)
     if not found:
-        laboratory.run.note("no super weight: no layer's activations spike at both ends of the down projection")
-    laboratory.run.log(event="super weights", found=[f"{matrix} {list(index)}" for matrix, index in found])
-    known = like.provenance
+        context.run.note("no super weight: no layer's activations spike at both ends of the down projection")
+    context.run.log(event="super weights", found=[f"{matrix} {list(index)}" for matrix, index in found])
+    like = _core(context)
     named = geometry.points(like.masks, found)
-    return dataclasses.replace(
-        named, provenance=named.provenance.replace(model=known.model, tokenizer=known.tokenizer, axes=known.axes)
-    )
+    known = {name: getattr(like.provenance, name) for name in ("model", "tokenizer", "axes")}
+    return dataclasses.replace(named, provenance=named.provenance.replace(**known))
 
 
-def outlier_dimensions(laboratory: Laboratory, core: Region) -> Region:
+def outlier_dimensions(context: Context) -> Region:
     """Return what of the core lies at its outlier dimensions, wherever the axis `embed` is carried.
 
     As many dimensions as `select.outliers` says: those where the core is fullest, and as many with the largest
     activations.
     """
-    count = laboratory.settings.select.outliers
-    full = [index for index, _ in geometry.profile(core, "embed").leading(count)]
-    massive = models.massive_dimensions(extremes.watch(laboratory), count)
-    indices = sorted({*full, *massive})
-    laboratory.run.log(event="outlier dimensions", fullest=full, massive=massive)
-    return regions.restrict(core, axis="embed", indices=indices)
+    whole, count = _core(context), context.settings.select.outliers
+    full = [index for index, _ in geometry.profile(whole, "embed").leading(count)]
+    massive = models.massive_dimensions(activations.maxima(context), count)
+    context.run.log(event="outlier dimensions", fullest=full, massive=massive)
+    return regions.restrict(whole, axis="embed", indices=sorted({*full, *massive}))
 
 
-# --- what was found ---------------------------------------------------------------------------------------------------
+# --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def compare(laboratory: Laboratory, files: Mapping[str, str]) -> None:
-    """Write the curves, the smallest sets, the pieces of the core, the verdict and the report."""
-    settings = laboratory.settings
-    core, *rest = pieces(settings)
-    ranked = [(f"top {each}", f"magnitude {each}") for each in settings.select.fractions]
-    contrasts = [*ranked, *((name, core) for name in rest)]
-    found = Findings(comparison.assess(laboratory, {"minimal_damage": contrasts})["minimal_damage"])
-    sizes = {name: regions.total(lab.read(laboratory, file)) for name, file in files.items()}
-    languages = list(settings.evaluate.languages)
-    fractions = sorted(settings.select.fractions, key=parse)
+def crossing(points: Points, level: float) -> tables.Cell:
+    """Return [value, low, high]: how many scalars it takes until the effect reaches a level.
 
-    def curve(kind: str, language: str) -> list[tuple[int, list[float | None]]]:
-        """Return (scalars removed, [damage, low, high]) of nested regions, smallest first."""
-        cells = [(sizes[f"{kind} {each}"], found.cell(f"{kind} {each}", language=language)) for each in fractions]
-        return [(size, cell) for size, cell in cells if cell[0] is not None]
-
-    smallest = {
-        (kind, language): crossing(curve(kind, language), math.log(TIMES))
-        for kind in ("top", "magnitude")
-        for language in (*languages, comparison.EVERY)
-    }
-    lab.tabulate(laboratory, "damage_by_size", _curves({code: curve("top", code) for code in languages}, "by language"))
-    means = {kind: curve(kind, comparison.EVERY) for kind in ("top", "magnitude")}
-    groups = {name.rpartition(" seed ")[0]: sizes[name] for name in files if name.startswith("random ")}
-    drawn = [(size, found.cell(group)) for group, size in groups.items()]
-    means["random"] = sorted((size, cell) for size, cell in drawn if cell[0] is not None)
-    lab.tabulate(laboratory, "damage_by_size_and_ranking", _curves(means, "mean over languages, by ranking"))
-    whole = trees.count(roles.restrict(laboratory.shapes, settings.select.scope))
-    lab.tabulate(laboratory, "smallest_sets", _smallest(smallest, languages, whole))
-    lab.tabulate(laboratory, "first_scalars", _first(laboratory, files, sizes, fractions))
-    lab.tabulate(laboratory, "pieces", _pieces([core, *rest], sizes, found))
-    said = weigh(settings, smallest, sizes, found, whole)
-    lab.tabulate(laboratory, "verdict", verdict("Verdict", said))
-    lab.publish(laboratory)
-
-
-def crossing(points: Sequence[tuple[int, list[float | None]]], level: float) -> list[float | None]:
-    """Return [value, low, high]: how many scalars it takes until the damage reaches a level.
-
-    Between two measured sizes the damage is taken as straight over the logarithm of the size. The bounds are where the
-    upper and the lower bound of the damage reach the level. None: not reached, or reached by the smallest set already
+    Between two measured sizes the effect is taken as straight over the logarithm of the size. The bounds are where the
+    upper and the lower bound of the effect reach the level. None: not reached, or reached by the smallest set already
     (the value is then that set's size, and there is no lower bound).
 
     Args:
-      points: (scalars, [damage, low, high]) in nats per token, smallest set first.
+      points: (scalars, [effect, low, high]) in nats per token, smallest set first.
       level: nats per token.
     """
 
     def reach(side: int) -> tuple[float | None, bool]:
         before: tuple[int, float] | None = None
         for size, cell in points:
-            damage = cell[side]
-            if damage is None:
+            effect = cell[side]
+            if effect is None:
                 continue
-            if damage >= level:
+            if effect >= level:
                 if before is None:
                     return float(size), True
-                part = (level - before[1]) / (damage - before[1])
+                part = (level - before[1]) / (effect - before[1])
                 return float(before[0] * (size / before[0]) ** part), False
-            before = (size, damage)
+            before = (size, effect)
         return None, False
 
     value, _ = reach(0)
@@ -261,142 +205,120 @@ def crossing(points: Sequence[tuple[int, list[float | None]]], level: float) -> 
     return [value, None if open_below else low, reach(1)[0]]
 
 
-def _curves(series: Mapping[str, Sequence[tuple[int, list[float | None]]]], what: str) -> dict[str, Any]:
+def show(context: Context) -> dict[str, Any]:
+    """Return the curves, the smallest sets, the first scalars, the pieces of the core, and the verdict."""
+    settings, found = context.settings, context.effects()
+    sizes = {each: regions.total(selection.read(context, each.name)) for each in found.measured if each.perturbation}
+    languages = list(settings.evaluate.languages)
+
+    def points(interventions: Sequence[Intervention], language: str = ALL) -> Points:
+        every = sorted((sizes[each], found.cell(each, language=language)) for each in interventions)
+        return [(size, cell) for size, cell in every if cell[0] is not None]
+
+    tops, largest = nested(settings, "top"), nested(settings, "magnitude")
+    smallest = {
+        kind: {code: crossing(points(nested(settings, kind), code), claims.BROKEN) for code in (*languages, ALL)}
+        for kind in RANKED
+    }
+    groups = {each.group: each for each in drawn(settings)}
+    curves = {"top": points(tops), "magnitude": points(largest), "random": points(list(groups.values()))}
+    scope = trees.count(roles.restrict(context.model.shapes, settings.select.scope))
     return {
-        "kind": "curve",
-        "title": f"Damage against the number of scalars removed, {what}",
-        "note": "Nested sets: the highest scores of the whole scope, or the largest |theta|; random ones take the same "
-        "part of every matrix.",
-        "across": "scalars removed",
-        "upwards": "perplexity, as a multiple of the untouched model's",
-        "series": {
-            label: {
-                "points": [[size, cell[0]] for size, cell in points],
-                "low": [cell[1] for _, cell in points],
-                "high": [cell[2] for _, cell in points],
-            }
-            for label, points in series.items()
-            if points
-        },
-        "logarithmic": True,
-        "format": "exponential",
+        "effect_by_size": _curves({code: points(tops, code) for code in languages}, "by language"),
+        "effect_by_size_and_ranking": _curves(curves, "mean over languages, by ranking"),
+        "smallest_sets": _smallest(smallest, languages, scope),
+        "first_scalars": _first(context, sizes),
+        "pieces": _pieces(settings, sizes, found),
+        "verdict": verdict(settings, smallest, sizes, found, scope),
     }
 
 
-def _smallest(
-    smallest: Mapping[tuple[str, str], list[float | None]], languages: Sequence[str], whole: int
-) -> dict[str, Any]:
+def _curves(series: Mapping[str, Points], what: str) -> dict[str, Any]:
+    note = (
+        "Nested sets: the highest scores of the whole scope, or the largest |theta|; random ones take the same part of "
+        "every matrix."
+    )
+    title = f"Effect against the number of scalars removed, {what}"
+    return tables.curve(title, "scalars removed", series, note=note, logarithmic=True)
+
+
+Smallest = Mapping[str, Mapping[str, tables.Cell]]  # {kind: {language: scalars, low, high}}
+
+
+def _smallest(smallest: Smallest, languages: Sequence[str], scope: int) -> dict[str, Any]:
     def row(code: str) -> list[Any]:
-        top, largest = smallest["top", code], smallest["magnitude", code]
-        return [code, top, None if top[0] is None else top[0] / whole, largest]
+        top, largest = smallest["top"][code], smallest["magnitude"][code]
+        return [code, top, None if top[0] is None else top[0] / scope, largest]
 
-    return {
-        "title": f"The smallest set that multiplies perplexity by {TIMES}",
-        "note": "In scalars: interpolated between the measured sizes, the damage straight over the logarithm of the "
-        "size; the interval is where the bounds of the damage reach that level. A dash: not reached, or for a lower "
-        "bound, reached by the smallest set that was measured.",
-        "columns": [
-            {"name": "language"},
-            {"name": "by score", "kind": "interval"},
-            {"name": "part of the scope", "kind": "percent"},
-            {"name": "by |theta|", "kind": "interval"},
-        ],
-        "rows": [*map(row, languages), row(comparison.EVERY)],
-        "totals": 1,
+    columns = {
+        **{"language": "text", "by score": "interval", "part of the scope": "percent"},
+        "by |theta|": "interval",
     }
+    note = (
+        "In scalars: interpolated between the measured sizes, the effect straight over the logarithm of the size; the "
+        "interval is where the bounds of the effect reach that level. A dash: not reached, or for a lower bound, "
+        "reached by the smallest set that was measured."
+    )
+    rows = [*map(row, languages), row(ALL)]
+    return tables.table("The smallest set that multiplies perplexity by 10", columns, rows, note, totals=1)
 
 
-def _first(
-    laboratory: Laboratory, files: Mapping[str, str], sizes: Mapping[str, int], fractions: Sequence[str]
-) -> dict[str, Any]:
+def _first(context: Context, sizes: Mapping[Intervention, int]) -> dict[str, Any]:
     """Return the table of the scalars that come first by either ranking."""
     rows = []
     for kind, words in (("top", "score"), ("magnitude", "|theta|")):
         seen: dict[Scalar, int] = {}
-        for each in fractions:
-            name = f"{kind} {each}"
-            if 0 < sizes[name] <= FIRST:
-                for scalar in members(lab.read(laboratory, files[name])):
-                    seen.setdefault(scalar, sizes[name])
+        for each in sorted(nested(context.settings, kind), key=lambda each: sizes[each]):
+            if 0 < sizes[each] <= FIRST:
+                for scalar in members(selection.read(context, each.name)):
+                    seen.setdefault(scalar, sizes[each])
         rows += [[words, size, str(scalar)] for scalar, size in seen.items()]
-    return {
-        "title": "The first scalars",
-        "note": f"Layer, matrix and index of the scalars in the sets of up to {FIRST}.",
-        "columns": [{"name": "by"}, {"name": "in the set of", "kind": "count"}, {"name": "scalar"}],
-        "rows": rows,
+    columns = {"by": "text", "in the set of": "count", "scalar": "text"}
+    note = f"Layer, matrix and index of the scalars in the sets of up to {FIRST}."
+    return tables.table("The first scalars", columns, rows, note)
+
+
+def _pieces(settings: ConfigDict, sizes: Mapping[Intervention, int], found: Effects) -> dict[str, Any]:
+    whole = core(settings)
+    columns = {
+        **{"removed": "text", "scalars": "count", "perplexity": "factor", "over the core": "factor"},
+        "harm in": "text",
     }
-
-
-def _pieces(names: Sequence[str], sizes: Mapping[str, int], found: Findings) -> dict[str, Any]:
-    core = names[0]
-    return {
-        "title": f"What carries the {core}",
-        "note": "Geometric-mean perplexity as a multiple of the untouched model's, and of what the whole core's "
-        f"removal gives; the last column counts languages that lose, p < {LEVEL} after Holm's correction.",
-        "columns": [
-            {"name": "removed"},
-            {"name": "scalars", "kind": "count"},
-            {"name": "perplexity", "kind": "factor"},
-            {"name": "over the core", "kind": "factor"},
-            {"name": "harm in"},
-        ],
-        "rows": [
-            [name, sizes[name], found.cell(name), None if name == core else found.cell(name, core), found.worse(name)]
-            for name in names
-        ],
-    }
-
-
-def weigh(
-    settings: ConfigDict,
-    smallest: Mapping[tuple[str, str], list[float | None]],
-    sizes: Mapping[str, int],
-    found: Findings,
-    whole: int,
-) -> list[str]:
-    """Return the verdict: how little breaks the model, whether |theta| does it too, and what carries the core."""
-    core, *rest = pieces(settings)
-    languages, limit = list(settings.evaluate.languages), math.log(TIMES)
-    said = []
-    for kind, words in (("top", "by score"), ("magnitude", "by |theta|, which knows no text,")):
-        counts = {code: smallest[kind, code][0] for code in languages}
-        broken = {code: count for code, count in counts.items() if count is not None}
-        if not broken:
-            said.append(f"No measured set of the first scalars {words} multiplies a language's perplexity by {TIMES}.")
-            continue
-        least, most = min(broken, key=lambda code: broken[code]), max(broken, key=lambda code: broken[code])
-        takes = (
-            f"{numerals.number(broken[least])} in {least}, {numerals.number(broken[most])} in {most}"
-            if broken[least] < broken[most]
-            else f"{numerals.number(broken[most])} in each"
-        )
-        said.append(
-            f"The first scalars of the whole scope {words} multiply perplexity by {TIMES} in {len(broken)} of "
-            f"{numerals.plural(len(languages), 'language')}. It takes {takes} (interpolated between the measured "
-            f"sizes), {numerals.percent(broken[most] / whole)} of the scope."
-        )
-    alone = [name for name in rest if name.endswith(" only")]
-    left = [name for name in rest if name not in alone]
-    clauses = [
-        f"{words} " + ", ".join(f"{name} ({numerals.count(sizes[name])} scalars) {found.words(name)}" for name in names)
-        for words, names in (("By themselves:", alone), ("What is left of it:", left))
+    rows = [
+        [
+            each.name,
+            sizes[each],
+            found.cell(each),
+            None if each == whole else found.cell(each, whole),
+            tables.harmed(found, each),
+        ]
+        for each in (whole, *pieces(settings))
     ]
-    said.append(f"The {core} ({numerals.count(sizes[core])} scalars) gives {found.words(core)}. {'. '.join(clauses)}.")
-    last = max(settings.select.counts)
-    if min(found.value(name) for name in (f"top {last} of the core only", f"{core} without its top {last}")) > limit:
-        said.append(
-            f"Its first {numerals.count(last)} scalars break the model without the rest, and the rest without them: "
-            "the collapse needs neither."
-        )
-    bare = rest[-1]
-    if found.value(bare) > limit:
-        said.append(
-            "The core breaks the model without its outlier dimensions and norms too, so what other papers found there "
-            "does not explain the collapse; nor does the collapse show that the rest is linguistic."
-        )
-    else:
-        said.append(
-            "Without its outlier dimensions and norms the core no longer breaks the model: the collapse is carried by "
-            "what other papers found without any language."
-        )
-    return said
+    return tables.table(f"What carries the {whole.name}", columns, rows, tables.NOTE)
+
+
+def verdict(
+    settings: ConfigDict, smallest: Smallest, sizes: Mapping[Intervention, int], found: Effects, scope: int
+) -> dict[str, Any]:
+    """Return what the figures say: how little breaks the model, whether |theta| does it too, what carries the core."""
+    counts = {
+        kind: {code: cell[0] for code, cell in each.items() if code != ALL and cell[0] is not None}
+        for kind, each in smallest.items()
+    }
+    most = max(settings.select.counts)
+    facts = {
+        "core": core(settings),
+        "smallest": {kind: sorted((count, code) for code, count in each.items()) for kind, each in counts.items()},
+        "scope": scope,
+        "sizes": sizes,
+        "alone": [each for each in pieces(settings) if each.part.endswith("only")],
+        "left": [each for each in pieces(settings) if not each.part.endswith("only")],
+        "most": most,
+        "first": core(settings, f"top {most} only"),
+        "rest": core(settings, f"without its top {most}"),
+        "bare": core(settings, "without outlier dimensions and norms"),
+    }
+    return claims.verdict("minimal_damage", "How little is enough?", found, **facts)
+
+
+STUDY = Study(steps, show, check)
