@@ -20,6 +20,7 @@ from lingregions import loss, models
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
+from lingregions.corpus.corpus import Corpus
 
 # (params, batch, bounds) -> nats of every target, float32 [B, T], and which positions have one, bool [B, T]
 Evaluator = Callable[[trees.Tree, Batch, trees.Tree | None], tuple[jax.Array, jax.Array]]
@@ -155,6 +156,8 @@ def stream(
       put: places a batch on the mesh.
       bounds: bounds on what comes from some weights (see `models.bounded`); asking for them is another program.
     """
+    if isinstance(batches, Corpus):
+        raise TypeError("batches are needed, not a corpus: corpus.evaluation(size) yields them")
     waiting: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
     for batch in batches:
         ahead = (batch, evaluator(params, put(batch), bounds))

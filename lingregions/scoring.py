@@ -404,8 +404,11 @@ class Scorer:
           put: places a micro-batch on the mesh.
 
         Raises:
+          TypeError: the group is no batch.
           FloatingPointError: the loss is not finite; names the rows of the group.
         """
+        if not isinstance(group, Batch):
+            raise TypeError(f"a batch of samples is needed, not a {type(group).__name__}: corpus.batch(positions)")
         size = group.tokens.shape[0]
         tokens = int(np.sum((group.segments[:, 1:] == group.segments[:, :-1]) & (group.segments[:, 1:] != 0)))
         weight = np.float32(weights(tokens, self.definition.weighting))

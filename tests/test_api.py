@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import lingregions as lr
-from lingregions import main, regions, scoring
+from lingregions import evaluate, main, regions, scoring
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.effects import HEADER
 from lingregions.regions.matched import match
+from lingregions.scoring import Scorer
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORED = ("ar", "es", "ru", "zh", "ko", "vi")
@@ -325,6 +326,8 @@ def test_misuse_is_answered_in_a_sentence(model: lr.Model, scores: lr.Scores, co
         (lambda: model.score(corpus.batch([0])), TypeError, "a corpus is needed, not a Batch"),
         (lambda: model.score(corpus, definition="best"), ValueError, "no definition 'best' of scores; there are"),
         (lambda: model.score(corpus, samples=10**6), ValueError, "1000000 samples"),
+        (lambda: list(evaluate.stream(model.evaluator, model.params, corpus, model.place)), TypeError, "not a corpus"),
+        (lambda: Scorer(model.config, model.compute, lr.Definition()).add({}, None, corpus), TypeError, "not a Corpus"),
         (lambda: lr.combine([]), ValueError, "combine was given no scores"),
         (lambda: lr.combine([one, foreign]), ValueError, "scores of different models"),
         (lambda: lr.combine([one, paper]), ValueError, "scores of different definitions"),

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.cluster import hierarchy
 
 from lingregions import tree as trees
 from lingregions.regions import algebra, region, stack
@@ -316,17 +317,11 @@ class Dendrogram:
 def cluster(similarity: np.ndarray) -> Dendrogram:
     """Return the average-linkage (UPGMA) dendrogram of a symmetric similarity matrix such as `Overlap.iou()`.
 
-    The distance is 1 - similarity; of equal distances the pair with the lowest numbers merges first.
+    The distance is 1 - similarity.
     """
-    size = similarity.shape[0]
-    distance = 1.0 - np.asarray(similarity, np.float64)
-    members: dict[int, list[int]] = {place: [place] for place in range(size)}
-    merges = []
-    while len(members) > 1:
-        pairs = [(first, second) for first in members for second in members if first < second]
-        gaps = [float(distance[np.ix_(members[first], members[second])].mean()) for first, second in pairs]
-        gap, (first, second) = min(zip(gaps, pairs, strict=True))
-        joined = members.pop(first) + members.pop(second)
-        merges.append((first, second, gap, len(joined)))
-        members[size + len(merges) - 1] = joined
-    return Dendrogram(tuple(merges), tuple(next(iter(members.values()), [])))
+    size = len(similarity)
+    if size < 2:
+        return Dendrogram((), tuple(range(size)))
+    found = hierarchy.linkage(1.0 - np.asarray(similarity, np.float64)[np.triu_indices(size, 1)], "average")
+    merges = [(int(first), int(second), float(gap), int(count)) for first, second, gap, count in found]
+    return Dendrogram(tuple(merges), tuple(map(int, hierarchy.leaves_list(found))))

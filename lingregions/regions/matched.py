@@ -30,8 +30,8 @@ from lingregions.regions.region import Region
 
 # Edges of the bins of |theta|: finer towards the top, where a score that is a product with theta selects.
 QUANTILES = (*(step / 20 for step in range(1, 19)), 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
-FLOOR = np.float32(1e-20)  # stands for a probability of zero: a cell that is taken only where no other is left
-ROUNDS = 30  # of proportional fitting; margins then agree to well under one entry
+_FLOOR = np.float32(1e-20)  # stands for a probability of zero: a cell that is taken only where no other is left
+_ROUNDS = 30  # of proportional fitting; margins then agree to well under one entry
 
 
 def match(
@@ -127,11 +127,11 @@ def _fit(kept: np.ndarray, closed: np.ndarray, bins: np.ndarray, margins: bool) 
     chance = (held / np.maximum(np.bincount(bins.reshape(-1), minlength=size), 1)).astype(np.float32)[bins]
     chance[closed] = 0
     targets = [kept.sum(axis=1, dtype=np.float32, keepdims=True), kept.sum(axis=0, dtype=np.float32, keepdims=True)]
-    for _ in range(ROUNDS if margins else 1):
+    for _ in range(_ROUNDS if margins else 1):
         for axis, target in zip((1, 0), targets, strict=True) if margins else ():
-            chance *= target / np.maximum(chance.sum(axis=axis, keepdims=True), FLOOR)
+            chance *= target / np.maximum(chance.sum(axis=axis, keepdims=True), _FLOOR)
             np.minimum(chance, 1, out=chance)
         found = np.bincount(bins.reshape(-1), weights=chance.reshape(-1), minlength=size)
-        chance *= (held / np.maximum(found, FLOOR)).astype(np.float32)[bins]
+        chance *= (held / np.maximum(found, _FLOOR)).astype(np.float32)[bins]
         np.minimum(chance, 1, out=chance)
-    return np.maximum(chance, FLOOR)
+    return np.maximum(chance, _FLOOR)

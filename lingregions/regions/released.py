@@ -26,7 +26,7 @@ from lingregions.regions import region, stack
 from lingregions.regions.region import UNKNOWN, Provenance, Region
 from lingregions.run import replacing
 
-PREFIX = "module."  # DistributedDataParallel puts it before every name
+_PREFIX = "module."  # DistributedDataParallel puts it before every name
 _LOCAL_HEADER = 30  # bytes of a zip entry before its name
 _ALIGNMENT = 64  # torch.save starts every storage at such an offset
 _PICKLE = 1 << 16  # bytes that the pickle of one tensor may have; torch writes about 160
@@ -251,7 +251,7 @@ def load(
     """
     files: dict[str, Path] = {}
     for file in sorted(Path(folder).glob("*.pt")):
-        name = file.name.removesuffix(".pt").removeprefix(PREFIX)
+        name = file.name.removesuffix(".pt").removeprefix(_PREFIX)
         if name in files:
             raise ValueError(f"{name} is twice in {folder}: {files[name].name} and {file.name}")
         files[name] = file

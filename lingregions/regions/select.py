@@ -31,17 +31,17 @@ from lingregions import tree as trees
 from lingregions.regions import region, stack
 from lingregions.regions.region import Provenance, Region, Selection
 
-CHUNK = 1 << 16  # entries a pass looks at together: they stay in the cache between two NumPy calls
-SAMPLE = 1 << 12  # entries of a matrix that bracket its threshold
-SCOPE_SAMPLE = 1 << 16  # entries of a whole scope that bracket its threshold
-SPREAD = (
+_CHUNK = 1 << 16  # entries a pass looks at together: they stay in the cache between two NumPy calls
+_SAMPLE = 1 << 12  # entries of a matrix that bracket its threshold
+_SCOPE_SAMPLE = 1 << 16  # entries of a whole scope that bracket its threshold
+_SPREAD = (
     4.0  # half width of the bracket in standard deviations of the sample's rank; too narrow costs time, never exactness
 )
-LIMIT = 2**32 - 1  # entries of one matrix: counts and flat indices are uint32 on the device
+_LIMIT = 2**32 - 1  # entries of one matrix: counts and flat indices are uint32 on the device
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class _Request:
     """What is to be selected: the same for every selector.
 
     Attributes:
@@ -68,7 +68,7 @@ class _Found:
     quota: list[int]
 
 
-Selector = Callable[[trees.Tree, Request], dict[str, _Found]]
+_Selector = Callable[[trees.Tree, _Request], dict[str, _Found]]
 
 
 def parse(fraction: float | str | fractions.Fraction) -> fractions.Fraction:
@@ -140,12 +140,12 @@ def select(
         )
     leaves = trees.flatten(scores)
     for path, leaf in leaves.items():
-        if not 0 < math.prod(region.shape(path, leaf)) <= LIMIT:
+        if not 0 < math.prod(region.shape(path, leaf)) <= _LIMIT:
             raise ValueError(
-                f"{path!r} has matrices of shape {region.shape(path, leaf)}; a matrix holds 1 to {LIMIT} entries"
+                f"{path!r} has matrices of shape {region.shape(path, leaf)}; a matrix holds 1 to {_LIMIT} entries"
             )
     exact = parse(fraction)
-    found = SELECTORS[selector](dict(scores), Request(exact, within, seed, method))
+    found = SELECTORS[selector](dict(scores), _Request(exact, within, seed, method))
     text = decimal(exact)
     return Region(
         trees.unflatten({path: each.mask for path, each in found.items()}),
@@ -184,7 +184,7 @@ def _report(leaves: Mapping[str, Any], found: Mapping[str, _Found]) -> Selection
     return Selection(entries, selected, matrices, tuple(empty), tuple(zero), tuple(cut))
 
 
-def _ranked(scores: trees.Tree, request: Request, largest: bool) -> dict[str, _Found]:
+def _ranked(scores: trees.Tree, request: _Request, largest: bool) -> dict[str, _Found]:
     leaves = trees.flatten(scores)
     for path, leaf in leaves.items():
         if leaf.dtype not in (jnp.float32, jnp.bfloat16):
@@ -198,7 +198,7 @@ def _ranked(scores: trees.Tree, request: Request, largest: bool) -> dict[str, _F
     return {path: per_matrix(path, leaf, counts[path], largest) for path, leaf in leaves.items()}
 
 
-def _random(scores: trees.Tree, request: Request) -> dict[str, _Found]:
+def _random(scores: trees.Tree, request: _Request) -> dict[str, _Found]:
     """Draw positions 0..k-1 of a permutation of each matrix: nested in the fraction, the same on every mesh."""
     if request.within == "scope":
         raise ValueError("a random region takes the fraction of each matrix; within='scope' is for ranked selectors")
@@ -213,8 +213,8 @@ def _random(scores: trees.Tree, request: Request) -> dict[str, _Found]:
         def fill(layer: int, out: np.ndarray, size: int = size, count: int = count, seeds: list[int] = seeds) -> None:
             out[...] = False
             flat = out.reshape(-1)
-            for start in range(0, count, CHUNK):
-                index = np.arange(start, min(start + CHUNK, count), dtype=np.uint64)
+            for start in range(0, count, _CHUNK):
+                index = np.arange(start, min(start + _CHUNK, count), dtype=np.uint64)
                 flat[permutation.permute(index, size, seeds[layer])] = True
 
         layers = len(named)
@@ -223,7 +223,7 @@ def _random(scores: trees.Tree, request: Request) -> dict[str, _Found]:
     return found
 
 
-SELECTORS: dict[str, Selector] = {
+SELECTORS: dict[str, _Selector] = {
     "top": functools.partial(_ranked, largest=True),
     "bottom": functools.partial(_ranked, largest=False),
     "random": _random,
@@ -277,7 +277,7 @@ def _bracket(sample: np.ndarray, part: float, order: _Order) -> tuple[np.float32
     ranked = np.sort(sample)
     ranked = ranked[::-1] if order.largest else ranked
     rank = part * ranked.size
-    margin = SPREAD * math.sqrt(rank * max(0.0, 1 - part) + 1)
+    margin = _SPREAD * math.sqrt(rank * max(0.0, 1 - part) + 1)
     low, high = math.ceil(rank + margin), math.floor(rank - margin)
     return (ranked[low] if low < ranked.size else None), (ranked[high] if high >= 0 else None)
 
@@ -287,8 +287,8 @@ def _candidates(
 ) -> tuple[int, np.ndarray]:
     """Return how many values are better than `high`, and those from `low` up to `high`."""
     certain, parts = 0, []
-    for start in range(0, values.size, CHUNK):
-        chunk = values[start : start + CHUNK]
+    for start in range(0, values.size, _CHUNK):
+        chunk = values[start : start + _CHUNK]
         kept = chunk if low is None else chunk[np.flatnonzero(order.within(chunk, low))]
         if high is not None:
             outside = order.beyond(kept, high)
@@ -300,7 +300,7 @@ def _candidates(
 
 def _threshold(values: np.ndarray, count: int, order: _Order) -> tuple[np.float32, int, int]:
     """Return the value of the `count`-th best, how many are better, and how many equal it; 1 <= count <= size."""
-    low, high = _bracket(_sample(values, min(SAMPLE, values.size)), count / values.size, order)
+    low, high = _bracket(_sample(values, min(_SAMPLE, values.size)), count / values.size, order)
     if low is not None and low == high:  # most of the matrix ties there: count, and collect nothing
         better = int(np.count_nonzero(order.beyond(values, low)))
         equal = int(np.count_nonzero(values == low))
@@ -321,10 +321,10 @@ def _write(values: np.ndarray, threshold: np.float32, ties: int, quota: int, out
         order.within(values, threshold, out=out)
         return
     order.beyond(values, threshold, out=out)
-    for start in range(0, values.size, CHUNK):
+    for start in range(0, values.size, _CHUNK):
         if not quota:
             return
-        places = np.flatnonzero(values[start : start + CHUNK] == threshold)[:quota] + start
+        places = np.flatnonzero(values[start : start + _CHUNK] == threshold)[:quota] + start
         out[places] = True
         quota -= places.size
 
@@ -382,7 +382,7 @@ def _threshold_scope(
         for layer, name in enumerate(region.matrices(path, leaf)):
             values = _flat(path, leaf, layer, name)
             zero[path].append(bool(values.max() == 0))
-            samples.append(_sample(values, min(values.size, math.ceil(SCOPE_SAMPLE * values.size / total))))
+            samples.append(_sample(values, min(values.size, math.ceil(_SCOPE_SAMPLE * values.size / total))))
     if not count:
         nothing = {path: [0] * len(each) for path, each in zero.items()}
         return np.float32(np.inf if order.largest else 0), nothing, nothing, zero
