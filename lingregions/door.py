@@ -146,12 +146,12 @@ def _texts(settings: ConfigDict, model: Source | None) -> Iterator[str]:
         if use not in settings:
             continue
         chosen = settings[use]
-        name = data.get(f"{use}_source") or data.source
+        name = corpora.source_of(data, use)
         languages = chosen.languages if "languages" in chosen else (chosen.language,)
         if name.startswith("tokens:"):
             if model is not None:
                 for language in languages:
-                    yield from _attempt(_open, settings, use, language, name, model)
+                    yield from _attempt(_open, settings, use, language, model)
             continue
         try:
             source = texts.find(name, column=data.column, document=data.document)
@@ -169,36 +169,20 @@ def _long_enough(
     split = settings.data[f"{use}_split"]
     whole, _ = source.resolve(language, split)
     size = None if name.startswith("tfds:") else source.size(language, whole)
-    asked = settings[use].samples * settings.data.length
+    most, asked = texts.most_bytes(source, language), settings[use].samples * settings.data.length
     if model is not None and size is not None and size <= SMALL:
-        _open(settings, use, language, name, model)
-    elif size is not None and not settings.data.fewer and size < asked:  # no token is less than a byte
+        _open(settings, use, language, model)
+    elif most is not None and not settings.data.fewer and most < asked:  # no token is less than a byte
         raise ValueError(
-            f"{language}, {use}: {name} holds {size:,} bytes, which cannot be {asked:,} tokens ({use}.samples x "
+            f"{language}, {use}: {name} holds {most:,} bytes, which cannot be {asked:,} tokens ({use}.samples x "
             "data.length); bring more text, ask for fewer samples, or set --config.data.fewer=True"
         )
 
 
-def _open(settings: ConfigDict, use: str, language: str, name: str, model: Source) -> None:
-    data = settings.data
-    corpus = corpora.open(
-        name,
-        language,
-        model.tokenizer,
-        length=data.length,
-        split=data[f"{use}_split"],
-        part=("evaluation" if use == "evaluate" else "score") if data.held else "all",
-        held=data.held or None,
-        seed=settings.seed,
-        packing=data.packing,
-        bos=data.bos or None,
-        eos=data.eos or None,
-        column=data.column,
-        document=data.document,
-        strict=data.strict,
-        vocabulary=model.config.vocab,
-    )
-    corpus.draw(settings[use].samples or len(corpus), settings.seed, fewer=data.fewer or use == "train")
+def _open(settings: ConfigDict, use: str, language: str, model: Source) -> None:
+    options = corpora.options(settings.data, use, settings.seed)
+    corpus = corpora.open(language=language, tokenizer=model.tokenizer, vocabulary=model.config.vocab, **options)
+    corpus.draw(settings[use].samples or len(corpus), settings.seed, fewer=settings.data.fewer or use == "train")
 
 
 # --- disk and memory --------------------------------------------------------------------------------------------------

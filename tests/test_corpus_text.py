@@ -583,3 +583,13 @@ def test_wrong_text_is_warned_about_with_percentages(tmp_path: Path) -> None:
     ]
     write(tmp_path / "vi.txt", b"\n\n")
     assert look(tmp_path, "vi").warnings == ["no documents"]
+
+
+def test_the_size_of_a_text_is_bounded_by_plain_files_alone(tmp_path: Path) -> None:
+    write(tmp_path / "ar.txt", b"x" * 100)
+    write(tmp_path / "es.txt.gz", gzip.compress(b"x" * 100_000))
+    write(tmp_path / "ru.jsonl", b'{"text": "\\u0436"}\n')
+    write(tmp_path / "m.json", json.dumps({"languages": {"ar": {"source": "."}, "sw": {"source": "udhr"}}}).encode())
+    folder, manifest = sources.find(str(tmp_path)), sources.find(str(tmp_path / "m.json"))
+    assert [sources.most_bytes(folder, code) for code in ("ar", "es", "ru")] == [100, None, 19]
+    assert [sources.most_bytes(manifest, code) for code in ("ar", "sw")] == [100, None]

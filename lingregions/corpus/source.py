@@ -446,6 +446,20 @@ def find(
     )
 
 
+def most_bytes(source: Source, language: str) -> int | None:
+    """Return bytes that a language's text surely does not exceed, None where only reading it would tell.
+
+    Files that are packed, Parquet among them, say nothing of the text's size: it may be any number of times theirs.
+    """
+    if isinstance(source, Manifest):
+        return most_bytes(source._source(language), language)
+    if not isinstance(source, File):
+        return None
+    files = source.files(language)
+    packed = any(text.kind(path)[1] or text.kind(path)[0] == ".parquet" for path in files)
+    return None if packed else sum(path.stat().st_size for path in files)
+
+
 SLICE = re.compile(r"([^\[\]]*)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
