@@ -6,8 +6,8 @@ Dimensions where the core is fullest, those of massive activations, and random o
 in every matrix, in what writes to the stream, in the norms, in the input norm of layer 1; zero, ten times, noise. The
 paper claims that the core lies along a few dimensions, and that changing one scalar there can make the model useless.
 
-Cost: 84 interventions in three languages of 512 tokens, 9 core minutes, so five minutes on two free cores, 3.0 GB; a v5e slice
-of 8 chips for LLaMA-2-7B: hours, most of it scoring (estimate).
+Cost: 84 interventions in three languages of 512 tokens, 9 core minutes, so five minutes on two free cores, 3.0 GB; a
+v5e slice of 8 chips for LLaMA-2-7B: hours, most of it scoring (estimate).
 
 Measured on SmolLM2-135M (seed 0), times the untouched model's perplexity over en, ru and ko: dimension 507, of the
 largest activation, to zero in every matrix 2.3e5 (1.6e5 to 3.2e5), dimension 247, where the core is fullest, 12.2 (10.1

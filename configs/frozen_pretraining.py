@@ -21,7 +21,8 @@ little more than freezing a random region (0.046 nats a token, 0.028 to 0.072) a
 interval. Replay keeps by far most: its text is of the kind that is evaluated. 33,000 tokens an arm: no last word. For
 LLaMA-2-7B: `lingregions plan --job=train`.
 
-`freeze.arms` says which of them; each is one training a seed, of 16 bytes a parameter plus 4 where it keeps the start.
+`freeze.treatments` says which of them; each is one training a seed, of 16 bytes a parameter plus 4 where it keeps the
+start.
 """
 
 from base import THIRTY, VARIANTS, base, evaluated
@@ -40,7 +41,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.freeze = ConfigDict()
     config.freeze.scope = "decoder_without_norms"  # where a region is frozen, as in the paper
     config.freeze.fractions = ("1%",)
-    config.freeze.arms = ("full", "core", "random", "ewc", "replay", "reversion")
+    config.freeze.treatments = ("full", "core", "random", "ewc", "replay", "reversion")
     config.freeze.soft = 1.0  # strength of soft freezing: step size 1 / (1 + strength x score / mean score)
     config.freeze.l2_sp = 0.1  # strength of the pull to the start
     config.freeze.ewc = 0.1  # the same, weighted with the Fisher information (mean 1)
@@ -80,12 +81,12 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
         config.train.language = "zh"
         config.evaluate.languages = THIRTY
         config.freeze.fractions = ("1%", "5%")
-        config.freeze.arms = ("full", "core", "random", "bottom", "ewc", "replay", "reversion")
+        config.freeze.treatments = ("full", "core", "random", "bottom", "ewc", "replay", "reversion")
         config.train.samples = 200_000
         config.train.batch = 256
         config.train.rate = 5e-5
         config.train.warmup = 100
         config.train.counts = (2_000, 5_000, 10_000, 20_000, 50_000)
-    if "ewc" in config.freeze.arms:
+    if "ewc" in config.freeze.treatments:
         config.score.rules = ("fisher",)
     return config

@@ -464,19 +464,21 @@ class Method(NamedTuple):
     Attributes:
       make: (params, what is `given`, **options) -> `Constraint`.
       given: the tree it needs: "masks" of a region, "scores", "fisher" information, or "nothing" (None).
+      option: the one option that it cannot do without, or whose value matters most; "" where there is none.
     """
 
     make: Callable[..., Constraint]
     given: str
+    option: str = ""
 
 
 METHODS: dict[str, Method] = {
     "hard": Method(hard, "masks"),
-    "column": Method(column, "scores"),
-    "leaves": Method(leaves, "nothing"),
-    "soft": Method(soft, "scores"),
-    "l2_sp": Method(l2_sp, "nothing"),
-    "ewc": Method(ewc, "fisher"),
+    "column": Method(column, "scores", "fraction"),
+    "leaves": Method(leaves, "nothing", "scope"),
+    "soft": Method(soft, "scores", "strength"),
+    "l2_sp": Method(l2_sp, "nothing", "strength"),
+    "ewc": Method(ewc, "fisher", "strength"),
 }
 
 

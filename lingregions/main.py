@@ -134,7 +134,7 @@ def export(words: Sequence[str]) -> int:
     for left in files.sweep_beside(asked.out.expanduser()):
         print(f"{left} was left half-written by a process that is no more, and is removed", file=sys.stderr)
     with Run.open(asked.workdir, config) as run:
-        write(config, run, asked.arm, asked.out, asked.dtype)
+        write(config, run, asked.training, asked.out, asked.dtype)
     print(f"written: {asked.out}")
     return 0
 

@@ -235,7 +235,12 @@ class Model(Shown):
         return dataclasses.replace(intervention, region=region.on(self)) if isinstance(region, Region) else intervention
 
     def losses(
-        self, texts: _Texts, segment: int = 0, batch: int = 1, bounds: trees.Tree | None = None
+        self,
+        texts: _Texts,
+        segment: int = 0,
+        batch: int = 1,
+        bounds: trees.Tree | None = None,
+        params: trees.Tree | None = None,
     ) -> Iterator[tuple[str, evaluate.Result]]:
         """Yield (language, its loss) under the parameters as they are, as soon as its last sample is done.
 
@@ -244,6 +249,7 @@ class Model(Shown):
           segment: tokens whose loss is summed together, for the bootstrap; 0: documents.
           batch: samples a step, on each part of the batch axes.
           bounds: bounds on activations (see `models.bounded`).
+          params: in place of the model's own, as training makes them.
         """
         size = batch * meshes.rows(self.mesh)
         places = [(code, position) for code, (_, positions) in texts.items() for position in np.sort(positions)]
@@ -259,7 +265,7 @@ class Model(Shown):
 
         left = {code: len(positions) for code, (_, positions) in texts.items()}
         gathered: dict[str, list[tuple[np.ndarray, evaluate.Losses]]] = {code: [] for code in texts}
-        for found in evaluate.stream(self.evaluator, self.params, batches(), self.place, bounds):
+        for found in evaluate.stream(self.evaluator, params or self.params, batches(), self.place, bounds):
             first = 0
             for code, positions in queue.popleft():
                 own = found.take(first, first + len(positions))

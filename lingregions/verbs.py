@@ -40,7 +40,7 @@ minutes for a model of billions of parameters."""
 
 _EXPORT = """\
 example:
-  lingregions export --workdir=runs/frozen_pretraining --arm="core 1% seed 0" --out=model"""
+  lingregions export --workdir=runs/frozen_pretraining --training="core 1% seed 0" --out=model"""
 
 
 def regions() -> argparse.ArgumentParser:
@@ -110,7 +110,7 @@ def export() -> argparse.ArgumentParser:
     said = "Write a trained checkpoint as a Hugging Face folder, its frozen region proved equal to the base to the bit."
     parser = _parser("export", said, _EXPORT)
     parser.add_argument("--workdir", type=Path, required=True, help="of a run of frozen_pretraining")
-    parser.add_argument("--arm", required=True, help='the training, such as "core 1%% seed 0"')
+    parser.add_argument("--training", required=True, help='the training, such as "core 1%% seed 0"')
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet, or be empty")
     parser.add_argument(
         "--dtype", default="float32", choices=DTYPES, help="float32 (bit for bit) or bfloat16 (rounded)"

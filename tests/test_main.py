@@ -85,7 +85,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
         ("sweep definition_seeds", 2, 'did you mean "definitions_seeds"?'),
         ("regions shwo A", 2, "invalid choice: 'shwo'"),
         ("plan --jbo=score", 2, "--jbo"),
-        ("export --workdir=w", 2, "--arm"),
+        ("export --workdir=w", 2, "--training"),
         ("run --help", 0, "lingregions run core_removal:smollm2"),
         ("sweep --help", 0, "definitions_seeds"),
         ("regions --help", 0, "lingregions regions diff A B"),

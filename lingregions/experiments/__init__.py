@@ -1,8 +1,6 @@
 """Experiments: a study each (see `study`), and the registry that the command line reads."""
 
 import difflib
-from collections.abc import Callable, Sequence
-from typing import Any, cast
 
 from ml_collections import ConfigDict
 
@@ -10,16 +8,13 @@ from lingregions.experiments import (
     core_removal,
     definitions,
     dimension_dependence,
+    frozen_pretraining,
     minimal_damage,
     monolingual_regions,
+    proxy_audit,
+    reliability,
     single_parameter,
 )
-from lingregions.experiments.frozen_pretraining import frozen_pretraining
-from lingregions.experiments.frozen_pretraining import stages as frozen_pretraining_stages
-from lingregions.experiments.proxy_audit import proxy_audit
-from lingregions.experiments.proxy_audit import stages as proxy_audit_stages
-from lingregions.experiments.reliability import reliability
-from lingregions.experiments.reliability import stages as reliability_stages
 from lingregions.experiments.study import Study
 from lingregions.run import Run
 from lingregions.train import require
@@ -29,26 +24,12 @@ STUDIES: dict[str, Study] = {
     "core_removal": core_removal.STUDY,
     "definitions": definitions.STUDY,
     "dimension_dependence": dimension_dependence.STUDY,
+    "frozen_pretraining": frozen_pretraining.STUDY,
     "minimal_damage": minimal_damage.STUDY,
     "monolingual_regions": monolingual_regions.STUDY,
+    "proxy_audit": proxy_audit.STUDY,
+    "reliability": reliability.STUDY,
     "single_parameter": single_parameter.STUDY,
-}
-
-
-class _Unported:
-    """A study of the old kind, until it is a declaration too."""
-
-    def __init__(self, perform: Callable[[ConfigDict, Run], None], plan: Callable[[ConfigDict], Sequence[Any]]) -> None:
-        self.perform, self.plan = perform, plan
-
-
-STUDIES |= {
-    name: cast(Any, _Unported(function, stages))
-    for name, function, stages in (
-        ("frozen_pretraining", frozen_pretraining, frozen_pretraining_stages),
-        ("proxy_audit", proxy_audit, proxy_audit_stages),
-        ("reliability", reliability, reliability_stages),
-    )
 }
 
 
@@ -75,6 +56,6 @@ def perform(settings: ConfigDict, run: Run) -> bool:
     if run.done("run") is not None and not run.moved:  # what lies at another place is identified before it is trusted
         return False
     study(settings.experiment).perform(settings, run)
-    written = ("results.csv", "effects.csv", "damage.csv", "report.html")
+    written = ("results.csv", "effects.csv", "report.html")
     run.finish("run", *(name for name in written if run.path(name).exists()))
     return True

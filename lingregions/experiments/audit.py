@@ -120,7 +120,7 @@ def items(blocks: Sequence[Block], singles: int, groups: Sequence[int]) -> list[
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 
-class Slopes:
+class ScalarGradients:
     """The compiled gradients at the scalars of all blocks: made once, used for every language, label and node.
 
     Args:
@@ -213,28 +213,35 @@ class Predictions(NamedTuple):
 
 
 def predict(
-    slopes: Slopes, params: trees.Tree, batch: Batch, blocks: Sequence[Block], draws: int, nodes: int, seed: int
+    gradients: ScalarGradients,
+    params: trees.Tree,
+    batch: Batch,
+    blocks: Sequence[Block],
+    draws: int,
+    nodes: int,
+    seed: int,
 ) -> Iterator[Predictions]:
     """Yield the predictions for every block, on one batch of one language.
 
     Costs 1 + draws + nodes x blocks backward passes, and a forward pass a draw.
 
     Args:
-      slopes: of the blocks.
+      gradients: of the blocks.
       params: the parameters, the same bits afterwards.
       batch: the text, on the mesh.
-      blocks: as given to `slopes`.
+      blocks: as given to `gradients`.
       draws: of labels, for the second order.
       nodes: of Gauss and Legendre, on the way of each block to zero.
       seed: of the labels.
     """
     tokens = int(np.asarray(loss.targets(batch)[1]).sum())
-    theta = scalars.gather(params, slopes.every).astype(np.float64)
-    first = slopes.split(theta * slopes.gradient(params, batch) / tokens)
-    drawn = slopes.split(
+    theta = scalars.gather(params, gradients.every).astype(np.float64)
+    first = gradients.split(theta * gradients.gradient(params, batch) / tokens)
+    drawn = gradients.split(
         np.stack(
             [
-                theta * slopes.gradient(params, batch, slopes.labels(params, batch, permutation.derive(seed, draw)))
+                theta
+                * gradients.gradient(params, batch, gradients.labels(params, batch, permutation.derive(seed, draw)))
                 for draw in range(draws)
             ]
         )
@@ -242,11 +249,11 @@ def predict(
     )
     points, weights = np.polynomial.legendre.leggauss(nodes)
     for number, block in enumerate(blocks):
-        own = slopes.split(theta)[number]
+        own = gradients.split(theta)[number]
         path = np.zeros(len(own))
         for point, weight in zip(points, weights, strict=True):
             with scalars.replaced(params, block.scalars, own * (1 - point) / 2):
-                path += weight / 2 * own * slopes.split(slopes.gradient(params, batch))[number] / tokens
+                path += weight / 2 * own * gradients.split(gradients.gradient(params, batch))[number] / tokens
         yield Predictions(first[number], drawn[number], path)
 
 

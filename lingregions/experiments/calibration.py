@@ -52,7 +52,7 @@ class Sample:
         return Sample(predicted=parts, **others)
 
     @property
-    def audible(self) -> np.ndarray:
+    def measurable(self) -> np.ndarray:
         """Whether the exact effect is above the noise floor."""
         return self.exact > self.floor
 
@@ -84,7 +84,7 @@ def collect(rows: Sequence[Mapping[str, Any]], predictors: Sequence[str]) -> tup
     )
 
 
-def spearman(predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray) -> np.ndarray:
+def spearman(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
     """Return the rank correlation of |prediction| and |effect|, [..., n] -> [...]; NaN where one does not vary."""
     x, y = (
         ranks - ranks.mean(-1, keepdims=True)
@@ -93,17 +93,17 @@ def spearman(predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray) -> n
     return _quotient((x * y).sum(-1), np.sqrt((x * x).sum(-1) * (y * y).sum(-1)))
 
 
-def slope(predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray) -> np.ndarray:
+def slope(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
     """Return the slope of log |effect| over log |prediction| (1: proportional), of what is above the noise floor."""
-    x, y, kept = _logarithms(predicted, exact, audible)
+    x, y, kept = _logarithms(predicted, exact, measurable)
     count = np.maximum(kept.sum(-1, keepdims=True), 1)
     x, y = (np.where(kept, each - each.sum(-1, keepdims=True) / count, 0) for each in (x, y))
     return _quotient((x * y).sum(-1), (x * x).sum(-1))
 
 
-def factor(predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray) -> np.ndarray:
+def factor(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
     """Return the median of log (|effect| / |prediction|), of what is above the noise floor: 0 where they are equal."""
-    x, y, kept = _logarithms(predicted, exact, audible)
+    x, y, kept = _logarithms(predicted, exact, measurable)
     ranked = np.sort(np.where(kept, y - x, np.inf), axis=-1)
     count = kept.sum(-1, keepdims=True)
     middle = [np.take_along_axis(ranked, np.maximum(place, 0), -1)[..., 0] for place in ((count - 1) // 2, count // 2)]
@@ -112,10 +112,10 @@ def factor(predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray) -> np.
 
 
 def _logarithms(
-    predicted: np.ndarray, exact: np.ndarray, audible: np.ndarray
+    predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the logarithms of predictions and effects where both can be taken (0 elsewhere), and where that is."""
-    kept = audible & (predicted > 0) & (exact > 0)
+    kept = measurable & (predicted > 0) & (exact > 0)
     x, y = (np.log(np.where(kept, each, 1)) for each in (predicted, exact))
     return x, y, kept
 
@@ -140,7 +140,7 @@ Figure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def measure(figure: Figure, part: Sample, predictor: str) -> float:
     """Return a figure of a sample; NaN where there is too little of it."""
-    return float(figure(part.predicted[predictor], part.exact, part.audible)) if len(part) > 2 else math.nan
+    return float(figure(part.predicted[predictor], part.exact, part.measurable)) if len(part) > 2 else math.nan
 
 
 def interval(figure: Figure, part: Sample, predictor: str, seed: int) -> list[float | None]:
@@ -151,7 +151,7 @@ def interval(figure: Figure, part: Sample, predictor: str, seed: int) -> list[fl
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(part.stratum == name) for name in dict.fromkeys(part.stratum.tolist())]
     places = np.concatenate([rng.choice(group, (DRAWS, len(group))) for group in groups], axis=1)
-    drawn = figure(part.predicted[predictor][places], part.exact[places], part.audible[places])
+    drawn = figure(part.predicted[predictor][places], part.exact[places], part.measurable[places])
     known = drawn[np.isfinite(drawn)]
     if len(known) < DRAWS / 2:
         return [value, None, None]

@@ -23,7 +23,38 @@ _ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+def _signed(cell: tables.Cell) -> str:
+    """A difference with its sign and its interval: "+0.0120 (−0.0030 to +0.0270)"."""
+    value, low, high = (None if each is None else f"{each:+.4f}".replace("-", numerals.MINUS) for each in cell)
+    return f"{value}" if low is None or high is None else f"{value} ({low} to {high})"
+
+
+def _side(cell: tables.Cell) -> int:
+    """1 or -1 where an interval lies above or below zero, 0 where it holds zero or there is none."""
+    _, low, high = cell
+    return 0 if low is None or high is None else (low > 0) - (high < 0)
+
+
+def _factor(cell: tables.Cell) -> str:
+    """A difference of logarithms as a factor with its interval: "×12.3 (10.1 to 15.0)"."""
+    return numerals.factor(numerals.Span(*cell))
+
+
+def _figure(cell: tables.Cell) -> str:
+    """A figure with its interval, two digits each."""
+    value, low, high = cell
+    if value is None:
+        return "not measurable"
+    return f"{value:.2g}" + ("" if low is None or high is None else f" ({low:.2g} to {high:.2g})")
+
+
 _ENVIRONMENT.filters |= {
+    "exp": lambda cell: [None if each is None else math.exp(each) for each in cell],
+    "figure": _figure,
+    "first": lambda names: next(iter(names)),
+    "last": lambda names: list(names)[-1],
     "count": numerals.count,
     "listed": lambda words: numerals.listed(list(words)) if words else "none",
     "number": numerals.number,
@@ -31,8 +62,10 @@ _ENVIRONMENT.filters |= {
     "plural": numerals.plural,
     "sentence": numerals.sentence,
     "share": numerals.share,
-    "times": lambda cell: numerals.factor(numerals.Span(*cell)),
-    "harm": numerals.exponential,
+    "signed": _signed,
+    "side": _side,
+    "times": _factor,
+    "factor": lambda cell: _factor(cell).removeprefix("×"),
 }
 _ENVIRONMENT.tests["contains"] = lambda values, value: value in values
 _ENVIRONMENT.globals |= {"base": UNTOUCHED, "broken": BROKEN}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import effects, evaluate, models, scoring
+from lingregions import effects, models, scoring
 from lingregions import mesh as meshes
 from lingregions import model as model_module
 from lingregions import tree as trees
@@ -66,11 +66,6 @@ class Context:
             mesh=self.model.mesh,
         )
 
-    @functools.cached_property
-    def evaluator(self) -> evaluate.Evaluator:
-        """The compiled evaluation, used for every intervention and language."""
-        return evaluate.build(self.model.config, self.model.compute, self.model.mesh)
-
     def corpus(self, language: str, use: str) -> Corpus:
         """Return the samples of a language for one use, "score", "evaluate" or "train"; opened once."""
         if (language, use) not in self.corpora:
@@ -122,11 +117,10 @@ def define(settings: ConfigDict) -> scoring.Definition:
 
 
 def prepare(settings: ConfigDict, run: Run) -> Context:
-    """Load the model of a config onto its mesh, and open every text, so that what is missing is said before any work.
+    """Load the model of a config onto its mesh.
 
     Raises:
-      ValueError: model, tokenizer or mesh do not fit the config or each other; a text is missing, unusable or shorter
-        than asked; the message says which.
+      ValueError: the model, its tokenizer or the mesh do not fit the config or each other.
     """
     begin, machine = time.monotonic(), settings.machine
     mesh = meshes.build(**machine.mesh.to_dict())
@@ -145,16 +139,23 @@ def prepare(settings: ConfigDict, run: Run) -> Context:
         tokenizer_hash=model.tokenizer.fingerprint,
         seconds=round(time.monotonic() - begin, 3),
     )
-    context = Context(settings, run, model)
+    return Context(settings, run, model)
+
+
+def open_texts(context: Context) -> None:
+    """Open every text of the config, so that what is missing is said before the first hour of work, not after it.
+
+    Raises:
+      ValueError: a text is missing, unusable or shorter than asked; the message says which.
+    """
     with cluster.ready("the opening of the texts", cluster.WORK):
-        for use in uses(settings):
-            for language in settings[use].languages:
+        for use in uses(context.settings):
+            for language in context.settings[use].languages:
                 _open(context, language, use)
-        if "train" in settings:
-            context.corpus(settings.train.language, "train")
+        if "train" in context.settings:
+            context.corpus(context.settings.train.language, "train")
         for remark in corpora.remarks(context.corpora):
-            run.note(remark)
-    return context
+            context.run.note(remark)
 
 
 def _open(context: Context, language: str, use: str) -> None:

@@ -5,24 +5,19 @@ was killed goes on where it stopped, and what was damaged is measured again. Cos
 parameters are changed in place and put back.
 """
 
-import collections
 import contextlib
 import csv
 import functools
 import hashlib
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from lingregions import evaluate
-from lingregions import mesh as meshes
 from lingregions import tree as trees
-from lingregions.corpus.batch import Batch
-from lingregions.corpus.corpus import Corpus
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import COLUMNS, UNTOUCHED, Intervention
 from lingregions.run.progress import Bar
@@ -101,63 +96,19 @@ def _measure(
     context: Context, intervention: Intervention, params: trees.Tree, languages: Sequence[str], bar: Bar
 ) -> None:
     """Measure the missing languages of one intervention, and write each as soon as it is known."""
-    run, name = context.run, intervention.name
+    run, name, settings = context.run, intervention.name, context.settings
     texts = {code: context.samples(code, "evaluate") for code in languages}
-    for code, found in _sums(context, params, texts, intervention.bounds, bar):
-        if why := evaluate.doubt(found, context.model.config.vocab):
+    found = context.model.losses(
+        texts, settings.evaluate.segment, settings.machine.evaluate_batch, intervention.bounds, params
+    )
+    for code, result in found:
+        if why := evaluate.doubt(result, context.model.config.vocab):
             run.note(f"{name}, {code}: {why}; no figure of it says what language a region carries")
-        checksum = _store(context, name, code, found.segments)
-        run.log(event="evaluated", intervention=name, language=code, nll_nats=found.nll)
-        run.add("results", _row(context.settings.experiment, intervention, code, found, checksum))
+        checksum = _store(context, name, code, result.segments)
+        run.log(event="evaluated", intervention=name, language=code, nll_nats=result.nll)
+        run.add("results", _row(settings.experiment, intervention, code, result, checksum))
+        bar.advance(len(texts[code][1]) * settings.data.length)
         run.check()
-
-
-def _sums(
-    context: Context,
-    params: trees.Tree,
-    texts: Mapping[str, tuple[Corpus, np.ndarray]],
-    bounds: trees.Tree | None,
-    bar: Bar,
-) -> Iterator[tuple[str, evaluate.Result]]:
-    """Yield (language, sums) as soon as the last sample of the language is done."""
-    size = context.settings.machine.evaluate_batch * meshes.rows(context.model.mesh)
-    places = [(code, position) for code, (_, positions) in texts.items() for position in np.sort(positions)]
-    queue: collections.deque[list[tuple[str, np.ndarray]]] = collections.deque()
-
-    def batches() -> Iterator[Batch]:
-        for begin in range(0, len(places), size):
-            groups = [
-                (code, np.asarray([position for _, position in group]))
-                for code, group in itertools.groupby(places[begin : begin + size], key=lambda place: place[0])
-            ]
-            parts = [texts[code][0].batch(positions) for code, positions in groups]
-            rows = sum(len(positions) for _, positions in groups)
-            queue.append(groups)
-            # Rows of padding below, so that one program serves the last batch too.
-            yield Batch(
-                *(np.pad(np.concatenate(each), ((0, size - rows), (0, 0))) for each in zip(*parts, strict=True))
-            )
-            bar.advance(rows * context.settings.data.length)
-
-    left = {code: len(positions) for code, (_, positions) in texts.items()}
-    gathered: dict[str, list[tuple[np.ndarray, evaluate.Losses]]] = {code: [] for code in texts}
-    for losses in evaluate.stream(context.evaluator, params, batches(), context.model.place, bounds):
-        first = 0
-        for code, positions in queue.popleft():
-            own = losses.take(first, first + len(positions))
-            numbers = _numbers(texts[code][0], positions, context.settings.evaluate.segment)[own.row, own.position]
-            gathered[code].append((numbers, own))
-            first, left[code] = first + len(positions), left[code] - len(positions)
-            if not left[code]:
-                yield code, evaluate.total(*zip(*gathered.pop(code), strict=True))
-
-
-def _numbers(corpus: Corpus, positions: np.ndarray, segment: int) -> np.ndarray:
-    """Return int64 [B, T]: which segment the token stands in: its document, or every `segment` tokens of a sample."""
-    if not segment:
-        return corpus.documents(positions)
-    count = -(-corpus.length // segment)
-    return positions.astype(np.int64)[:, None] * count + np.arange(corpus.length)[None] // segment
 
 
 def _file(intervention: str, language: str) -> str:

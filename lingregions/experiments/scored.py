@@ -10,15 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from lingregions import models, scoring
+from lingregions import scoring
 from lingregions import tree as trees
 from lingregions.experiments.context import Context
 from lingregions.models import roles
 from lingregions.regions import Provenance
-from lingregions.regions.region import axes, versions
 
 
 class Snapshot(NamedTuple):
@@ -44,7 +42,7 @@ def gather(context: Context, language: str, start: int, stop: int, stops: Sequen
     else:
         at = Snapshot(header["position"], run.load(resume, scorer.shapes), header["tokens"], header["nll"])
         run.note(f"scoring {language} goes on from sample {at.position:,} of {stop:,}")
-    begin, saved, group = at.position, time.monotonic(), _group(context, at.sums)
+    begin, saved, group = at.position, time.monotonic(), scorer.group(at.sums)
     with run.progress(f"score {language}", (stop - at.position) * corpus.length, "tokens") as bar:
         for goal in sorted({*(each for each in stops if start < each < stop), stop}):
             while at.position < goal:
@@ -67,13 +65,6 @@ def gather(context: Context, language: str, start: int, stop: int, stops: Sequen
                 yield at
 
 
-def _group(context: Context, sums: scoring.Sums) -> int:
-    """Return the samples of a group: where groups are only summed up their borders decide nothing; fill the mesh."""
-    definition, scorer = context.definition, context.scorer
-    borders = definition.weighting != "token" or bool(jax.tree.leaves(sums.open))
-    return definition.group if borders else max(definition.group, scorer.micro)
-
-
 def discard(context: Context, language: str, start: int, stop: int) -> None:
     """Remove the resume point of a pass whose results are saved."""
     context.run.discard(_resume(language, start, stop))
@@ -85,17 +76,8 @@ def _resume(language: str, start: int, stop: int) -> str:
 
 def facts(context: Context, language: str, at: Snapshot) -> dict[str, Any]:
     """Return all that decides the scores of a snapshot, for headers."""
-    return {
-        "language": language,
-        "definition": dataclasses.asdict(context.definition),
-        "samples": at.position,
-        "tokens": at.tokens,
-        "nll": at.nll,
-        "seed": context.settings.seed,
-        "model": context.model.fingerprint,
-        "tokenizer": context.model.tokenizer.fingerprint,
-        "data": context.corpus(language, "score").fingerprint,
-    }
+    counts = {"samples": at.position, "seed": context.settings.seed, "tokens": at.tokens, "nll": at.nll}
+    return context.model.header(context.definition, context.corpus(language, "score"), **counts)
 
 
 def count(context: Context, language: str) -> int:
@@ -129,8 +111,8 @@ def score(context: Context, language: str, beside: Sequence[str] = ()) -> None:
 
 def save(context: Context, name: str, language: str, at: Snapshot) -> None:
     """Save the scores of a snapshot under a name, with a header that says what they are."""
-    header = facts(context, language, at) | {"versions": dict(versions())}
-    context.run.save(name, context.scorer.finish(context.model.params, at.sums, at.tokens), header)
+    values = context.scorer.finish(context.model.params, at.sums, at.tokens)
+    context.run.save(name, values, facts(context, language, at))
 
 
 def load(context: Context, language: str, folder: str = "scores") -> trees.Tree:
@@ -140,18 +122,19 @@ def load(context: Context, language: str, folder: str = "scores") -> trees.Tree:
     return found
 
 
-def combine(context: Context, normalised: bool | None = None) -> trees.Tree:
+def combine(context: Context, normalised: bool | None = None, folder: str = "scores") -> trees.Tree:
     """Return the scores summed over the scored languages, one in memory at a time.
 
     Args:
       context: after the languages were scored.
       normalised: whether each matrix of a language is scaled to the same sum; None: as the definition says. Sums in
         nats, which compare between matrices, are not.
+      folder: of the scores; another rule's lie in the folder of its name.
     """
     total: trees.Tree | None = None
     scaled = context.definition.normalised if normalised is None else normalised
     for language in context.settings.score.languages:
-        total = scoring.combine(total, load(context, language), scaled)
+        total = scoring.combine(total, load(context, language, folder), scaled)
     assert total is not None  # `study.check` has seen to it
     return total
 
@@ -193,8 +176,10 @@ def provenance(context: Context, languages: Sequence[str], rule: str | None = No
         languages=tuple(languages),
         score_scope=definition.scope,
         select_scope=scope or context.settings.select.scope,
+        samples=tuple(count(context, language) for language in languages),
+        data_seed=context.settings.seed if languages else None,
         model=context.model.fingerprint,
         tokenizer=context.model.tokenizer.fingerprint,
         data=" ".join(context.corpus(language, "score").fingerprint for language in languages),
-        axes=axes(roles.restrict(models.declare(context.model.config), definition.scope)),
+        axes=context.model.axes(definition.scope),
     )

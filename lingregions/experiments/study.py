@@ -24,7 +24,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lingregions import report, scoring
-from lingregions.experiments.context import Context, define, prepare, tabulate, texts
+from lingregions.experiments.context import Context, define, open_texts, prepare, tabulate, texts
 from lingregions.experiments.step import Step, model_config
 from lingregions.regions.select import parse
 from lingregions.run import Run
@@ -67,6 +67,7 @@ class Study:
         check(settings)
         self.check(settings)
         context = prepare(settings, run)
+        open_texts(context)
         for step in self.steps(settings, context.model.config):
             step.perform(context)
         self.publish(context)
