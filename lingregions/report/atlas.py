@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from lingregions.report import numerals
-from lingregions.report.figures import SERIES, Figure, choice, figure, hover, inline
+from lingregions.report.figures import ROWS, SERIES, Figure, choice, figure, hover
 from lingregions.report.survey import Overlap, Profile, Survey
 
+OPENED = 1300  # profiles of matrices on a page, 0.6 kB each
 RESIDUAL_BINS = 1024  # of the density along the residual axis
 # Sides of a matrix, and what its indices are called.
 SIDES = {"out": "outputs", "in": "inputs"}
@@ -34,7 +35,10 @@ def atlas(surveys: Sequence[Survey]) -> list[Figure]:
     """Layer and role of every region, and inside the matrix that is chosen the density along its two named axes."""
     columns = ["region", "layer", "role", "entries", "size", "density", *SIDES]
     frame = pd.DataFrame([row for survey in surveys for row in _cells(survey)], columns=columns)
-    profiles = [(survey.name, profile) for survey in surveys for profile in survey.profiles]
+    profiles: list[tuple[str, Profile]] = []
+    for survey in surveys:  # the first regions, as many as a page can carry
+        if not profiles or len(profiles) + len(survey.profiles) <= OPENED:
+            profiles += [(survey.name, profile) for profile in survey.profiles]
     inside = _inside(profiles) if profiles else []
     # Where every matrix holds the same share its map would be one colour: what differs is how a matrix holds it.
     even = all(survey.even for survey in surveys)
@@ -47,7 +51,7 @@ def atlas(surveys: Sequence[Survey]) -> list[Figure]:
     legend = alt.Legend(format="~%", orient="bottom", gradientLength=200)
     colour = alt.Color("value:Q", title=None, scale=alt.Scale(range="ramp"), legend=legend)
     roles, layers = list(dict.fromkeys(frame["role"])), list(dict.fromkeys(frame["layer"]))
-    base = alt.Chart(inline(frame)).transform_filter("datum.region == region")
+    base = alt.Chart(ROWS).transform_filter("datum.region == region")
     chart = (
         _grid(base.transform_calculate(value=f"{value} : null"), roles, layers, "layer:N", colour)
         .encode(
@@ -119,8 +123,8 @@ def _inside(profiles: Sequence[tuple[str, Profile]]) -> list[Figure]:
                 if profile.side == side
             ]
         )
-        base = alt.Chart(inline(frame)).transform_filter(" && ".join(f"datum.{key} == {key}" for key in start))
-        head = base.mark_text(align="left", baseline="bottom", dy=-6)
+        base = alt.Chart(ROWS).transform_filter(" && ".join(f"datum.{key} == {key}" for key in start))
+        head = base.mark_text(align="left", baseline="bottom", dy=-14)
         head = head.encode(x=alt.value(0), y=alt.value(0), text="axis:N")
         chart = alt.layer(*_bars(base, f"index along the {words}"), head.properties(name="words_axis"))
         for key, first in start.items():
@@ -143,8 +147,8 @@ def _profile(profile: Profile) -> dict[str, Any]:
     return {
         "axis": f"{profile.axis} ({profile.length:,} indices)",
         "width": profile.length / len(profile.bins),
-        "bins": [round(value, 6) for value in profile.bins],
-        "fullest": [{"index": index, "density": round(density, 6)} for index, density in profile.fullest],
+        "bins": [float(f"{value:.3g}") for value in profile.bins],
+        "fullest": [{"index": index, "density": float(f"{density:.3g}")} for index, density in profile.fullest],
     }
 
 
@@ -168,7 +172,7 @@ def residual(surveys: Sequence[Survey]) -> Figure | None:
     if not rows:
         return None
     frame, axis = pd.DataFrame(rows), surveys[0].axis
-    base = alt.Chart(inline(frame)).transform_filter("datum.region == region")
+    base = alt.Chart(ROWS).transform_filter("datum.region == region")
     chart = alt.layer(*_bars(base, f"index of the axis {axis}")).properties(height=220)
     chart = chart.add_params(choice("region", frame["region"].tolist(), "Region"))
     words = f"Density of {numerals.plural(len(rows), 'region')} at every index of the axis {axis}"
@@ -200,7 +204,7 @@ def pairs(found: Overlap, most: int = 8) -> Figure | None:
     one, two = max(rows, key=lambda row: max((value for value in row[-1] if math.isfinite(value)), default=0))[:2]
     frame = pd.DataFrame(rows, columns=["one", "two", "role", "layers", "iou"])
     both = "datum.one == first && datum.two == second", "datum.one == second && datum.two == first"
-    base = alt.Chart(inline(frame)).transform_filter(f"({both[0]}) || ({both[1]})").transform_flatten(["layers", "iou"])
+    base = alt.Chart(ROWS).transform_filter(f"({both[0]}) || ({both[1]})").transform_flatten(["layers", "iou"])
     scale, legend = alt.Scale(range="ramp", domain=[0, max(present)]), alt.Legend(orient="bottom", gradientLength=200)
     chart = (
         _grid(base, roles, layers, "layers:N", alt.Color("iou:Q", title="IoU", scale=scale, legend=legend))

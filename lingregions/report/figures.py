@@ -99,11 +99,27 @@ class Figure:
     folded: bool = False
 
 
-def figure(chart: Any, frame: pd.DataFrame, name: str, title: str, words: str, **others: Any) -> Figure:
-    """A figure of a chart that fits its container; `words` say what it shows, `others` are fields of `Figure`."""
+ROWS = alt.NamedData("rows")  # of every chart; `figure` puts them in, so that Altair does not check each number
+
+
+def figure(
+    chart: Any, rows: pd.DataFrame, name: str, title: str, words: str, frame: pd.DataFrame | None = None, **others: Any
+) -> Figure:
+    """A figure of a chart of `ROWS` that fits its container.
+
+    Args:
+      chart: of Altair.
+      rows: what it draws.
+      name: stem of its files.
+      title: above it.
+      words: what it shows.
+      frame: its CSV, if that is not `rows`.
+      others: further fields of `Figure`.
+    """
     spec = chart.properties(width="container").to_dict()
     spec.pop("config", None)
-    return Figure(name, title, words, {**spec, "description": words}, frame, **others)
+    spec |= {"description": words, "datasets": {**spec.get("datasets", {}), "rows": _records(rows)}}
+    return Figure(name, title, words, spec, rows if frame is None else frame, **others)
 
 
 def hover(*fields: tuple[str, ...]) -> list[alt.Tooltip]:
@@ -111,8 +127,8 @@ def hover(*fields: tuple[str, ...]) -> list[alt.Tooltip]:
     return [alt.Tooltip(name, **dict(zip(("title", "format"), more, strict=False))) for name, *more in fields]  # type: ignore[arg-type]
 
 
-def inline(frame: pd.DataFrame) -> alt.Data:
-    """The rows of a frame as the data of a specification: seven digits, null where a number is missing."""
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as a specification holds them: seven digits, null where a number is missing."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -124,7 +140,7 @@ def inline(frame: pd.DataFrame) -> alt.Data:
         return value.item() if isinstance(value, np.generic) else value
 
     records = frame.astype(object).to_dict("records")
-    return alt.Data(values=[plain({str(key): value for key, value in record.items()}) for record in records])
+    return [plain({str(key): value for key, value in record.items()}) for record in records]
 
 
 def choice(name: str, options: Sequence[str], words: str, value: str | None = None) -> alt.Parameter:
@@ -216,7 +232,7 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
         "seeds",
     ]
     base = (
-        alt.Chart(inline(ranks[[*keep, "by_name", "by_family"]]))
+        alt.Chart(ROWS)
         .transform_filter(chosen)
         .transform_calculate(
             slot=slot,
@@ -236,7 +252,7 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
     )
     across = alt.Axis(
         values=alt.ExprRef(f"axis == 'linear' ? {_round_ticks(low, high)} : {_log_ticks(low, high)}"),
-        labelExpr=f"axis == 'linear' ? format(datum.value, '~g') : format({_unscaled('datum.value')}, '.1~g')",
+        labelExpr=f"axis == 'linear' ? format(datum.value, '~g') : format({_unscaled('datum.value')}, '.1~r')",
         labelOverlap="greedy",
         title="effect: difference in NLL, nats per token",
     )
@@ -257,7 +273,8 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
         f"{_extremes(frame)}. The table below gives every figure."
     )
     note = "The bars are intervals; an effect whose bar crosses the dotted line may be none. Hover for the figures."
-    return figure(chart, frame.drop(columns=["reading", "times", "p_words"]), name, title, words, note=note)
+    stored = frame.drop(columns=["reading", "times", "p_words"])
+    return figure(chart, ranks[[*keep, "by_name", "by_family"]], name, title, words, stored, note=note)
 
 
 def _extremes(frame: pd.DataFrame) -> str:
@@ -296,7 +313,7 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
     if frame["effect_nats"].nunique() <= 1:
         return None
     columns = list(dict.fromkeys(frame["language"]))
-    base = alt.Chart(inline(frame[["label", "language", "effect_nats", "reading", "times", "p_words", "mark"]])).encode(
+    base = alt.Chart(ROWS).encode(
         x=alt.X("language:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-60 if len(columns) > 3 else 0)),
         y=alt.Y("label:N", sort=None, title=None),
         tooltip=[_HOVER[0], *_HOVER[2:6]],
@@ -307,7 +324,7 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
         "effect_nats:Q",
         title="nats per token",
         scale=scale,
-        legend=alt.Legend(gradientLength=180, values=[-span, 0, span], format=".1~g"),
+        legend=alt.Legend(gradientLength=180, values=[-span, 0, span], format=".2~r"),
     )
     chart = alt.layer(
         base.mark_rect().encode(color=colour),
@@ -316,8 +333,9 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
     many = frame["label"].nunique()
     words = f"Heat map of the effects of {many} comparisons in {len(columns)} languages: {_extremes(frame)}."
     note = f"{numerals.UNSURE}: the interval holds no effect; {numerals.MINUS}: the loss falls."
+    drawn = frame[["label", "language", "effect_nats", "reading", "times", "p_words", "mark"]]
     frame = frame.drop(columns=["reading", "times", "p_words", "mark"])
-    return figure(chart, frame, name, title, words, note=note, folded=frame["label"].nunique() > 40)
+    return figure(chart, drawn, name, title, words, frame, note=note, folded=many > 40)
 
 
 def legible(field: str) -> Any:
@@ -363,7 +381,7 @@ def heatmap(
     if kind == "share":
         scale = alt.Scale(domain=[0, span], range="ramp")
     widest = 7 * int(frame["reading"].str.len().max())
-    base = alt.Chart(inline(frame)).encode(
+    base = alt.Chart(ROWS).encode(
         x=alt.X(
             "column:N", sort=None, title=None, axis=alt.Axis(labelAngle=-60 if len(columns) > 6 else 0, orient="top")
         ),
@@ -388,7 +406,7 @@ def heatmap(
     words = f"Heat map of {len(rows)} rows and {len(columns)} columns, {unit or 'values'} from " + " to ".join(
         f"{cell['reading']} ({cell['row']}, {cell['column']})" for cell in (lowest, highest)
     )
-    return figure(chart, frame.drop(columns="reading"), name, title, f"{words}.", note=note)
+    return figure(chart, frame, name, title, f"{words}.", frame.drop(columns="reading"), note=note)
 
 
 @dataclass(frozen=True)
@@ -448,7 +466,7 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
     chosen = "line == 'all' || datum.series == line"
     dim = alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.12))
     legend = alt.Legend(columns=2 if max(map(len, series)) < 22 else 1, symbolLimit=40) if len(series) > 1 else None
-    base = alt.Chart(inline(drawn)).encode(
+    base = alt.Chart(ROWS).encode(
         x=alt.X("x:Q", **across.encode()),
         color=alt.Color("series:N", sort=series, title=None, legend=legend),
         tooltip=[
@@ -484,7 +502,7 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
         f"{numerals.listed([str(each) for each in series[:8]])}"
         f"{' and others' if len(series) > 8 else ''}."
     )
-    return figure(chart, frame, name, title, words, note=note)
+    return figure(chart, drawn, name, title, words, frame, note=note)
 
 
 def scatter(
@@ -510,7 +528,7 @@ def scatter(
     x, y = across.encode(), upwards.encode()
     dim = alt.when("group == 'all' || datum.group == group").then(alt.value(1)).otherwise(alt.value(0.15))
     legend = alt.Legend(columns=2) if any(groups) and len(groups) > 1 else None
-    base = alt.Chart(inline(drawn)).encode(
+    base = alt.Chart(ROWS).encode(
         color=alt.Color("group:N", sort=groups, title=None, legend=legend),
         opacity=dim,
         tooltip=[
@@ -542,7 +560,7 @@ def scatter(
     chart = alt.layer(*layers).add_params(choice("group", ["all", *groups], "Group")).properties(height=360)
     said = f"{numerals.plural(len(frame), 'point')} of {upwards.title} against {across.title}"
     said += f"; on the Pareto front: {numerals.listed(list(front))}." if front else "."
-    return figure(chart, frame, name, title, said, note=note)
+    return figure(chart, drawn, name, title, said, frame, note=note)
 
 
 # --- regions ---------------------------------------------------------------------------------------------------------
@@ -583,7 +601,7 @@ def _dendrogram(drawn: Mapping[str, Any], names: Sequence[str], name: str, title
     )
     top = 1 - float(np.max(drawn["dcoord"]))
     chart = (
-        alt.Chart(inline(frame))
+        alt.Chart(ROWS)
         .mark_line(strokeWidth=1.5)
         .encode(
             x=alt.X(

@@ -159,6 +159,7 @@ def render(
         kicker=" · ".join(filter(None, [data.experiment, data.source])),
         headline=first,
         warnings=warnings(data),
+        caution="These figures mean little." if data.source.startswith("preset:") else "Read these figures with care.",
         lead=lead,
         verdicts=data.verdicts,
         others=[sentence for sentence in data.headlines if sentence != first],
