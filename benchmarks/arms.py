@@ -16,6 +16,7 @@ one no ratio is given.
 import argparse
 import json
 import os
+import runpy
 import statistics
 import sys
 import tempfile
@@ -99,11 +100,8 @@ def torch(folder: Path, arms: int, attention: str) -> tuple[float, list[float], 
     import torch as library
     from transformers import AutoModelForCausalLM, utils
 
-    from lingregions.regions.file import TORCH_LOADER
-
     utils.logging.disable_progress_bar()
-    space: dict[str, Any] = {}
-    exec(TORCH_LOADER, space)
+    space = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "zero_region.py"))
     tokens = [row for rows in np.load(folder / "tokens.npz").values() for row in rows]
     start, times, losses = time.perf_counter() - begin, [], []
     for seed in range(arms):

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import gc
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from lingregions.corpus.batch import Batch
 from lingregions.models import convert, roles
 from lingregions.models.compute import Compute
 from lingregions.models.source import Source, resolve
-from lingregions.regions.file import TORCH_LOADER
 
 pytestmark = pytest.mark.parity
 
+EXAMPLE = Path(__file__).parent.parent / "examples" / "zero_region.py"
 TEXTS = Path(convert.__file__).parent.parent / "corpus" / "data" / "udhr"
 LOGITS, GRADIENTS, SCORES = 1e-4, 1e-4, 1e-4
 REAL_LOGITS, REAL_NLL = 2e-3, 1e-5
@@ -344,13 +345,12 @@ def test_smollm2_peaks(write: Any, real: Real) -> None:
     assert models.massive_dimensions(found, 1) == [507]
 
 
-def test_smollm2_region_file_in_ten_lines(write: Any, real: Real, tmp_path: Path) -> None:
-    """What the README's loader does to a transformers model is what removal does to ours: both codings of the file."""
+def test_smollm2_region_file_in_torch(write: Any, real: Real, tmp_path: Path) -> None:
+    """What the example does to a transformers model is what removal does to ours: both codings of the file."""
     sizes = jax.tree.map(abs, roles.restrict(real.params, "decoder"))
     drawn = regions.select(sizes, "1%", "random", seed=0)  # sparse: indices
     dense = regions.select(sizes, "10%", "bottom")  # packed bits
-    loader: dict[str, Any] = {}
-    exec(TORCH_LOADER, loader)
+    loader = runpy.run_path(str(EXAMPLE))
     model, masks = load(write, real.source), drawn.masks
     worst = real.nll
     for name, region in (("drawn", drawn), ("dense", dense)):
@@ -362,3 +362,49 @@ def test_smollm2_region_file_in_ten_lines(write: Any, real: Real, tmp_path: Path
         assert theirs > worst + 50  # each region does harm: a loader that does nothing would be seen
         np.testing.assert_allclose(float(ours.nll[0]), theirs, rtol=1e-5)
         worst = theirs
+
+
+def test_the_example_zeroes_tied_models_and_refuses_what_it_cannot_change(tmp_path: Path) -> None:
+    import torch
+    import torch.distributed.tensor as sharding
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    zero = runpy.run_path(str(EXAMPLE))["zero"]
+    sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True))
+    table, matrices = np.zeros((16, 8), bool), np.zeros((2, 16, 8), bool)
+    table[3, 5] = True  # one entry: an index
+    matrices[:, :9] = True  # most of them: packed bits
+    path = tmp_path / "region.safetensors"
+    regions.save(
+        regions.Region({"embed_tokens": table, "layers": {"mlp": {"up_proj": matrices}}}, regions.Provenance()), path
+    )
+    before = {name: values.detach().clone() for name, values in model.named_parameters()}
+
+    def unchanged() -> bool:
+        return all(torch.equal(values, before[name]) for name, values in model.named_parameters() if not values.is_meta)
+
+    last = model.model.layers[1].mlp.up_proj
+    kept = last.weight
+    last.weight = torch.nn.Parameter(kept.detach().to("meta"))
+    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj.weight is offloaded, split or"):
+        zero(model, path)
+    assert unchanged()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        split = sharding.distribute_tensor(kept.detach(), mesh, [sharding.Shard(0)])
+        last.weight = torch.nn.Parameter(split)
+        with pytest.raises(ValueError, match="is offloaded, split or"):
+            zero(model, path)
+    finally:
+        torch.distributed.destroy_process_group()
+    last.weight = kept
+    assert unchanged()
+    assert zero(model, path) == 1 + 2 * 9 * 8
+    assert model.lm_head.weight[3, 5] == 0
+    assert torch.count_nonzero(model.lm_head.weight == 0) == 1
+    for layer in model.model.layers:
+        assert torch.count_nonzero(layer.mlp.up_proj.weight == 0) == 9 * 8
+    with pytest.raises(KeyError, match="the model has no parameter"):
+        zero(torch.nn.Linear(2, 2), path)

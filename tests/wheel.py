@@ -6,6 +6,7 @@ the demo, by name and by the path that documents use, and the first cells of eve
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ def main() -> None:
     """Build, install, run."""
     with tempfile.TemporaryDirectory(prefix="lingregions-wheel-") as name:
         place = Path(name)
+        shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would pack what lies there from before
         said = call(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", place, ROOT, folder=place)
         if found := warnings(said):
             sys.exit("building warns:\n" + "\n".join(found))

@@ -46,21 +46,6 @@ LAYOUT = (
 
 _logger = logging.getLogger("lingregions")
 
-# Zeroes a region in a transformers model; shown in the README. Needs torch, transformers, safetensors and NumPy.
-TORCH_LOADER = """\
-import numpy, torch
-from safetensors.numpy import load_file
-
-
-def zero(model, path):
-    parameters = dict(model.named_parameters())
-    for name, code in load_file(path).items():
-        flat = parameters[name].data.view(-1)
-        if code.dtype == numpy.uint8:  # packed bits; otherwise sorted flat indices
-            code = numpy.flatnonzero(numpy.unpackbits(code, count=flat.numel(), bitorder="little"))
-        flat[torch.from_numpy(code.astype(numpy.int64))] = 0
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
