@@ -68,7 +68,8 @@ def test_commands_are_found_on_every_page_that_has_some():
     counts = {str(page.relative_to(ROOT)): len(collect(page)) for page in PAGES}
     assert counts["README.md"] >= 8
     assert all(
-        counts[name] for name in ("commands.md", "experiments.md", "regions.md", "training.md", "tpu.md", "gpu.md")
+        counts[f"docs/{name}"]
+        for name in ("commands.md", "experiments.md", "regions.md", "training.md", "tpu.md", "gpu.md")
     )
 
 
