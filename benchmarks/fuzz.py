@@ -36,15 +36,15 @@ import safetensors
 import zstandard
 from pyarrow import parquet
 
-from lingregions import models
+from lingregions import models, regions
 from lingregions.corpus import build as builds
 from lingregions.corpus import source as sources
 from lingregions.corpus import text
 from lingregions.corpus.text import Reading
 from lingregions.models import convert, source
 from lingregions.models.tokenizer import Tokenizer
-from lingregions.regions import released
-from lingregions.run import RunError
+from lingregions.regions import file, released
+from lingregions.run import Run, RunError, checkpoint, table, verify
 
 SECONDS, MEMORY = 5, 1 << 30
 HEAD = 4096  # most damage is done to the first bytes, where files say what they hold
@@ -195,6 +195,80 @@ def make_manifest(folder: Path) -> Path:
     return path
 
 
+def make_region(folder: Path) -> Path:
+    """Write a region of two layers."""
+    draw = np.random.default_rng(0)
+    scores = {"layers": {"mlp": {"up_proj": draw.random((2, 24, 16), np.float32)}}}
+    region = regions.select(scores, 0.02, provenance=regions.Provenance(model="a" * 32, languages=("vi", "ru")))
+    regions.save(region, folder / "region.safetensors")
+    return folder / "region.safetensors"
+
+
+def read_region(path: Path) -> str:
+    """Read a region file, its header too."""
+    return f"{digest(file.read(path))} {file.header(path).provenance}"
+
+
+COLUMNS: dict[str, type] = {"intervention": str, "language": str, "nll_nats": float, "tokens": int}
+
+
+def make_results(folder: Path) -> Path:
+    """Write a table of a work directory."""
+    found = table.Table(folder / "results.csv", COLUMNS, ("intervention", "language"), writer=True)
+    for number in range(24):
+        row = {"intervention": f"top {number}%", "language": "ar", "nll_nats": number / 7, "tokens": number}
+        found.add(row)
+    return folder / "results.csv"
+
+
+def read_results(path: Path) -> str:
+    """Read a table; a row that is gone will be measured again, so what counts is that the others are as they were."""
+    rows = table.Table(path, COLUMNS, ("intervention", "language"), writer=True).rows()
+    for row in rows:
+        number = row["tokens"]
+        if row["intervention"] != f"top {number}%" or row["nll_nats"] != number / 7 or row["language"] != "ar":
+            return str(row)
+    return "as measured"
+
+
+def make_mark(folder: Path) -> Path:
+    """Write the mark of a finished stage, and the identities of a work directory beside it."""
+    with Run.open(folder / "run", {"machine": {"progress": "none"}}) as run:
+        run.identify("model", "1" * 64, "weights")
+        run.finish("score", samples=64)
+    return folder / "run" / "done" / "score.json"
+
+
+def read_mark(path: Path) -> str:
+    """Read the mark of a finished stage."""
+    facts, problem = verify(path.parent.parent, "score")
+    if problem:
+        raise RunError(problem)
+    return str(facts)
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """Write a tree of arrays, and return the file that holds them."""
+    checkpoint.save(folder / "tree", 1, LEAVES, {"position": 64})
+    parts = (folder / "tree" / "1" / "tree" / "ocdbt.process_0" / "d").iterdir()
+    return max(parts, key=lambda path: path.stat().st_size)
+
+
+def make_record(folder: Path) -> Path:
+    """Write a tree of arrays, and return the record beside them."""
+    checkpoint.save(folder / "tree", 1, LEAVES, {"position": 64})
+    return folder / "tree" / "1" / "header" / "metadata"
+
+
+LEAVES = {"a": np.random.default_rng(0).standard_normal((3, 5, 7)).astype(np.float32)}
+
+
+def read_checkpoint(path: Path) -> str:
+    """Read a tree of arrays and its header."""
+    folder = next(each for each in path.parents if each.name == "tree" and (each / "1").is_dir())
+    return f"{checkpoint.header(folder, 1)} {digest(checkpoint.load(folder, 1, LEAVES))}"
+
+
 FORMATS: dict[str, Format] = {
     "safetensors": Format(lambda folder: make_folder(folder) / "model.safetensors", read_folder, read_library),
     "index": Format(lambda folder: make_folder(folder, 20_000) / "model.safetensors.index.json", read_folder),
@@ -202,6 +276,11 @@ FORMATS: dict[str, Format] = {
     "tokenizer": Format(lambda folder: make_folder(folder) / "tokenizer.json", read_folder),
     "tokenizer_config": Format(lambda folder: make_folder(folder) / "tokenizer_config.json", read_folder),
     "gguf": Format(make_gguf, read_gguf),
+    "region": Format(make_region, read_region, checked=True),
+    "results": Format(make_results, read_results, checked=True),
+    "mark": Format(make_mark, read_mark, checked=True),
+    "checkpoint": Format(make_checkpoint, read_checkpoint, checked=True),
+    "record": Format(make_record, read_checkpoint, checked=True),
     "mask": Format(make_mask, lambda path: digest({"": released.read(path)}), checked=True),
     **{
         f"tokens {name}": Format(functools.partial(make_tokens, name=name), read_tokens, checked=True)
@@ -289,7 +368,8 @@ def outcome(form: Format, path: Path, original: str) -> str:
         with bounded():
             found = form.read(path)
     except (ValueError, FileNotFoundError, RunError) as error:
-        named = path.name in str(error) or str(path.parent) in str(error)
+        # A tree of arrays is named by its folder: orbax says which of its files it is.
+        named = path.name in str(error) or any(str(each) in str(error) for each in path.parents[:3])
         return "refused" if named else f"a message that names no file: {type(error).__name__}: {str(error)[:300]}"
     except BaseException as error:  # whatever else it is, it is what this program is for
         if isinstance(error, KeyboardInterrupt):

@@ -21,6 +21,7 @@ from lingregions.experiments.step import Step, hub_config
 from lingregions.models import source as sources
 from lingregions.models.source import Source
 from lingregions.regions.select import parse
+from lingregions.run.files import exit_code
 from lingregions.settings import SettingsError
 
 SMALL = 4_000_000  # bytes of the largest text that is tokenized to see whether it is long enough
@@ -87,6 +88,8 @@ def _attempt(work: Callable[..., Any], *given: Any) -> Iterator[str]:
     try:
         work(*given)
     except _TOLD as error:
+        if exit_code(error) != 2:  # the disk or the network: nothing that the user asked for is wrong
+            raise
         yield str(error)
     except KeyError as error:
         yield f"there is no {error}"

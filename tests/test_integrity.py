@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -14,13 +15,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from lingregions import corpus, models
+from lingregions import corpus, models, regions
 from lingregions import main as command
 from lingregions.models import convert
 from lingregions.models.tokenizer import Tokenizer
@@ -216,6 +218,47 @@ def test_weights_and_texts_replaced_inside_a_language_are_never_mixed(
 
     assert command.main(["run", *words]) == 0
     assert "scoring ar goes on from sample" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_scoring_goes_on_over_eight_four_and_one_devices(tmp_path: Path) -> None:
+    words = [
+        f"--config={Path(__file__).parent.parent / 'configs' / 'core_removal.py'}:tiny",
+        *("--config.select.monolingual=False", "--config.select.selectors=top", "--config.score.languages=ar"),
+        *("--config.evaluate.languages=sw", "--config.machine.save_seconds=0", "--config.machine.progress=none"),
+        *("--config.score.samples=24", "--config.machine.pictures=False"),
+    ]
+
+    def run(program: str, folder: str, devices: int) -> int:
+        flags = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        call = [sys.executable, "-c", program, *words, f"--workdir={tmp_path / folder}"]
+        return subprocess.run(call, env=flags, capture_output=True, check=False, timeout=300).returncode
+
+    whole = "import sys; from lingregions import main; sys.exit(main.main(['run', *sys.argv[1:]]))"
+    assert [run(KILLED, "moved", devices) for devices in (8, 4)] == [-signal.SIGKILL] * 2
+    assert run(whole, "moved", 1) == 0
+    assert run(whole, "alone", 1) == 0
+    said = (tmp_path / "moved" / "metrics.jsonl").read_text()
+    starts = [int(each) for each in re.findall(r"scoring ar goes on from sample (\d+)", said)]
+    assert len(starts) == 2
+    assert 0 < starts[0] < starts[1] < 24
+    moved, alone = (regions.load(tmp_path / name / "regions" / "top-1pct.safetensors") for name in ("moved", "alone"))
+    assert regions.equals(moved, alone)
+    assert moved.provenance == alone.provenance
+
+
+def test_a_hub_that_is_down_is_one_sentence_and_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def down(*_: object, **__: object) -> None:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable", "hub with hf_abcdefghijklmnopqrst")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", down)
+    words = [f"--config={Path(__file__).parent.parent / 'configs' / 'core_removal.py'}:tiny"]
+    words += [f"--workdir={tmp_path / 'run'}", "--config.model.source=meta-llama/Llama-2-7b-hf"]
+    assert command.main(["run", *words, "--config.machine.progress=none"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "meta-llama/Llama-2-7b-hf is neither a folder here nor in the hub's cache, and cannot be fetched" in said
+    assert "hf_abc" not in said
 
 
 # --- what a living process holds --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from lingregions.report import languages
+from lingregions.run import RunError, table
 
 BASE = "base"  # the control that is the untouched model
 MEAN = "all"  # in place of a language: the mean over all of them
@@ -32,6 +33,10 @@ class ReportError(ValueError):
 
 def _lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Where each line of a CSV file stands, and its cells under today's names; those of `needed` are there."""
+    try:
+        table.read(path)
+    except RunError as error:
+        raise ReportError(str(error)) from None
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         columns = [BEFORE.get(name, name) for name in reader.fieldnames or ()]

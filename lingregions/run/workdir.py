@@ -585,7 +585,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
         raise RunError(_foreign(folder))
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
             f"{path} is cut or no JSON ({error}). Nothing was written; --fresh moves the folder aside and begins again"
         ) from None
@@ -604,7 +604,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a file; None when the file is absent, cut, or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
