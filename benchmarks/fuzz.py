@@ -250,7 +250,7 @@ def read_mark(path: Path) -> str:
 def make_checkpoint(folder: Path) -> Path:
     """Write a tree of arrays, and return the file that holds them."""
     checkpoint.save(folder / "tree", 1, LEAVES, {"position": 64})
-    parts = (folder / "tree" / "1" / "tree" / "ocdbt.process_0" / "d").iterdir()
+    parts = (folder / "tree" / "1" / "tree" / "d").iterdir()
     return max(parts, key=lambda path: path.stat().st_size)
 
 
