@@ -68,10 +68,11 @@ def test_the_form(path):
     assert set(notebook.metadata) == {"colab", "kernelspec", "language_info"}
     assert [cell.id for cell in notebook.cells] == [f"cell-{index:02d}" for index in range(len(notebook.cells))]
     assert all(cell.metadata == {} for cell in notebook.cells)
-    badge = re.findall(
-        r"\(https://colab\.research\.google\.com/github/(\S+?)/blob/main/(\S+)\)", notebook.cells[0].source
-    )
-    assert badge == [("lingregions/lingregions", f"colab/{path.name}")]
+    first_cell = runpy.run_path(str(ROOT / "colab" / "first_cell.py"))
+    before = nbformat.writes(notebook)
+    first_cell["renew"](notebook, path.name)
+    assert nbformat.writes(notebook) == before, "renew it with: python colab/first_cell.py"
+    assert ("colab.research.google.com" in before) == bool(first_cell["ADDRESS"])
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert "Collapse alone proves nothing linguistic" in prose
     assert "## On a TPU or GPU" in prose
