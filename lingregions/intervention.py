@@ -122,11 +122,14 @@ class Intervention(Shown):
         """Return the intervention of a row of results.csv or effects.csv; other columns are left aside."""
         return cls(**{name: _READ[name](row[name]) for name in COLUMNS if row[name] != ""})
 
-    def apply(self, params: trees.Tree) -> contextlib.AbstractContextManager[trees.Tree]:
+    def apply(
+        self, params: trees.Tree, offsets: Mapping[str, float] | None = None
+    ) -> contextlib.AbstractContextManager[trees.Tree]:
         """Return the context in which `params` is what the intervention makes of it; every bit is back afterwards.
 
         Args:
           params: float32 parameters; changed in place while the context lasts (see `perturb.applied`).
+          offsets: of the model (`models.offsets`): a gain 1 + w is removed by w = -1.
 
         Raises:
           ValueError: the region belongs to another model, or there is no such perturbation.
@@ -140,7 +143,7 @@ class Intervention(Shown):
             )
         draws = perturb.PERTURBATIONS[self.perturbation].draws
         seed = (self.seed if self.noise_seed is None else self.noise_seed) if draws else None
-        return perturb.applied(params, region.masks, self.perturbation, self.factor, seed)
+        return perturb.applied(params, region.masks, self.perturbation, self.factor, seed, offsets)
 
 
 # Of the tables, in their order: the fields that compare.

@@ -220,7 +220,7 @@ class Model(Shown):
         Raises:
           ValueError: its region belongs to another model.
         """
-        with self._meet(intervention).apply(self.params):
+        with self._meet(intervention).apply(self.params, models.offsets(self.config)):
             yield self
 
     def _meet(self, intervention: Intervention) -> Intervention:
@@ -314,7 +314,7 @@ class Model(Shown):
         ours, theirs = [self._meet(each) for each in interventions], [self._meet(each) for each in controls]
         measured = {}
         for each in _distinct([UNTOUCHED, *ours, *theirs]):
-            with each.apply(self.params):
+            with each.apply(self.params, models.offsets(self.config)):
                 measured[each] = dict(self.losses(chosen, segment, batch, each.bounds))
         segments = {each: {code: sums[code].segments for code in chosen} for each, sums in measured.items()}
         found = effects.compare(segments, itertools.product(ours, theirs), seed)

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from lingregions.models.roles import stacked
 
 # values, mask, amount and key of one matrix -> its values, of which only those inside the mask are used.
 Change = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+Offsets = tuple[tuple[str, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +103,20 @@ PERTURBATIONS: dict[str, Perturbation] = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("name",))
-def _changed(part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array) -> trees.Tree:
-    kind = PERTURBATIONS[name]
+@functools.partial(jax.jit, static_argnames=("name", "offsets"))
+def _changed(
+    part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array, offsets: Offsets = ()
+) -> trees.Tree:
+    kind, added = PERTURBATIONS[name], dict(offsets)
 
     def leaf(path: str, values: jax.Array, mask: jax.Array) -> jax.Array:
+        if path not in added:
+            return change(path, values, mask)
+        # What is changed is what the model uses: a gain 1 + w is removed by w = -1.
+        offset = jnp.asarray(added[path], values.dtype)
+        return jnp.where(mask, change(path, values + offset, mask) - offset, values)
+
+    def change(path: str, values: jax.Array, mask: jax.Array) -> jax.Array:
         key_of_leaf, size = jax.random.fold_in(key, zlib.crc32(path.encode())), amount.astype(values.dtype)
         if not stacked(path):
             return jnp.where(mask, kind.change(values, mask, size, key_of_leaf), values)
@@ -157,14 +167,27 @@ def check(name: str, amount: float | None, seed: int | None) -> tuple[Perturbati
     return kind, 0.0 if amount is None else amount, 0 if seed is None else seed
 
 
-def _change(part: trees.Tree, masks: trees.Tree, name: str, amount: float | None, seed: int | None) -> trees.Tree:
+def _change(
+    part: trees.Tree,
+    masks: trees.Tree,
+    name: str,
+    amount: float | None,
+    seed: int | None,
+    offsets: Mapping[str, float] | None,
+) -> trees.Tree:
     _, size, number = check(name, amount, seed)
-    out: trees.Tree = _changed(part, masks, name, jnp.float32(size), jax.random.key(number))
+    added = tuple(sorted((offsets or {}).items()))
+    out: trees.Tree = _changed(part, masks, name, jnp.float32(size), jax.random.key(number), added)
     return out
 
 
 def apply(
-    params: trees.Tree, masks: trees.Tree, name: str, amount: float | None = None, seed: int | None = None
+    params: trees.Tree,
+    masks: trees.Tree,
+    name: str,
+    amount: float | None = None,
+    seed: int | None = None,
+    offsets: Mapping[str, float] | None = None,
 ) -> trees.Tree:
     """Return `params` with a perturbation of the region; everything outside keeps every bit.
 
@@ -174,11 +197,12 @@ def apply(
       name: a key of `PERTURBATIONS`.
       amount: of `set` (the value), `scale` (the factor) and `noise` (its norm, relative to the region's; 1 by default).
       seed: of `noise` and `shuffle`, which draw matrix by matrix; the same numbers on every mesh.
+      offsets: of the model (`models.offsets`), if it has any: values plus these are what is changed.
 
     Raises:
       ValueError: the region belongs to another model, or as `check` says.
     """
-    return trees.merge(params, _change(covered(params, masks), masks, name, amount, seed))
+    return trees.merge(params, _change(covered(params, masks), masks, name, amount, seed, offsets))
 
 
 def zero(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
@@ -238,9 +262,11 @@ def _lift(values: jax.Array, mask: jax.Array, axis: int) -> jax.Array:
     return jnp.sum(jnp.where(mask, bits, jnp.uint32(0)), axis=axis, keepdims=True, dtype=jnp.uint32)
 
 
-@functools.partial(jax.jit, static_argnames=("name",), donate_argnames=("part",))
-def _overwrite(part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array) -> trees.Tree:
-    out: trees.Tree = _changed(part, masks, name, amount, key)
+@functools.partial(jax.jit, static_argnames=("name", "offsets"), donate_argnames=("part",))
+def _overwrite(
+    part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array, offsets: Offsets = ()
+) -> trees.Tree:
+    out: trees.Tree = _changed(part, masks, name, amount, key, offsets)
     return out
 
 
@@ -253,7 +279,12 @@ def _lower(values: jax.Array, mask: jax.Array, bits: jax.Array) -> jax.Array:
 
 @contextlib.contextmanager
 def applied(
-    params: trees.Tree, masks: trees.Tree, name: str, amount: float | None = None, seed: int | None = None
+    params: trees.Tree,
+    masks: trees.Tree,
+    name: str,
+    amount: float | None = None,
+    seed: int | None = None,
+    offsets: Mapping[str, float] | None = None,
 ) -> Iterator[trees.Tree]:
     """Perturb a region of `params` while the context lasts, and put every bit back afterwards, whatever happens in it.
 
@@ -266,6 +297,7 @@ def applied(
     _, size, number = check(name, amount, seed)
     covered(params, masks)
     undo: dict[str, Callable[[jax.Array], jax.Array]] = {}
+    added = tuple(sorted((offsets or {}).items()))
     leaves = trees.flatten(masks)
     try:
         for path, mask in leaves.items():
@@ -274,7 +306,7 @@ def applied(
             if not crowding[0]:
                 continue
             part = trees.unflatten({path: values})
-            arguments = (trees.unflatten({path: mask}), name, jnp.float32(size), jax.random.key(number))
+            arguments = (trees.unflatten({path: mask}), name, jnp.float32(size), jax.random.key(number), added)
             if 1 in crowding and values.dtype == jnp.float32:
                 bits = _lift(values, mask, -1 - crowding.index(1))
                 undo[path] = functools.partial(_lower, mask=mask, bits=bits)

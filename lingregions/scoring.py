@@ -12,6 +12,7 @@ and `fisher`, and sums in bfloat16, need one more for the gradient of the group 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -165,6 +166,9 @@ class Sums:
     open: trees.Tree
 
 
+_NONE: Mapping[str, float] = MappingProxyType({})
+
+
 def start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32", scope: str = "decoder") -> Sums:
     """Return empty sums for these rules.
 
@@ -242,9 +246,10 @@ def step(
         gradient, found, inputs = loss.differentiate(config, compute, params, part, batch, weight, capture)
     else:
         gradient, (found, inputs) = {}, loss.nll_and_inputs(config, compute, params, batch, capture)
+    theta = models.effective(part, models.offsets(config))
     given = {"gradient": gradient, "inputs": inputs, "nothing": part}
     added = {
-        name: total if sums.open and rules[name].reads == "gradient" else _update(name, total, part, given)
+        name: total if sums.open and rules[name].reads == "gradient" else _update(name, total, theta, given)
         for name, total in sums.rules.items()
     }
     opened = (
@@ -264,9 +269,9 @@ def _update(name: str, sums: trees.Tree, part: trees.Tree, given: Mapping[str, t
     return trees.transform(update, sums, part)
 
 
-def close(params: trees.Tree, sums: Sums, scope: str) -> Sums:
+def close(params: trees.Tree, sums: Sums, scope: str, offsets: Mapping[str, float] = _NONE) -> Sums:
     """End a group: feed its gradient to the rules that read it, and empty it. Jit it with `sums` donated."""
-    part = roles.restrict(params, scope)
+    part = models.effective(roles.restrict(params, scope), offsets)
     closed = {
         name: _update(name, total, part, {"gradient": sums.open}) if RULES[name].reads == "gradient" else total
         for name, total in sums.rules.items()
@@ -274,7 +279,14 @@ def close(params: trees.Tree, sums: Sums, scope: str) -> Sums:
     return Sums(closed, jax.tree.map(jnp.zeros_like, sums.open))
 
 
-def finish(params: trees.Tree, sums: trees.Tree, rule: str, scope: str, scale: jax.Array) -> trees.Tree:
+def finish(
+    params: trees.Tree,
+    sums: trees.Tree,
+    rule: str,
+    scope: str,
+    scale: jax.Array,
+    offsets: Mapping[str, float] = _NONE,
+) -> trees.Tree:
     """Return the scores, float32 and non-negative, parallel to the scope.
 
     Args:
@@ -283,10 +295,11 @@ def finish(params: trees.Tree, sums: trees.Tree, rule: str, scope: str, scale: j
       rule: a key of `RULES`.
       scope: score scope.
       scale: float32 factor of the gradient sums: 1 / tokens for "token" weighting, 1 otherwise (`scales`).
+      offsets: of the model (`models.offsets`): what it adds to these parameters before it uses them.
     """
     return trees.transform(
         lambda _, theta, total: RULES[rule].finish(total.astype(jnp.float32), theta) * scale,
-        roles.restrict(params, scope),
+        models.effective(roles.restrict(params, scope), offsets),
         sums,
     )
 
@@ -353,6 +366,7 @@ class Scorer:
         if unknown:
             raise ValueError(f"score rule {unknown[0]!r} does not exist; rules are {', '.join(RULES)}")
         scope = definition.scope
+        offsets = models.offsets(config)
         begin = functools.partial(start, rules=self.rules, accumulator=definition.accumulator, scope=scope)
         self.shapes = jax.eval_shape(begin, models.shapes(config))
         places = whole = parts = None
@@ -366,8 +380,12 @@ class Scorer:
         self._step = jax.jit(
             functools.partial(step, config, compute, scope), donate_argnums=1, out_shardings=(places, whole)
         )
-        self._close = jax.jit(functools.partial(close, scope=scope), donate_argnums=1, out_shardings=places)
-        self._finish = jax.jit(functools.partial(finish, scope=scope), static_argnames="rule", out_shardings=parts)
+        self._close = jax.jit(
+            functools.partial(close, scope=scope, offsets=offsets), donate_argnums=1, out_shardings=places
+        )
+        self._finish = jax.jit(
+            functools.partial(finish, scope=scope, offsets=offsets), static_argnames="rule", out_shardings=parts
+        )
 
     def lower(self, params: trees.Tree, length: int) -> Any:
         """Return the step lowered for samples of `length` tokens, to compile ahead of time; `params` may be shapes."""

@@ -142,3 +142,56 @@ def test_splash_serves_the_decoder():
     found = [run(config, models.Compute(attention=each), params, tokens, segments)[0] for each in ("splash", "auto")]
     weight = real(segments, 3)
     np.testing.assert_allclose(np.asarray(found[0]) * weight, np.asarray(found[1]) * weight, atol=2e-5)
+
+
+# Windows and caps.
+
+
+def seen_by_hand(query, key, value, segments, window, softcap, scale):
+    """Attention of each query alone, in float64."""
+    query, key, value = (np.asarray(each, np.float64) for each in (query, key, value))
+    out = np.zeros(query.shape)
+    for b, t, n in np.ndindex(query.shape[:3]):
+        k = n * key.shape[2] // query.shape[2]
+        seen = [s for s in range(max(0, t + 1 - window), t + 1) if segments[b, s] == segments[b, t]]
+        logits = scale * np.array([query[b, t, n] @ key[b, s, k] for s in seen])
+        weights = np.exp(softcap * np.tanh(logits / softcap))
+        out[b, t, n] = (weights / weights.sum()) @ value[b, seen, k]
+    return out
+
+
+def windowed(implementation: str, windows, kind=None, softcap=1.5):
+    """The values and the three gradients with a window, a cap and a scale."""
+
+    def run(query, key, value, cotangent, segments):
+        def attend(*arrays):
+            how = attention.Logits(0.4, softcap)
+            place = None if kind is None else jnp.int32(kind)
+            return attention.attend(*arrays, segments, implementation, 16, None, how, windows, place)
+
+        out, pull = jax.vjp(attend, query, key, value)
+        return out, *pull(cotangent)
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("windows", [((5,), None), ((None, 5), 1), ((5, None), 1)], ids=["one", "local", "global"])
+@pytest.mark.parametrize("implementation", ["reference", "blocked", "splash"])
+def test_windows_and_caps_are_those_of_the_formula(implementation, windows):
+    arrays, segments = draw(2, 40, 4, 2, 8), documents(2, 40)
+    weight = real(segments, 4)
+    arrays = [*arrays[:3], arrays[3] * weight]
+    window = windows[0][windows[1] or 0] or 40
+    expected = seen_by_hand(*arrays[:3], np.asarray(segments), window, 1.5, 0.4)
+    found = windowed(implementation, *windows)(*arrays, segments)
+    np.testing.assert_allclose(np.asarray(found[0]) * weight, expected * weight, atol=3e-6)
+    # The hand-written gradients are those that JAX finds for the reference.
+    reference = windowed("reference", (window,))(*arrays, segments)
+    for ours, theirs in zip(found[1:], reference[1:], strict=True):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=2e-5)
+
+
+def test_auto_takes_no_kernel_that_knows_no_cap():
+    arrays, segments = draw(1, 8, 2, 2, 4, jnp.bfloat16), jnp.ones((1, 8), jnp.int32)
+    with pytest.raises(RuntimeError, match="'cudnn' cannot run here .*it knows no cap of the logits"):
+        attention.attend(*arrays[:3], segments, "cudnn", 8, None, attention.Logits(None, 2.0))

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from golden import cases
-from golden.compare import assert_near, batch, gradient_of, logits_of, stack
+from golden import cases, families
+from golden.compare import assert_near, batch, distance, gradient_of, logits_of, stack
 
 from lingregions import generate, loss, models, perturb, regions, scoring
 from lingregions import mesh as meshes
@@ -25,6 +25,7 @@ from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import convert, roles
 from lingregions.models.compute import Compute
+from lingregions.models.huggingface import complete_config
 from lingregions.models.source import Source, resolve
 
 pytestmark = pytest.mark.parity
@@ -108,6 +109,54 @@ def test_tiny_models(write: Any, name: str, seed: int) -> None:
         for rule in rules:
             each = stack(reference[f"{rule}.{weighting}"], config, "decoder")
             assert_near(scorer.finish(params, sums, tokens, rule), each, SCORES)
+
+
+@pytest.fixture(scope="module")
+def write_families() -> Any:
+    """As `write`, for the families."""
+    from golden import write_families
+
+    return write_families
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+@pytest.mark.parametrize("name", list(families.CASES))
+def test_families(write_families: Any, name: str, seed: int, tmp_path: Path, lone_mesh: jax.sharding.Mesh) -> None:
+    """Import, logits, loss, gradients, export and greedy continuation of every family, on a fresh seed."""
+    case = families.CASES[name]
+    model, _ = write_families.build(case, seed)
+    model.save_pretrained(tmp_path / "theirs")
+    raw = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config = models.parse(complete_config(tmp_path / "theirs", raw))
+    places = meshes.shardings(models.declare(config), lone_mesh)
+    params = convert.load(tmp_path / "theirs", config, places)
+    tokens = families.text(case, seed)
+    ones = np.ones_like(tokens)
+    prompt = tokens[0, :9].tolist()
+    if not (config.rope_scaling and config.rope_scaling.by_length):
+        ours = generate.greedy(config, Compute(block=16), params, [prompt], 20)
+        assert ours == [continued(write_families, model, prompt, 20)]
+    convert.export(params, config, tmp_path / "ours")
+    again = write_families.transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", dtype=write_families.torch.float32
+    )
+    for tensor, values in model.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[tensor].numpy(), values.numpy())
+    model = model.double()
+    with write_families.torch.no_grad():
+        expected = write_families.logits(model, tokens).numpy()
+    found = np.asarray(logits_of(config, Compute(block=16))(params, tokens, ones))[0]
+    cap = models.logit_softcap(config)
+    found = found if cap is None else cap * np.tanh(found / cap)
+    np.testing.assert_allclose(found, expected, atol=LOGITS, rtol=0)
+    nll, slopes = write_families.gradient(model, tokens)
+    ours, losses = gradient_of(config, Compute(block=16))(params, Batch(tokens, ones, ones))
+    np.testing.assert_allclose(float(losses.nll[0]), nll, rtol=1e-5)
+    for path, each in trees.walk(models.declare(config)):
+        leaf = np.asarray(trees.flatten(ours)[path])
+        for layer, (tensor, first) in enumerate(each.files()):
+            part = slopes[tensor][first : first + each.matrix[0]]
+            assert distance(leaf[layer] if each.stacked else leaf, part) < GRADIENTS, tensor
 
 
 def peaks_of(write: Any, model: Any, document: np.ndarray) -> models.ActivationMaxima:

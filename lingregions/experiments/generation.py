@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lingregions import generate
+from lingregions import generate, models
 from lingregions import mesh as meshes
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import UNTOUCHED, Intervention
@@ -21,7 +21,7 @@ def write(context: Context, intervention: Intervention) -> None:
     mark = f"generation-{slug(intervention.name)}"
     if run.done(mark) is None:
         texts = _prompts(context)
-        with intervention.apply(model.params) as params:
+        with intervention.apply(model.params, models.offsets(model.config)) as params:
             found = generate.greedy(
                 model.config,
                 model.compute,

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lingregions import evaluate
+from lingregions import evaluate, models
 from lingregions import tree as trees
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import COLUMNS, UNTOUCHED, Intervention
@@ -57,7 +57,7 @@ def measure(context: Context, interventions: Sequence[Intervention]) -> None:
     with _progress(context, [code for codes in missing.values() for code in codes]) as bar:
         for each, languages in missing.items():
             if languages:
-                with each.apply(context.model.params) as params:
+                with each.apply(context.model.params, models.offsets(context.model.config)) as params:
                     _measure(context, each, params, languages, bar)
 
 

@@ -36,11 +36,13 @@ __all__ = [
     "architecture",
     "declare",
     "dump",
+    "effective",
     "head",
     "hidden",
     "initialize",
     "logit_softcap",
     "massive_dimensions",
+    "offsets",
     "parse",
     "roles",
     "shapes",
@@ -260,3 +262,19 @@ def logit_softcap(config: Any) -> float | None:
     """Return c where the logits x become c tanh(x / c), None where they stay."""
     found: float | None = getattr(config, "logit_softcap", None)
     return found
+
+
+def offsets(config: Any) -> dict[str, float]:
+    """Return {path: what the model adds to the values there before it uses them}: 1 for the gains of Gemma.
+
+    Removal sets what is used to zero, the values themselves to minus this; and a score multiplies what is used.
+    """
+    declared = trees.flatten(declare(config))
+    return {path: each.offset for path, each in declared.items() if each.offset}
+
+
+def effective(part: trees.Tree, offsets: Mapping[str, float]) -> trees.Tree:
+    """Return the values that a model uses: those of some of its parameters plus their `offsets`."""
+    if not offsets:
+        return part
+    return trees.transform(lambda path, leaf: leaf + np.float32(offsets.get(path, 0.0)), part)

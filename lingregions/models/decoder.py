@@ -202,7 +202,7 @@ class Attention(_Block):
         return values
 
     def heads(self, x: jax.Array, role: str, segments: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """Return the queries or keys of [B, T, D], normed where the family norms them, and turned: [B, T, N or K, H]."""
+        """Return the queries or keys of [B, T, D], normed if the family norms them, and turned: [B, T, N or K, H]."""
         values, norm = self.project(x, role, segments), f"{role}_norm"
         if self.config.qk_norm == "whole":
             values = self.norm(values, norm, segments)
