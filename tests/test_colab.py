@@ -15,7 +15,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from PIL import Image
 
-from lingregions.experiments import EXPERIMENTS
+from lingregions.experiments import STUDIES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
@@ -45,7 +45,7 @@ def test_one_a_number_and_one_an_experiment():
     names = [path.stem for path in NOTEBOOKS]
     assert [name[:3] for name in names] == [f"{number:02d}_" for number in range(len(names))]
     assert names[0] == "00_quickstart"
-    assert {name[3:] for name in names[1:]} == set(EXPERIMENTS)
+    assert {name[3:] for name in names[1:]} == set(STUDIES)
 
 
 @each

@@ -32,14 +32,12 @@ from lingregions.regions.matched import QUANTILES, match
 from lingregions.regions.region import axes, locate, matrices, names
 
 DECLARATION = {
-    "embed_tokens": Parameter("model.embed_tokens.weight", (6, 4), ("vocab", "embed"), 0.1),
+    "embed_tokens": Parameter("embedding", (6, 4), ("vocab", "embed"), 0.1),
     "layers": {
-        "input_layernorm": Parameter("model.layers.{layer}.input_layernorm.weight", (2, 4), ("layers", "embed"), None),
+        "input_layernorm": Parameter("input_norm", (2, 4), ("layers", "embed"), None),
         "mlp": {
-            "down_proj": Parameter(
-                "model.layers.{layer}.mlp.down_proj.weight", (2, 4, 3), ("layers", "embed", "mlp"), 0.1
-            ),
-            "up_proj": Parameter("model.layers.{layer}.mlp.up_proj.weight", (2, 3, 4), ("layers", "mlp", "embed"), 0.1),
+            "down_proj": Parameter("down", (2, 4, 3), ("layers", "embed", "mlp"), 0.1),
+            "up_proj": Parameter("up", (2, 3, 4), ("layers", "mlp", "embed"), 0.1),
         },
     },
 }
