@@ -12,7 +12,9 @@ Names are imported when they are first used: nothing of JAX before that. Everyth
 done, and may change.
 """
 
-import importlib
+import importlib.util
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +42,15 @@ _HOMES = {
     "load": "model",
 }
 
+
+def _without_tpu(devices: Path = Path("/dev")) -> None:
+    """Let JAX look for no TPU where libtpu is installed and there is none: its runtime would print errors of its own."""
+    there = [*devices.glob("accel*"), *devices.glob("vfio/[0-9]*")]
+    if "JAX_PLATFORMS" not in os.environ and not there and importlib.util.find_spec("libtpu") is not None:
+        os.environ["JAX_PLATFORMS"] = "cuda,cpu" if any(devices.glob("nvidia[0-9]*")) else "cpu"
+
+
+_without_tpu()
 
 if not TYPE_CHECKING:  # a checker would take every name for granted
 

@@ -1,5 +1,6 @@
 """The command line: verbs, exit codes, and messages for what a user can mend."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import jax
 import pytest
 from ml_collections.config_flags import config_path
 
+import lingregions
 from lingregions import VERSION, guide, scoring, settings, verbs
 from lingregions.experiments import STUDIES
 from lingregions.main import VERBS, main
@@ -40,6 +42,31 @@ def test_no_words_and_unknown_verbs_are_errors(capsys):
     assert main([]) == 2
     assert main(["rum"]) == 2
     assert "there is no verb 'rum'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("nodes", "installed", "given", "wanted"),
+    [
+        ((), True, None, "cpu"),
+        (("nvidia0",), True, None, "cuda,cpu"),
+        (("accel0",), True, None, None),
+        (("vfio/0",), True, None, None),
+        ((), False, None, None),
+        ((), True, "tpu", "tpu"),
+    ],
+)
+def test_jax_looks_for_no_tpu_where_there_is_none(nodes, installed, given, wanted, tmp_path, monkeypatch):
+    for node in nodes:
+        (tmp_path / node).parent.mkdir(exist_ok=True)
+        (tmp_path / node).touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if given:
+        monkeypatch.setenv("JAX_PLATFORMS", given)
+    lingregions._without_tpu(tmp_path)
+    assert os.environ.get("JAX_PLATFORMS") == wanted
+    if wanted != given:
+        monkeypatch.delenv("JAX_PLATFORMS")  # of this process; it was set here
 
 
 def test_run_then_again(tmp_path, capsys):
