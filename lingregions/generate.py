@@ -76,6 +76,14 @@ def _check(config: Any, prompts: Sequence[Sequence[int]], lengths: np.ndarray, c
         raise ValueError("generation continues prompts of at least one token each; there is none to continue")
     if count < 1:
         raise ValueError(f"count is {count} tokens; it must be at least 1")
+    scaling = getattr(config, "rope_scaling", None)
+    # What was written before it would have to be turned anew by the frequencies of the longer text.
+    room = max(lengths.max() + count, -(-lengths.max() // ROUND) * ROUND)
+    if scaling is not None and scaling.by_length and room > scaling.original_context:
+        raise ValueError(
+            f"a prompt of {lengths.max()} tokens and {count} more exceed {scaling.original_context} tokens, beyond "
+            f"which the rotary frequencies of this model change ({scaling.kind}): not implemented while writing"
+        )
     if lengths.max() + count > config.context:
         raise ValueError(
             f"a prompt of {lengths.max()} tokens and {count} more exceed the model's context of {config.context}"

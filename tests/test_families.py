@@ -11,7 +11,7 @@ import pytest
 from golden import families
 from safetensors import safe_open
 
-from lingregions import loss, models, perturb
+from lingregions import generate, loss, models, perturb
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
@@ -133,6 +133,12 @@ def test_windows_and_layers_are_as_the_family_has_them() -> None:
     bases = [(kind.window, kind.theta) for kind in load("gemma3")[0].kinds]
     assert bases == [(7, 1e4)] * 5 + [(None, 1e6)] + [(7, 1e4)]
     assert [kind.theta for kind in load("smollm3")[0].kinds] == [2e6, 2e6, 2e6, None, 2e6]
+
+
+def test_writing_stops_where_the_frequencies_would_change() -> None:
+    config, params, batch, _ = load("phi3 long")
+    with pytest.raises(ValueError, match=r"9 tokens and 30 more exceed 32 tokens, .* change \(longrope\)"):
+        generate.greedy(config, Compute(block=16), params, [batch.tokens[0, :9].tolist()], 30)
 
 
 # A gain 1 + w.
