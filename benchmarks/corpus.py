@@ -56,7 +56,7 @@ def peak() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-class Watch(builds.Pool):
+class Measured(builds.Pool):
     """A pool that notes the peak resident memory of its largest worker."""
 
     largest = 0
@@ -66,7 +66,7 @@ class Watch(builds.Pool):
         for worker in self.executor._processes if self.executor else ():
             status = Path(f"/proc/{worker}/status").read_text()
             high = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-            Watch.largest = max(Watch.largest, round(int(high.split()[1]) / 1024))
+            Measured.largest = max(Measured.largest, round(int(high.split()[1]) / 1024))
         super().__exit__(*problem)
 
 
@@ -91,7 +91,7 @@ def main() -> None:
         tokenizer = Tokenizer(backend, f"bpe-{options.vocabulary}", bos=0, eos=1)
         figures["vocabulary"] = tokenizer.vocab_size
         figures["memory_before_mb"] = peak()
-        builds.Pool = Watch  # type: ignore[misc]
+        builds.Pool = Measured  # type: ignore[misc]
         begin = time.perf_counter()
         built = command.build(options.texts, tokenizer, folder / "tokens", console, workers=options.workers)
         seconds = time.perf_counter() - begin
@@ -100,7 +100,7 @@ def main() -> None:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         figures["build_worker_cpu_seconds"] = round(usage.ru_utime + usage.ru_stime - trained, 1)
         figures["build_memory_mb"] = peak()
-        figures["build_worker_memory_mb"] = Watch.largest
+        figures["build_worker_memory_mb"] = Measured.largest
         begin = time.perf_counter()
         command.build(options.texts, tokenizer, folder / "tokens", Console(quiet=True), workers=0)
         figures["build_again_seconds"] = round(time.perf_counter() - begin, 1)

@@ -465,6 +465,50 @@ def test_data_show_prints_the_policy_the_tokens_and_the_text() -> None:
     assert "<bos>Universal Declaration of Human Rights" in text
 
 
+def test_data_show_lets_no_text_give_orders_to_the_terminal() -> None:
+    output = console()
+    text = "one\x1b]0;title\x07 two\x9b31m\rthree \u202eruof\tfive"
+    command.show(corpora.open([text], "en", BYTES, length=100), BYTES, output, samples=1)
+    assert isinstance(output.file, io.StringIO)
+    shown = output.file.getvalue()
+    assert r"one\x1b]0;title\x07 two\x9b31m\x0dthree \u202eruof" in shown
+    assert not set(shown) & set("\x1b\x07\x9b\r\u202e")
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "code"),
+    [
+        ({"ru.txt": "слово"}, (), 0),
+        ({"ru.txt": "слово", "notes.txt": "x", "README": "x"}, (), 0),  # warned about
+        ({"ru.txt": "слово", "sw.csv": "x"}, (), 1),  # nothing of a language that lies there is read
+        ({"ru.txt": "слово", "sw.csv": "x"}, ("--languages=ru",), 0),
+        ({"ru.txt": "слово", "sw.txt": ""}, (), 1),
+        ({"ru.txt": "слово", "sw.txt": "\udcff"}, (), 1),
+    ],
+)
+def test_data_check_ends_with_1_where_a_language_cannot_be_used(
+    files: dict[str, str], words: tuple[str, ...], code: int, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    output = console()
+    assert command.main(["check", str(tmp_path), *words], output) == code
+    for name in files.keys() - {"README", "ru.txt", "sw.txt"} if not words else ():
+        assert f"not read are {name} in " in printed(output)
+
+
+def test_data_build_names_what_lies_half_written(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stopping(patch, 3)
+        with pytest.raises(Stops):
+            build(tmp_path / "cache", source, dataclasses.replace(BYTES, adds_bos=True))
+    output = console()
+    command.build(source.name, BYTES, tmp_path / "cache", output, workers=0)
+    assert "half-written: the command that began it goes on from there" in printed(output)
+
+
 def test_the_udhr_of_all_languages_builds_and_checks(tmp_path: Path) -> None:
     built = command.build("udhr", BYTES, tmp_path, console(), workers=0, split="first")
     assert len(built) == 30

@@ -318,8 +318,8 @@ def test_all_shards_are_one_text_and_a_missing_one_is_named(tmp_path: Path) -> N
     for number in (10, 2, 0):
         write(tmp_path / f"ar/train-{number:05}-of-00011.txt", b"%d" % number)
     assert list(sources.find(str(tmp_path)).documents("ar", "all", Reading())) == ["0", "2", "10"]
-    (told,) = sources.find(str(tmp_path)).left_out("ar")
-    assert told == f"3 of the 11 shards {tmp_path / 'ar/train-'}* are there"
+    (sentence,) = sources.find(str(tmp_path)).left_out("ar")
+    assert sentence == f"3 of the 11 shards {tmp_path / 'ar/train-'}* are there"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Is this text what it says it is? Figures and warnings about a language's documents, before an experiment uses them.
 
-Scripts are told by Unicode blocks, letter by letter. The language itself is told by its most frequent character
+Scripts are known by Unicode blocks, letter by letter; the language itself by its most frequent character
 trigrams: those of the UDHR, which the package has in all thirty (after W. B. Cavnar and J. M. Trenkle, "N-Gram-Based
 Text Categorization", SDAIR 1994). Close relatives share many (Danish and Norwegian, Malay and Indonesian), so the
 result is a warning, never an error. One pass over the text, about 10 MB a second; with a tokenizer, its speed.
