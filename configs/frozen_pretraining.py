@@ -13,12 +13,12 @@ evaluates each on the way in the trained language and in the others. The paper c
 learns the new language as well and keeps the others better.
 
 Measured on SmolLM2-135M (three seeds, 64 samples of 512 tokens of Hungarian technical prose in batches of 2, evaluated
-on other prose of that kind; 10 core-minutes an arm and seed): perplexity divided in Hungarian / multiplied in the mean
+on other prose of that kind; 10 core-minutes a training): perplexity divided in Hungarian / multiplied in the mean
 of en, es, fr, de and ru: full 6.82 / 2.27, core 1 % frozen 6.72 / 2.06, a matched random 1 % frozen 6.85 / 2.15, EWC
 6.15 / 1.79, a quarter of replay 5.68 / 0.743, the core set back afterwards 6.61 / 1.93. Freezing the core keeps a
 little more than freezing a random region (0.046 nats a token, 0.028 to 0.072) and learns a little less (0.019, 0.006 to
 0.033); setting it back afterwards keeps more than freezing it (0.066, 0.045 to 0.086) and learns as much within the
-interval. Replay keeps by far most: its text is of the kind that is evaluated. 33,000 tokens an arm: no last word. For
+interval. Replay keeps by far most: its text is of the kind that is evaluated. 33,000 tokens each: no last word. For
 LLaMA-2-7B: `lingregions plan --job=train`.
 
 `freeze.treatments` says which of them; each is one training a seed, of 16 bytes a parameter plus 4 where it keeps the

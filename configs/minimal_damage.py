@@ -6,8 +6,8 @@ The highest scores of the whole scope from 1e-8 of it to a twentieth, against as
 ones; the smallest set that multiplies a language's perplexity by ten; the core without its first scalars, those alone,
 the super weights alone, and the core without its outlier dimensions and norms.
 
-Cost: 37 arms in five languages of 512 tokens, five minutes on two free cores, 3.2 GB; a v5e slice of 8 chips for
-LLaMA-2-7B: hours, nearly all of it scoring (estimate).
+Cost: 37 interventions in five languages of 512 tokens, five minutes on two free cores, 3.2 GB; a v5e slice of 8 chips
+for LLaMA-2-7B: hours, nearly all of it scoring (estimate).
 
 Measured on SmolLM2-135M (seed 0): between one and two scalars, the highest scores of the whole scope, multiply
 perplexity by ten in each of five languages (1.36, 1.31 to 1.43, over all; interpolated), the largest |theta| take 4.66.
@@ -34,7 +34,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.select.core = "1%"  # of each matrix, as in core_removal
     config.select.counts = (10, 100, 1000)  # of the core's first scalars
     config.select.outliers = 10  # dimensions where the core is fullest, and as many of the largest activations
-    config.select.spike = 100.0  # of a super weight's activations, over the median of all peaks
+    config.select.spike = 100.0  # of a super weight's activations, over the median of all maxima
     if variant == "tiny":
         config.select.fractions = ("1e-4", "1e-3", "1e-2", "5e-2")
         config.select.random = ("1e-2",)

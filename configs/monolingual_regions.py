@@ -5,8 +5,8 @@
 Each scored language's own region - its top 1 % of each matrix without the top of any other - is removed; the damage to
 the own language, to its family and to all others is set against matched random regions, with a specificity index.
 
-Cost: 13 arms in fourteen languages of 512 tokens and seven continuations, 3.1 GB; measured: 21 minutes on a machine
-with five other jobs. On a v5e slice of 8 chips, LLaMA-2-7B: hours, nearly all of it scoring (estimate).
+Cost: 13 interventions in fourteen languages of 512 tokens and seven continuations, 3.1 GB; measured: 21 minutes on a
+machine with five other jobs. On a v5e slice of 8 chips, LLaMA-2-7B: hours, nearly all of it scoring (estimate).
 
 Measured on SmolLM2-135M (seed 0, one sample a language, 3 to 8 segments): perplexity of the own language / of strangers
 without the region, and by the matched control: ar 21.3 / 2.79 (1.77), es 20.1 / 2.27 (6.20), ru 8.24 / 2.52 (2.74), zh

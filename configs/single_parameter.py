@@ -8,8 +8,8 @@ after; rescue by putting the scalar back and by clipping. The paper claims that 
 enough to break a model; for LLaMA-2-13B its repository shows the gain of layer 1, dimension 2100, times 4: Chinese
 perplexity 257.7 and gibberish, dimension 4200 times 4: 5.858 and fluent.
 
-Cost: 67 arms of 2,048 tokens, about 7 minutes on two free cores (500 tokens a second; measured: 31 minutes on a machine
-with ten jobs), 3.0 GB. One v5e slice of 8 chips, LLaMA-2-7B: hours, nearly all of it scoring (estimate).
+Cost: 67 interventions of 2,048 tokens, about 7 minutes on two free cores (500 tokens a second; measured: 31 minutes on
+a machine with ten jobs), 3.0 GB. One v5e slice of 8 chips, LLaMA-2-7B: hours, nearly all of it scoring (estimate).
 
 Measured on SmolLM2-135M (seed 0), perplexity over en, ru, zh and vi as a multiple of the untouched model's: layer 11
 mlp.down_proj [507 1229], the super weight, times 0: 15.2 (11.6 to 20.2; English 42), its twin of the same matrix and

@@ -1,7 +1,7 @@
 """What further pre-training may not change, or not freely: optax transformations that compose in one chain.
 
 A `Constraint` is a pair of transformations around an optimizer. One acts on the gradients before they are clipped, so
-that what does not move does not weigh in the norm; the other acts on the updates last of all, after weight decay. A
+that what does not move does not count in the norm; the other acts on the updates last of all, after weight decay. A
 frozen entry's update is -0.0, the one number that leaves every float as it is, -0.0 included. (The released code lets
 AdamW step and overwrites the weights afterwards: docs/method.md 4.) `optimizer.wrap` puts the pairs around AdamW.
 
@@ -116,7 +116,7 @@ class Constraint:
     """Something that training is held to; make one with an entry of `METHODS`.
 
     Attributes:
-      name: distinct among the constraints of one training: their arrays are told apart by it.
+      name: distinct among the constraints of one training: it tells their arrays apart.
       before: transformation of the gradients, before clipping.
       after: transformation of the updates, last.
       arrays: what both read, a pytree: give `{name: arrays}` to the optimizer's update as `constraints=`.

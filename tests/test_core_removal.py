@@ -11,12 +11,11 @@ import pytest
 
 from lingregions import mesh as meshes
 from lingregions import regions, settings
-from lingregions.experiments import EXPERIMENTS, STAGES
-from lingregions.experiments.comparison import Compared
-from lingregions.experiments.core_removal import Removal, plan, weigh
-from lingregions.experiments.finding import Findings
+from lingregions.effects import Effect, Effects
+from lingregions.experiments import STUDIES, claims, tables
+from lingregions.experiments.core_removal import check, contrasts, parts, whole
+from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.run import Run
-from lingregions.statistics import Estimate
 
 CONFIG = Path(__file__).parent.parent / "configs" / "core_removal.py"
 WORDS = (
@@ -41,8 +40,10 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
         with Run.open(tmp_path_factory.mktemp("core") / "run", config) as run:
-            EXPERIMENTS["core_removal"](config, run)
-    assert all(stage.finished(run.folder) == stage.parts for stage in STAGES["core_removal"](config))
+            STUDIES["core_removal"].perform(config, run)
+    planned = STUDIES["core_removal"].plan(config)
+    assert [step.finished(run.folder) for step in planned] == [step.parts for step in planned]
+    assert sum(step.parts for step in planned) > 10
     return run.folder
 
 
@@ -52,30 +53,42 @@ def table(folder: Path, name: str):
 
 def test_the_plan_names_every_removal():
     config = chosen("--config.select.selectors=top,matched", "--config.select.seeds=0,1", *PARTS)
-    found = list(plan(config, layers=2))
-    assert [str(each) for each in found] == [
-        *("top 1%", "matched 1% seed 0", "matched 1% seed 1"),
+    assert [each.name for each in whole(config)] == ["top 1%", "matched 1% seed 0", "matched 1% seed 1"]
+    assert [each.name for each in parts(config, layers=2)] == [
         *("top 1% q", "top 1% down", "top 1% without norms", "top 1% layer 0", "top 1% layer 1"),
     ]
-    assert [each.group for each in found[1:3]] == ["matched 1%", "matched 1%"]
+    assert [(top.name, control.name) for top, control in contrasts(config)] == [("top 1%", "matched 1%")]
 
 
-@pytest.mark.parametrize("word", ["modules=q,w", "layers=0,2"])
-def test_a_part_that_does_not_exist(word):
-    with pytest.raises(ValueError, match="there is no part '(w|layer 2)'"):
-        list(plan(chosen(f"--config.select.{word}"), layers=2))
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--config.select.modules=q,w", "there is no part 'w'"),
+        ("--config.select.selectors=top,largest", "there is no selector 'largest'"),
+        ("--config.select.selectors=matched", "add top to select.selectors"),
+        ("--config.select.seeds=()", "select.seeds is empty"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(words, message):
+    with pytest.raises(ValueError, match=message):
+        check(chosen(words))
+
+
+def test_a_layer_that_does_not_exist():
+    with pytest.raises(ValueError, match="there is no layer 2"):
+        parts(chosen("--config.select.layers=0,2"), layers=2)
 
 
 def test_parts_need_their_top():
     with pytest.raises(ValueError, match="add top to"):
-        list(plan(chosen('--config.select.selectors=("random",)', *PARTS), layers=2))
+        check(chosen('--config.select.selectors=("random",)', *PARTS))
 
 
 def test_the_thirty_languages_are_one_command():
     config = chosen(variant="smollm2_thirty")
     assert len(set(config.evaluate.languages)) == 30
     assert config.model.source == chosen(variant="smollm2").model.source
-    groups = [each.group for each in plan(config, layers=30)]
+    groups = [each.group.name for each in whole(config)]
     assert groups == ["top 1%", "bottom 1%", *["random 1%"] * 3, *["matched 1%"] * 3, "magnitude 1%"]
 
 
@@ -94,12 +107,12 @@ def test_a_part_is_the_top_in_that_part(folder):
 
 def test_the_whole_top_without_its_empty_norms_is_the_top(folder):
     nats = {
-        (row["arm"], row["language"]): row["nll_nats"]
+        (row["intervention"], row["language"]): row["nll_nats"]
         for row in csv.DictReader((folder / "results.csv").read_text().splitlines())
     }
     for code in ("ar", "sw"):
         assert nats["top 1% without norms", code] == nats["top 1%", code]
-        assert len({nats[arm, code] for arm in ("base", "top 1%", "top 1% q", "top 1% down", "top 1% layer 0")}) == 5
+        assert len({nats[name, code] for name in ("base", "top 1%", "top 1% q", "top 1% down", "top 1% layer 0")}) == 5
 
 
 def test_the_magnitude_takes_the_largest_weights(folder):
@@ -109,52 +122,79 @@ def test_the_magnitude_takes_the_largest_weights(folder):
 
 
 def test_contrasts_are_differences_of_groups(folder):
-    damage = {
-        (row["arm"], row["reference"]): row
-        for row in csv.DictReader((folder / "damage.csv").read_text().splitlines())
+    found = {
+        (row["intervention"], row["control"]): row
+        for row in csv.DictReader((folder / "effects.csv").read_text().splitlines())
         if row["language"] == "all"
     }
-    assert damage["random 1%", "base"]["seeds"] == "2"
+    assert found["random 1%", "base"]["seeds"] == "2"
     rows = {row[1]: row for row in table(folder, "contrasts")["rows"]}
     assert set(rows) == {"random 1%", "magnitude 1%"}
     for control, (_, _, own, other, difference, _) in rows.items():
-        assert own[0] == pytest.approx(float(damage["top 1%", "base"]["damage_nats"]))
-        assert other[0] == pytest.approx(float(damage[control, "base"]["damage_nats"]))
+        assert own[0] == pytest.approx(float(found["top 1%", "base"]["effect_nats"]))
+        assert other[0] == pytest.approx(float(found[control, "base"]["effect_nats"]))
         assert difference[0] == pytest.approx(own[0] - other[0])
     assert table(folder, "parts_by_language")["columns"] == ["ar", "sw"]
     assert "top 1%" in table(folder, "verdict")["paragraphs"][0]
 
 
-# The words of a verdict, from lines drawn by hand.
+# The words of a verdict, from effects drawn by hand.
 
-
-def line(arm: str, reference: str, language: str, value: float, low: float, high: float, p: float = 0.01) -> Compared:
-    return Compared(arm, reference, language, 1, Estimate(value, low, high, p, 10), p)
-
-
-LINES = (
-    line("top 1%", "base", "all", math.log(1000), math.log(500), math.log(2000)),
-    line("magnitude 1%", "base", "all", math.log(20), math.log(10), math.log(40)),
-    line("top 1%", "magnitude 1%", "all", math.log(50), math.log(25), math.log(100)),
-    line("top 1%", "magnitude 1%", "ar", 1.0, 0.5, 1.5, p=0.04),
-    line("top 1%", "magnitude 1%", "sw", 1.0, -0.5, 1.5, p=0.06),
-    line("top 1% q", "base", "all", math.log(2), math.nan, math.nan),
+TOP, MAGNITUDE, QUERIES = (
+    Intervention(kind=kind, fraction="1%", part=part, perturbation="zero")
+    for kind, part in (("top", ""), ("magnitude", ""), ("top", "q"))
 )
 
 
+def row(
+    one: Intervention, control: Intervention, language: str, value: float, low: float, high: float, p: float = 0.01
+):
+    return Effect(one, control, language, "", value, low, high, p, p, 1, 10)
+
+
+def drawn(top: float, magnitude: float) -> Effects:
+    """The top and the largest weights multiply perplexity by these; intervals from a half to twice that."""
+    values = {"all": 1.0, "ar": 1.0, "sw": 1.0}
+    rows = [
+        row(one, control, code, *(math.log(times * part) for part in (1, 0.5, 2)), p=0.06 if code == "sw" else 0.04)
+        for one, control, times in (
+            *((TOP, UNTOUCHED, top), (MAGNITUDE, UNTOUCHED, magnitude)),
+            *((TOP, MAGNITUDE, top / magnitude), (QUERIES, UNTOUCHED, 3.0)),
+        )
+        for code in values
+    ]
+    return Effects(tuple(rows), {UNTOUCHED: dict.fromkeys(("ar", "sw"))})
+
+
+def verdict(found: Effects):
+    facts = {"controls": {"magnitude": MAGNITUDE}, "parts": [QUERIES], "label": lambda part: part.part}
+    return claims.verdict("core_removal", "Is the core linguistic?", found, top=TOP, **facts)
+
+
 def test_words_and_cells_of_a_difference():
-    found = Findings(LINES)
-    assert found.words("top 1%") == "×1,000 (500 to 2,000)"
-    assert found.cell("top 1% q") == [math.log(2), None, None]
-    assert found.worse("top 1%", "magnitude 1%") == "1 of 2 languages"
-    assert [found.sign("top 1%"), found.sign("top 1% q"), found.sign("top 1%", "magnitude 1%", "sw")] == [1, 0, 0]
-    with pytest.raises(KeyError):
-        found.get("bottom 1%")
+    found = drawn(1000, 20)
+    assert tables.times(found, TOP) == "×1,000 (500 to 2,000)"
+    assert tables.harmed(found, TOP, MAGNITUDE) == "1 of 2 languages"
+    assert [found.sign(TOP), found.sign(QUERIES)] == [1, 1]
 
 
 def test_a_collapse_that_magnitude_shares_is_not_called_linguistic():
-    said = weigh(Findings(LINES), [("top 1%", "magnitude 1%")], [Removal("top", "1%", part="q")])
-    assert said[0].startswith("Removing top 1% multiplies perplexity by 1,000 (500 to 2,000) over all languages")
-    assert "does more harm than magnitude 1%: ×50.0 (25.0 to 100) its perplexity" in said[0]
-    assert "not that they are linguistic" in said[1]
-    assert "most harmful is q (×2.00)" in said[2]
+    said = verdict(drawn(1000, 20))
+    assert said["headline"].endswith("no evidence yet of a linguistic region.")
+    first, second, third = said["paragraphs"]
+    assert first.startswith("Removing top 1% multiplies perplexity by 1,000 (500 to 2,000) over all languages")
+    assert "it does more harm than magnitude 1%: ×50.0 (25.0 to 100) its perplexity" in first
+    assert "not that they are linguistic" in second
+    assert "most harmful is q (×3.00" in third
+
+
+@pytest.mark.parametrize(
+    ("top", "headline"),
+    [
+        (3.0, "not beyond doubt more than without as many other parameters"),
+        (1.0, "cannot be told from no change at all"),
+        (0.25, "loses nothing"),
+    ],
+)
+def test_the_headline_follows_the_sign_of_the_effect(top, headline):
+    assert headline in verdict(drawn(top, 1.0))["headline"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lingregions import regions, settings
-from lingregions.experiments import EXPERIMENTS, STAGES
+from lingregions.experiments import STUDIES
 from lingregions.experiments.definitions import passes
 from lingregions.run import Interrupted, Run
 
@@ -32,7 +32,7 @@ def chosen(*words: str, experiment: str = "definitions"):
 
 def finish(folder: Path, config) -> Path:
     with Run.open(folder, config) as run:
-        EXPERIMENTS[config.experiment](config, run)
+        STUDIES[config.experiment].perform(config, run)
     return folder
 
 
@@ -47,8 +47,9 @@ def read(folder: Path, name: str) -> regions.Region:
 
 def test_one_pass_gathers_the_rules_of_a_preset():
     assert passes(chosen()) == {
-        "sound": ["taylor", "taylor_abs", "fisher", "magnitude", "wanda"],
-        "paper": ["taylor paper"],
+        # The largest weights need no pass.
+        "sound": {name: name for name in ("taylor", "taylor_abs", "fisher", "wanda")},
+        "paper": {"taylor paper": "taylor"},
     }
 
 
@@ -82,8 +83,9 @@ def test_the_magnitude_needs_no_language(folder):
 def test_every_definition_is_removed_and_planned(folder):
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
     arms = ["base", *(f"{name} {fraction}" for fraction in ("0.1%", "1%") for name in NAMES)]
-    assert list(dict.fromkeys(row["arm"] for row in rows)) == arms
-    assert all(stage.finished(folder) == stage.parts for stage in STAGES["definitions"](chosen()))
+    assert list(dict.fromkeys(row["intervention"] for row in rows)) == arms
+    planned = STUDIES["definitions"].plan(chosen())
+    assert [step.finished(folder) for step in planned] == [step.parts for step in planned]
     assert not list((folder / "totals").glob("*"))  # the sums are gone
 
 
@@ -95,8 +97,8 @@ def test_the_tables_say_what_was_measured(folder):
     assert [row[:2] for row in rows] == [[name, fraction] for fraction in ("0.1%", "1%") for name in NAMES]
     assert [row[2] for row in rows[6:]] == pytest.approx(values[0])
     damage = {
-        (row["arm"], row["reference"]): float(row["damage_nats"])
-        for row in csv.DictReader((folder / "damage.csv").read_text().splitlines())
+        (row["intervention"], row["control"]): float(row["effect_nats"])
+        for row in csv.DictReader((folder / "effects.csv").read_text().splitlines())
         if row["language"] == "all"
     }
     for name, fraction, _, own, against, _ in rows:
@@ -104,7 +106,11 @@ def test_the_tables_say_what_was_measured(folder):
         if name != "taylor":
             assert against[0] == pytest.approx(own[0] - damage[f"taylor {fraction}", "base"])
     assert set(tables["curve_by_definition"]["series"]) == set(NAMES)
-    assert tables["verdict"]["paragraphs"]
+    # A paragraph a fraction, and one on |theta|, which reads no text.
+    first, second, blind = tables["verdict"]["paragraphs"]
+    assert (first[:7], second[:5]) == ("At 0.1%", "At 1%")
+    assert blind.startswith("Magnitude knows no text")
+    assert all(name in first for name in NAMES)
     assert "each definition" in (folder / "report.html").read_text()
 
 

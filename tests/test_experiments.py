@@ -12,8 +12,9 @@ import pytest
 from lingregions import mesh as meshes
 from lingregions import models, regions, settings
 from lingregions import tree as trees
-from lingregions.experiments import EXPERIMENTS, laboratory
-from lingregions.experiments import cell as cells
+from lingregions.experiments import STUDIES
+from lingregions.experiments import study as studies
+from lingregions.experiments.measurement import RESULTS
 from lingregions.models import roles
 from lingregions.run import Interrupted, Run
 
@@ -38,7 +39,7 @@ def config(*overrides: str):
 def finish(folder: Path, *overrides: str) -> list[dict[str, str]]:
     chosen = config(*overrides)
     with Run.open(folder, chosen) as run:
-        EXPERIMENTS[chosen.experiment](chosen, run)
+        STUDIES[chosen.experiment].perform(chosen, run)
     return list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
 
 
@@ -49,9 +50,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_config_for_every_experiment_and_an_experiment_for_every_config():
-    assert {path.stem for path in PATHS} == set(EXPERIMENTS)
-    for name, experiment in EXPERIMENTS.items():
-        assert experiment.__name__ == name
+    assert {path.stem for path in PATHS} == set(STUDIES)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -65,11 +64,13 @@ def test_every_variant_resolves(path, variant):
         assert "evaluate" not in chosen or len(set(chosen.evaluate.languages)) == 30
 
 
-def test_results_hold_one_row_per_arm_and_language(whole):
+def test_results_hold_one_row_per_intervention_and_language(whole):
     _, rows = whole
-    assert list(rows[0]) == list(cells.COLUMNS)
-    arms = ["base", "top 1%", "bottom 1%", "random 1% seed 0", "magnitude 1%"]
-    assert [(row["arm"], row["language"]) for row in rows] == [(arm, code) for arm in arms for code in ("ar", "sw")]
+    assert list(rows[0]) == [*RESULTS, "row_crc32"]
+    names = ["base", "top 1%", "bottom 1%", "random 1% seed 0", "magnitude 1%"]
+    assert [(row["intervention"], row["language"]) for row in rows] == [
+        (name, code) for name in names for code in ("ar", "sw")
+    ]
     for row in rows:
         nats, tokens, size = float(row["nll_nats"]), int(row["tokens"]), int(row["bytes"])
         # 64 byte tokens a sample, the first without context: 63 targets of one byte each.
@@ -78,11 +79,11 @@ def test_results_hold_one_row_per_arm_and_language(whole):
         np.testing.assert_allclose(float(row["bits_per_byte"]), nats / np.log(2) / size, rtol=1e-12)
 
 
-def test_arms_differ_from_the_base(whole):
+def test_interventions_differ_from_the_base(whole):
     _, rows = whole
-    nats = {(row["arm"], row["language"]): row["nll_nats"] for row in rows}
-    for arm, language in nats:
-        assert (nats[arm, language] == nats["base", language]) == (arm == "base")
+    nats = {(row["intervention"], row["language"]): row["nll_nats"] for row in rows}
+    for name, language in nats:
+        assert (nats[name, language] == nats["base", language]) == (name == "base")
 
 
 def test_regions_are_found_and_saved_with_their_origin(whole):
@@ -162,9 +163,11 @@ def test_eight_devices_change_nothing(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()))
     rows = finish(tmp_path / "run", *(f"--config.machine.mesh.{axis}=2" for axis in meshes.MESH_AXES))
     for row, other in zip(rows, expected, strict=True):
-        assert row["arm"] == other["arm"]
+        assert row["intervention"] == other["intervention"]
         np.testing.assert_allclose(float(row["nll_nats"]), float(other["nll_nats"]), rtol=1e-6)
-    for path in (reference / "regions").glob("*.safetensors"):
+    regions_of = sorted((reference / "regions").glob("*.safetensors"))
+    assert len(regions_of) == 8
+    for path in regions_of:
         assert regions.equals(regions.load(path), regions.load(tmp_path / "run" / "regions" / path.name)), path.stem
 
 
@@ -178,11 +181,11 @@ def test_batches_change_nothing(whole, tmp_path):
 def test_preset_paper_runs_and_differs(whole, tmp_path):
     _, expected = whole
     rows = finish(tmp_path / "run", "--config.score.preset=paper")
-    assert [row["nll_nats"] for row in rows if row["arm"] == "base"] == [
-        row["nll_nats"] for row in expected if row["arm"] == "base"
+    assert [row["nll_nats"] for row in rows if row["intervention"] == "base"] == [
+        row["nll_nats"] for row in expected if row["intervention"] == "base"
     ]
-    assert [row["nll_nats"] for row in rows if row["arm"] == "top 1%"] != [
-        row["nll_nats"] for row in expected if row["arm"] == "top 1%"
+    assert [row["nll_nats"] for row in rows if row["intervention"] == "top 1%"] != [
+        row["nll_nats"] for row in expected if row["intervention"] == "top 1%"
     ]
 
 
@@ -202,15 +205,15 @@ def test_snapshots_are_the_scores_of_fewer_samples(whole, tmp_path):
         np.testing.assert_array_equal(values, theirs[path])
 
 
-def test_a_matched_arm_has_the_size_of_the_top_and_none_of_it(tmp_path):
+def test_a_matched_region_has_the_size_of_the_top_and_none_of_it(tmp_path):
     words = (
         "--config.select.selectors=top,matched",
         "--config.select.seeds=(0,1)",
         "--config.select.monolingual=False",
     )
     rows = finish(tmp_path / "run", *words)
-    arms = ["base", "top 1%", "matched 1% seed 0", "matched 1% seed 1"]
-    assert list(dict.fromkeys(row["arm"] for row in rows)) == arms
+    names = ["base", "top 1%", "matched 1% seed 0", "matched 1% seed 1"]
+    assert list(dict.fromkeys(row["intervention"] for row in rows)) == names
     top, *drawn = (
         regions.load(tmp_path / "run" / "regions" / f"{name}.safetensors")
         for name in ("top-1pct", "matched-1pct-seed-0", "matched-1pct-seed-1")
@@ -221,8 +224,8 @@ def test_a_matched_arm_has_the_size_of_the_top_and_none_of_it(tmp_path):
     assert not regions.equals(*drawn)
 
 
-def test_a_matched_arm_needs_its_top(tmp_path):
-    with pytest.raises(ValueError, match=r"matched to top 1%, which is not among the arms"):
+def test_a_matched_region_needs_its_top(tmp_path):
+    with pytest.raises(ValueError, match="matched regions are matched to the top: add top"):
         finish(tmp_path / "run", "--config.select.selectors=matched")
 
 
@@ -232,14 +235,14 @@ def test_fewer_samples_than_asked(tmp_path):
 
 
 def test_not_a_number_in_the_weights_stops_with_language_and_sample(tmp_path, monkeypatch):
-    prepare = laboratory.prepare
+    prepare = studies.prepare
 
     def poison(chosen, run):
         found = prepare(chosen, run)
-        found.params["norm"] = found.params["norm"] * np.float32(np.nan)
+        found.model.params["norm"] = found.model.params["norm"] * np.float32(np.nan)
         return found
 
-    monkeypatch.setattr(laboratory, "prepare", poison)
+    monkeypatch.setattr(studies, "prepare", poison)
     with pytest.raises(FloatingPointError, match=r"ar, samples 0 to 0: the loss of sample\(s\) \[0\]"):
         finish(tmp_path / "run")
 
@@ -248,7 +251,7 @@ def reliable(folder: Path, samples: int) -> None:
     words = [SMALL[0], *SMALL[-2:], f"--config.score.samples={samples}"]
     chosen = settings.load(f"{CONFIGS / 'reliability.py'}:tiny", words)
     with Run.open(folder, chosen) as run:
-        EXPERIMENTS["reliability"](chosen, run)
+        STUDIES["reliability"].perform(chosen, run)
 
 
 def test_one_sample_has_no_halves(tmp_path):

@@ -11,9 +11,10 @@ import pytest
 from lingregions import main, regions, settings, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
-from lingregions.experiments import EXPERIMENTS, laboratory
-from lingregions.experiments import cell as cells
-from lingregions.experiments.frozen_pretraining import ARMS, Training, feed, score
+from lingregions.experiments import STUDIES, context, measurement, scored, selection
+from lingregions.experiments import frozen_pretraining as study
+from lingregions.experiments.frozen_pretraining import TREATMENTS
+from lingregions.intervention import Intervention
 from lingregions.models import source as sources
 from lingregions.run import Run
 
@@ -42,50 +43,59 @@ def config(*words: str):
 def finish(folder: Path, *words: str) -> list[dict[str, str]]:
     chosen = config(*words)
     with Run.open(folder, chosen) as run:
-        EXPERIMENTS[chosen.experiment](chosen, run)
+        STUDIES[chosen.experiment].perform(chosen, run)
     return list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return folder, finish(folder, f"--config.freeze.arms={','.join(TRAINED)}")
+    return folder, finish(folder, f"--config.freeze.treatments={','.join(TRAINED)}")
 
 
 def test_every_arm_is_measured_on_the_way_and_at_the_end(whole):
     folder, rows = whole
     named = ["full", "core 1%", "random 1%", "ewc", "replay"]
-    names = [f"{arm} seed 0 after {count}" for arm in named for count in (2, 4)]
-    names += ["base", "reversion 1% seed 0 after 4"]
-    assert {row["arm"] for row in rows} == set(names)
-    assert {(row["arm"], row["language"]) for row in rows} == {(arm, code) for arm in names for code in ("hu", "en")}
+    names = [f"{arm} after {count} seed 0" for arm in named for count in (2, 4)]
+    names += ["base", "reversion 1% after 4 seed 0"]
+    assert {row["intervention"] for row in rows} == set(names)
+    assert {(row["intervention"], row["language"]) for row in rows} == {
+        (arm, code) for arm in names for code in ("hu", "en")
+    }
     assert "Does freezing the core help?" in (folder / "report.html").read_text()
     tables = {path.stem: json.loads(path.read_text()) for path in (folder / "tables").glob("*.json")}
     assert len(tables["pareto"]["points"]) == len(TRAINED)
     gain = {row[0]: row[1] for row in tables["frontier"]["rows"]}
-    nats = {(row["arm"], row["language"]): float(row["nll_nats"]) / int(row["tokens"]) for row in rows}
+    nats = {(row["intervention"], row["language"]): float(row["nll_nats"]) / int(row["tokens"]) for row in rows}
     for arm, (value, low, high) in gain.items():
-        np.testing.assert_allclose(value, nats["base", "hu"] - nats[f"{arm} seed 0 after 4", "hu"], rtol=1e-6)
+        np.testing.assert_allclose(value, nats["base", "hu"] - nats[f"{arm} after 4 seed 0", "hu"], rtol=1e-6)
         assert low <= value <= high
+    verdict = tables["verdict"]
+    assert "he core" in verdict["headline"]
+    first, second, *_ = verdict["paragraphs"]
+    assert first.startswith("Training without any constraint divides the perplexity of hu by")
+    assert second.startswith("The frozen core 1% against full: hu gains")
     assert tables["learning"]["series"]["full"]["points"][0] == [0, 0.0]
 
 
 def test_every_arm_trains_something_else(whole):
     _, rows = whole
-    ends = {row["arm"]: row["nll_nats"] for row in rows if row["language"] == "hu" and row["arm"].endswith("after 4")}
+    ended = [row for row in rows if row["language"] == "hu" and row["samples"] == "4"]
+    ends = {row["intervention"]: row["nll_nats"] for row in ended}
+    assert len(ends) == len(TRAINED)
     assert len(set(ends.values())) == len(ends)
 
 
 def test_every_arm_holds_its_training_to_what_it_says(tmp_path):
     """The constraints themselves are tested in test_freeze.py; here it is which of them an arm takes, and of what."""
-    chosen = config(f"--config.freeze.arms={','.join(ARMS)}")
+    chosen = config(f"--config.freeze.treatments={','.join(TREATMENTS)}")
     held = {}
     with Run.open(tmp_path / "run", chosen) as run:
-        given = laboratory.prepare(chosen, run)
-        score(given, "en")
-        for arm, kind in ARMS.items():
-            name = f"{arm} 1%" if kind.sized else arm
-            held[arm] = kind.hold(given, Training(name, 0))
+        given = context.prepare(chosen, run)
+        scored.score(given, "en", ("fisher",))
+        for training in study.trainings(chosen, 0):
+            selection.make(given, study._selections(chosen, training))
+            held[training.kind] = study._constraints(given, training)
     free = {arm for arm, constraints in held.items() if not constraints}
     assert free == {"full", "replay", "reversion"}
     assert [each.name for each in held["core"]] == ["core"]
@@ -96,7 +106,7 @@ def test_every_arm_holds_its_training_to_what_it_says(tmp_path):
 
 def test_what_is_frozen_is_the_base_to_the_bit_in_what_is_exported(whole, tmp_path):
     folder, _ = whole
-    words = ["export", f"--workdir={folder}", "--arm=core 1% seed 0", f"--out={tmp_path / 'model'}"]
+    words = ["export", f"--workdir={folder}", "--training=core 1% seed 0", f"--out={tmp_path / 'model'}"]
     assert main.main(words) == 0
     mesh = meshes.build(devices=jax.devices()[:1])
     base = sources.resolve("preset:tiny").load(mesh, jax.random.key(0))
@@ -114,8 +124,8 @@ def test_what_is_frozen_is_the_base_to_the_bit_in_what_is_exported(whole, tmp_pa
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--arm=core seed 9"], 2, "no training 'core seed 9'; it has full seed 0, core 1% seed 0"),
-        (["--arm=reversion 1% seed 0"], 2, "no training 'reversion 1% seed 0'"),
+        (["--training=core seed 9"], 2, "no training 'core seed 9'; it has full seed 0, core 1% seed 0"),
+        (["--training=reversion 1% seed 0"], 2, "no training 'reversion 1% seed 0'"),
     ],
 )
 def test_what_cannot_be_exported(whole, tmp_path, capsys, words, code, message):
@@ -135,14 +145,14 @@ def test_a_frozen_entry_that_moved_is_never_exported(whole, tmp_path, monkeypatc
         return state
 
     monkeypatch.setattr(train, "load", broken)
-    words = [f"--workdir={folder}", "--arm=core 1% seed 0", f"--out={tmp_path / 'model'}"]
+    words = [f"--workdir={folder}", "--training=core 1% seed 0", f"--out={tmp_path / 'model'}"]
     assert main.main(["export", *words]) == 2
     assert "mlp.down_proj" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 
 
 def test_a_folder_without_a_run_has_nothing_to_export(tmp_path, capsys):
-    words = [f"--workdir={tmp_path / 'none'}", "--arm=full seed 0", f"--out={tmp_path / 'model'}"]
+    words = [f"--workdir={tmp_path / 'none'}", "--training=full seed 0", f"--out={tmp_path / 'model'}"]
     assert main.main(["export", *words]) == 1
     assert "no work directory yet" in capsys.readouterr().err
 
@@ -150,27 +160,27 @@ def test_a_folder_without_a_run_has_nothing_to_export(tmp_path, capsys):
 def test_stopped_and_taken_up_again_is_the_same(whole, tmp_path, monkeypatch):
     """A kill after the first evaluation of the second arm; the trained ones are not trained again."""
     _, rows = whole
-    observe, asked = cells.observe, []
+    observe, asked = measurement.observe, []
 
-    def stop(given, experiment, arm, params):
-        asked.append(arm.name)
-        if len(asked) == 4:
+    def stop(given, intervention, params):
+        asked.append(intervention.name)
+        if len(asked) == 3:
             raise KeyboardInterrupt
-        observe(given, experiment, arm, params)
+        observe(given, intervention, params)
 
-    words = ("--config.freeze.arms=full,core",)
-    monkeypatch.setattr(cells, "observe", stop)
+    words = ("--config.freeze.treatments=full,core",)
+    monkeypatch.setattr(measurement, "observe", stop)
     with pytest.raises(KeyboardInterrupt):
         finish(tmp_path / "run", *words)
-    monkeypatch.setattr(cells, "observe", observe)
+    monkeypatch.setattr(measurement, "observe", observe)
     fitted = []
     fit = train.fit
     monkeypatch.setattr(
         train, "fit", lambda run, name, *given, **named: fitted.append(name) or fit(run, name, *given, **named)
     )
-    found = {(row["arm"], row["language"]): row for row in finish(tmp_path / "run", *words)}
+    found = {(row["intervention"], row["language"]): row for row in finish(tmp_path / "run", *words)}
     assert fitted == ["core 1% seed 0"]
-    expected = {(row["arm"], row["language"]): row for row in rows}
+    expected = {(row["intervention"], row["language"]): row for row in rows}
     for cell, row in found.items():
         assert row == expected[cell]
 
@@ -185,13 +195,13 @@ def test_killed_between_two_evaluations_it_knows_the_first(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return step(given, state, batch)
 
-    words = ("--config.freeze.arms=full", "--config.train.batch=1", "--config.machine.save_steps=1")
+    words = ("--config.freeze.treatments=full", "--config.train.batch=1", "--config.machine.save_steps=1")
     monkeypatch.setattr(train.Trainer, "step", stop)
     with pytest.raises(KeyboardInterrupt):
         finish(tmp_path / "run", *words)
     monkeypatch.setattr(train.Trainer, "step", step)
     found = finish(tmp_path / "run", *words)
-    assert {row["arm"] for row in found} == {"base", "full seed 0 after 2", "full seed 0 after 4"}
+    assert {row["intervention"] for row in found} == {"base", "full after 2 seed 0", "full after 4 seed 0"}
     series = json.loads((tmp_path / "run" / "tables" / "learning.json").read_text())["series"]["full"]["points"]
     assert [count for count, _ in series] == [0, 2, 4]
 
@@ -199,13 +209,13 @@ def test_killed_between_two_evaluations_it_knows_the_first(tmp_path, monkeypatch
 def test_a_cell_of_a_finished_training_that_is_lost_is_trained_for_again(whole, tmp_path):
     """Never measured on other parameters than its own; the checkpoints are gone here too."""
     _, rows = whole
-    words = ("--config.freeze.arms=full", "--config.train.keep=False")
+    words = ("--config.freeze.treatments=full", "--config.train.keep=False")
     folder = tmp_path / "run"
     finish(folder, *words)
     assert not list((folder / "checkpoints").glob("*"))
-    (folder / "cells" / "frozen_pretraining" / "full-seed-0-after-2" / "hu.csv").unlink()
-    found = {(row["arm"], row["language"]): row for row in finish(folder, *words)}
-    expected = {(row["arm"], row["language"]): row for row in rows}
+    (folder / "segments" / "full-after-2-seed-0" / "hu.csv").unlink()
+    found = {(row["intervention"], row["language"]): row for row in finish(folder, *words)}
+    expected = {(row["intervention"], row["language"]): row for row in rows}
     assert len(found) == 6
     for cell, row in found.items():
         assert row == expected[cell]
@@ -215,8 +225,8 @@ def test_a_cell_of_a_finished_training_that_is_lost_is_trained_for_again(whole, 
 def test_the_text_of_replay_is_mixed_in(tmp_path):
     chosen = config("--config.freeze.replay=0.25")
     with Run.open(tmp_path / "run", chosen) as run:
-        given = laboratory.prepare(chosen, run)
-        found = feed(given, Training("replay", 0))
+        given = context.prepare(chosen, run)
+        found = study._feed(given, Intervention(kind="replay", seed=0))
     assert isinstance(found, train.Mix)
     assert [found.locate(sample)[0].corpus.language for sample in range(8)] == ["hu"] * 3 + ["en"] + ["hu"] * 3 + ["en"]
     assert [found.locate(sample)[1] for sample in range(8)] == [0, 1, 2, 0, 3, 4, 5, 1]
@@ -231,8 +241,10 @@ def test_the_text_of_replay_is_mixed_in(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config.freeze.arms=core,frozen"], "holds 'frozen'; there are full, core"),
-        (["--config.freeze.arms=core,reversion"], "add full to freeze.arms"),
+        (["--config.freeze.treatments=core,frozen"], "holds 'frozen'; there are full, core"),
+        (["--config.freeze.treatments=core,reversion"], "add full to freeze.treatments"),
+        (["--config.train.language=de"], "de is trained but not evaluated"),
+        (["--config.evaluate.languages=hu"], "only hu is evaluated"),
         (["--config.train.warmup=9"], "warm-up of 9 steps in a training of 2 steps"),
     ],
 )

@@ -34,7 +34,7 @@ from lingregions import freeze, main, regions, settings, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.models import roles
-from lingregions.experiments import laboratory
+from lingregions.experiments import context
 from lingregions.run import Run, cluster
 
 words = sys.argv[1:]
@@ -45,12 +45,14 @@ asked = settings.parse(words)
 
 
 def fit(run):
-    lab = laboratory.prepare(asked.config, run)
-    core = regions.load(asked.workdir / "regions" / "top-1pct.safetensors", lab.shapes)
-    constraint = freeze.hard(lab.params, roles.restrict(core.masks, "decoder_without_norms"))
+    given = context.prepare(asked.config, run)
+    model = given.model
+    core = regions.load(asked.workdir / "regions" / "top-1pct.safetensors", model.shapes)
+    constraint = freeze.hard(model.params, roles.restrict(core.masks, "decoder_without_norms"))
     recipe = train.Recipe(samples=24, batch=8, warmup=1, rate=1e-3)
-    trainer = train.Trainer(lab.model, lab.compute, recipe, [constraint], micro=meshes.rows(lab.mesh), mesh=lab.mesh)
-    state = train.fit(run, "held", trainer, lab.params, train.Order(lab.corpus("ar", "score"), 0))
+    micro = meshes.rows(model.mesh)
+    trainer = train.Trainer(model.config, model.compute, recipe, [constraint], micro=micro, mesh=model.mesh)
+    state = train.fit(run, "held", trainer, model.params, train.Order(given.corpus("ar", "score"), 0))
     found = trees.flatten(multihost_utils.process_allgather(state.params, tiled=True))
     if jax.process_index() == 0:
         np.savez(asked.workdir / "trained.npz", **found)

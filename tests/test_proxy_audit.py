@@ -15,8 +15,8 @@ from lingregions import loss, models, perturb, settings
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.experiments import STAGES, audit, calibration, scalars
-from lingregions.experiments import laboratory as lab
+from lingregions.experiments import STUDIES, audit, calibration, context, scalars
+from lingregions.experiments.context import Context
 from lingregions.experiments.proxy_audit import proxy_audit
 from lingregions.experiments.scalars import Scalar
 from lingregions.models import roles
@@ -180,7 +180,7 @@ def test_what_is_below_the_noise_floor_is_counted_and_left_out_of_sizes():
     part, noise = calibration.collect(rows, ["taylor"])
     assert noise == {"ar": 0.5}
     assert part.exact.tolist() == [0.4, 2.0, 4.0, 8.0]
-    assert part.audible.tolist() == [False, True, True, True]
+    assert part.measurable.tolist() == [False, True, True, True]
     assert calibration.measure(calibration.factor, part, "taylor") == pytest.approx(math.log(2))
     assert calibration.measure(calibration.slope, part, "taylor") == pytest.approx(1.0)
 
@@ -229,10 +229,10 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory):
+def given(tmp_path_factory):
     wanted = chosen()
-    with Run.open(tmp_path_factory.mktemp("laboratory") / "run", wanted) as run:
-        yield lab.prepare(wanted, run)
+    with Run.open(tmp_path_factory.mktemp("given") / "run", wanted) as run:
+        yield context.prepare(wanted, run)
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -244,8 +244,8 @@ def blocks(folder: Path) -> dict[tuple[str, str], list[Scalar]]:
     return {(path, stratum): [Scalar(name, tuple(entry)) for name, entry in members] for path, stratum, members in raw}
 
 
-def text(laboratory: lab.Laboratory, language: str) -> Batch:
-    corpus, positions = lab.draw(laboratory, language, "score")
+def text(given: Context, language: str) -> Batch:
+    corpus, positions = given.samples(language, "score")
     return Batch(*map(jnp.asarray, corpus.batch(positions[:1])))
 
 
@@ -254,8 +254,8 @@ def compiled(config, compute):
     return jax.jit(functools.partial(loss.nll, config, compute))
 
 
-def mean(laboratory: lab.Laboratory, params: trees.Tree, language: str) -> float:
-    found = compiled(laboratory.model, laboratory.compute)(params, text(laboratory, language))
+def mean(given: Context, params: trees.Tree, language: str) -> float:
+    found = compiled(given.model.config, given.model.compute)(params, text(given, language))
     return float(found.nll[0]) / int(found.tokens[0])
 
 
@@ -277,23 +277,23 @@ def test_every_set_is_removed_in_every_language(whole):
     assert sum(row["stratum"].startswith("rounding") for row in rows) == 3 * 2
 
 
-def test_exact_effects_are_those_of_removing_a_region(whole, laboratory):
+def test_exact_effects_are_those_of_removing_a_region(whole, given):
     """Another way to the same: masks, `perturb.zero`, and the loss of one language alone."""
     members = blocks(whole)
     picked = [row for row in table(whole) if row["language"] == "zh" and not row["stratum"].startswith("rounding")]
-    base = mean(laboratory, laboratory.params, "zh")
+    base = mean(given, given.model.params, "zh")
     for row in picked:
         first, size = int(row["first"]), int(row["size"])
         group = members[row["matrix"], row["stratum"]][first : first + size]
-        like = roles.restrict(laboratory.params, SCOPE)
+        like = roles.restrict(given.model.params, SCOPE)
         masks = geometry.points(like, [(each.matrix, each.entry) for each in group]).masks
-        removed = mean(laboratory, perturb.zero(laboratory.params, masks), "zh")
+        removed = mean(given, perturb.zero(given.model.params, masks), "zh")
         np.testing.assert_allclose(float(row["exact"]), removed - base, atol=2e-6)
 
 
-def test_the_first_order_is_the_score(whole, laboratory):
+def test_the_first_order_is_the_score(whole, given):
     """Of one scalar |theta g| is what the score says, and the signed sum is minus or plus that."""
-    members, like = blocks(whole), roles.restrict(laboratory.shapes, laboratory.definition.scope)
+    members, like = blocks(whole), roles.restrict(given.model.shapes, given.definition.scope)
     with Run.open(whole, chosen()) as run:
         scores = {language: run.load(f"scores/{language}", like) for language in ("ar", "zh")}
     for row in table(whole):
@@ -310,13 +310,13 @@ def test_integrated_gradients_of_a_block_are_its_exact_effect(whole):
             np.testing.assert_allclose(float(row["integrated"]), float(row["exact"]), rtol=1e-3, atol=3e-6)
 
 
-def test_the_second_order_is_the_curvature_of_the_gauss_newton_matrix(laboratory):
+def test_the_second_order_is_the_curvature_of_the_gauss_newton_matrix(given):
     """Against the definition: the mean over tokens of the variance, under the model's own predictions, of d logits."""
-    scores = roles.restrict(laboratory.params, "layers.mlp.down_proj")
+    scores = roles.restrict(given.model.params, "layers.mlp.down_proj")
     (block,) = audit.sample(trees.transform(lambda _, leaf: jnp.abs(leaf), scores), ("100%",), 50, 0)
-    batch, params = text(laboratory, "ar"), laboratory.params
-    slopes = audit.Slopes(laboratory.model, laboratory.compute, [block])
-    (found,) = audit.predict(slopes, params, batch, [block], draws=100, nodes=1, seed=7)
+    batch, params = text(given, "ar"), given.model.params
+    gradients = audit.ScalarGradients(given.model.config, given.model.compute, [block])
+    (found,) = audit.predict(gradients, params, batch, [block], draws=100, nodes=1, seed=7)
     item = audit.Item(0, 50, 0)
     predicted = found.predict(item)
 
@@ -328,8 +328,8 @@ def test_the_second_order_is_the_curvature_of_the_gauss_newton_matrix(laboratory
         whole = trees.merge(params, {"layers": {"mlp": {"down_proj": leaf}}})
         # The blocked attention has a backward pass by hand, and so no forward derivative.
         compute = models.Compute(attention="reference")
-        hidden, _ = models.hidden(laboratory.model, compute, whole, batch.tokens, batch.segments)
-        return hidden[0] @ models.head(laboratory.model, whole).T
+        hidden, _ = models.hidden(given.model.config, compute, whole, batch.tokens, batch.segments)
+        return hidden[0] @ models.head(given.model.config, whole).T
 
     theta = params["layers"]["mlp"]["down_proj"]
     values, slope = jax.jvp(logits, (theta,), (jnp.where(inside, theta, 0),))
@@ -382,7 +382,7 @@ def test_what_is_not_scored_cannot_be_audited(tmp_path):
 
 
 def test_the_plan_counts_passes(whole):
-    *scoring, sampled, predicted, removed = STAGES["proxy_audit"](chosen())
+    *scoring, sampled, predicted, removed = STUDIES["proxy_audit"].plan(chosen())
     assert len(scoring) == 2
     # 3 kinds x 2 strata = 6 blocks; 1 + 2 x 3 + 8 x 6 passes; 1 + 3 + 6 x (2 + 2) removals; in two languages.
     assert (predicted.samples, removed.samples) == (2 * 55, 2 * 28)

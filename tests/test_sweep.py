@@ -14,8 +14,8 @@ import jax
 import pytest
 
 from lingregions import experiments, settings
-from lingregions.experiments import cell as cells
-from lingregions.experiments import laboratory
+from lingregions.experiments import context, measurement
+from lingregions.experiments.study import Study
 from lingregions.main import main
 from lingregions.run.files import Lock
 from lingregions.sweep import command, grid
@@ -77,6 +77,17 @@ def whole(tmp_path_factory):
     return folder
 
 
+def instead(perform):
+    """Return the study that performs something else."""
+
+    class Other(Study):
+        def perform(self, settings, run):
+            perform(settings, run)
+
+    study = experiments.STUDIES["core_removal"]
+    return Other(study.steps, study.show, study.check)
+
+
 @pytest.fixture
 def instant(monkeypatch):
     """In place of the experiment: one that writes one row at once, and what it was called with."""
@@ -84,15 +95,19 @@ def instant(monkeypatch):
 
     def experiment(config, run):
         called.append((config.seed, *config.select.fractions))
-        run.table("results", cells.COLUMNS, cells.KEYS)
-        for arm, nats in (("base", 10.0), ("top 1%", 20.0 + config.seed)):
-            row = dict.fromkeys(cells.COLUMNS, "") | {"experiment": "core_removal", "arm": arm, "language": "sw"}
-            numbers = {name: kind(10) for name, kind in cells.COLUMNS.items() if kind is not str}
+        run.table("results", measurement.RESULTS, measurement.KEYS)
+        for name, nats in (("base", 10.0), ("top 1%", 20.0 + config.seed)):
+            row = dict.fromkeys(measurement.RESULTS, "") | {
+                "experiment": "core_removal",
+                "intervention": name,
+                "language": "sw",
+            }
+            numbers = {key: kind(10) for key, kind in measurement.RESULTS.items() if kind is not str}
             run.add("results", row | numbers | {"nll_nats": nats, "tokens": 10})
         head = "experiment,intervention,control,language,seeds,segments,effect_nats,low,high,p,p_adjusted"
         run.write("effects.csv", f"{head}\ncore_removal,top 1%,base,all,1,10,{1 + config.seed / 10},,,,\n")
 
-    monkeypatch.setitem(experiments.EXPERIMENTS, "core_removal", experiment)
+    monkeypatch.setitem(experiments.STUDIES, "core_removal", instead(experiment))
     return called
 
 
@@ -102,7 +117,7 @@ def instant(monkeypatch):
 def test_every_cell_is_a_work_directory_and_one_table_holds_all(whole):
     assert {path.name for path in (whole / "cells").iterdir()} == set(CELLS)
     header, *rows = list(csv.reader((whole / "results.csv").read_text().splitlines()))
-    assert header == ["seed", "select.fractions", *cells.COLUMNS, "row_crc32"]
+    assert header == ["seed", "select.fractions", *measurement.RESULTS, "row_crc32"]
     expected = []
     for name, values in zip(CELLS, (("0", "1%"), ("0", "3%"), ("1", "1%"), ("1", "3%")), strict=True):
         _, *own = csv.reader((whole / "cells" / name / "results.csv").read_text().splitlines())
@@ -125,7 +140,7 @@ def test_the_report_sets_the_cells_side_by_side(whole):
 
 
 def test_the_same_again_does_nothing_again(whole, monkeypatch, capsys):
-    monkeypatch.setitem(experiments.EXPERIMENTS, "core_removal", None)  # a call would be an error
+    monkeypatch.setitem(experiments.STUDIES, "core_removal", None)  # a call would be an error
     before = (whole / "results.csv").read_bytes()
     assert sweep(whole) == 0
     assert (whole / "results.csv").read_bytes() == before
@@ -136,11 +151,11 @@ def test_no_model_of_a_cell_outlives_it(tmp_path, monkeypatch):
     sizes = []
 
     def experiment(config, run):
-        held = laboratory.prepare(config, run)
-        held.texts["itself"] = held  # a cycle: what keeps a model alive until memory is short
+        held = context.prepare(config, run)
+        held.corpus("ar", "score")
         sizes.append(sum(array.nbytes for array in jax.live_arrays()))
 
-    monkeypatch.setitem(experiments.EXPERIMENTS, "core_removal", experiment)
+    monkeypatch.setitem(experiments.STUDIES, "core_removal", instead(experiment))
     before = sum(array.nbytes for array in jax.live_arrays())
     sweep(tmp_path / "run")
     model = sizes[0] - before
@@ -201,7 +216,7 @@ def test_killed_at_random_points_it_gives_the_same_table(whole, tmp_path):
 @pytest.mark.parametrize("late", [False, True])
 def test_a_signal_stops_the_sweep_and_not_just_the_cell(tmp_path, instant, monkeypatch, capsys, late):
     """In a cell after its last safe point, and where no work directory is open."""
-    quick, tell = experiments.EXPERIMENTS["core_removal"], command._tell
+    quick, tell = experiments.STUDIES["core_removal"].perform, command._tell
     signals = [signal.SIGTERM]
 
     def experiment(config, run):
@@ -214,7 +229,7 @@ def test_a_signal_stops_the_sweep_and_not_just_the_cell(tmp_path, instant, monke
             signal.raise_signal(signals.pop())
         return tell(outcome)
 
-    monkeypatch.setitem(experiments.EXPERIMENTS, "core_removal", experiment)
+    monkeypatch.setitem(experiments.STUDIES, "core_removal", instead(experiment))
     monkeypatch.setattr(command, "_tell", between)
     before = signal.getsignal(signal.SIGTERM)
     assert sweep(tmp_path / "run") == 143
@@ -252,7 +267,7 @@ def test_a_cell_that_succeeds_later_is_no_longer_noted(tmp_path, instant, monkey
         raise MemoryError("no memory left")
 
     with monkeypatch.context() as patch:
-        patch.setitem(experiments.EXPERIMENTS, "core_removal", broken)
+        patch.setitem(experiments.STUDIES, "core_removal", instead(broken))
         assert sweep(tmp_path / "run") == 1
     assert len(list((tmp_path / "run" / "failed").iterdir())) == 4
     assert not (tmp_path / "run" / "results.csv").exists()

@@ -45,7 +45,7 @@ class Scalar(NamedTuple):
         return (*(() if layer is None else (layer,)), *self.entry)
 
     def __str__(self) -> str:
-        """Short name for tables and arms: "layer 11 mlp.down_proj [507 1229]"."""
+        """Short name for tables: "layer 11 mlp.down_proj [507 1229]"."""
         path, layer = locate(self.matrix)
         return (
             f"{'' if layer is None else f'layer {layer} '}{roles.display_name(path)} [{' '.join(map(str, self.entry))}]"

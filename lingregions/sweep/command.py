@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import gc
 import json
 import os
 import signal
@@ -129,8 +128,6 @@ def _run(folder: Path, cells: Sequence[Cell]) -> dict[str, Outcome]:
     for place, cell in enumerate(cells, 1):
         print(f"cell {place} of {len(cells)}: {cell.name}", flush=True)
         outcomes[cell.name] = _attempt(folder, cell)
-        # A laboratory refers to itself: without this the models of earlier cells would stay until memory is short.
-        gc.collect()
         print(f"  {_tell(outcomes[cell.name])}", flush=True)
     return outcomes
 

