@@ -17,7 +17,6 @@ from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.experiments import STUDIES, audit, calibration, context, scalars
 from lingregions.experiments.context import Context
-from lingregions.experiments.proxy_audit import proxy_audit
 from lingregions.experiments.scalars import Scalar
 from lingregions.models import roles
 from lingregions.regions import geometry
@@ -224,7 +223,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit") / "run"
     wanted = chosen()
     with Run.open(folder, wanted) as run:
-        proxy_audit(wanted, run)
+        STUDIES["proxy_audit"].perform(wanted, run)
     return folder
 
 
@@ -367,18 +366,18 @@ def test_a_killed_run_goes_on(whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "check", stop)
     with pytest.raises(Interrupted), Run.open(folder, wanted) as run:
-        proxy_audit(wanted, run)
+        STUDIES["proxy_audit"].perform(wanted, run)
     assert 0 < len(table(folder)) < len(table(whole))
     monkeypatch.setattr(Run, "check", check)
     with Run.open(folder, wanted) as run:
-        proxy_audit(wanted, run)
+        STUDIES["proxy_audit"].perform(wanted, run)
     assert table(folder) == table(whole)
 
 
 def test_what_is_not_scored_cannot_be_audited(tmp_path):
     wanted = chosen(**{"audit.languages": ("ar", "en")})
     with Run.open(tmp_path / "run", wanted) as run, pytest.raises(ValueError, match=r"'en', which score.languages"):
-        proxy_audit(wanted, run)
+        STUDIES["proxy_audit"].perform(wanted, run)
 
 
 def test_the_plan_counts_passes(whole):
