@@ -24,7 +24,7 @@ COMMON = (
 EVALUATED = ("--config.evaluate.samples=1",)
 OWN = {
     "frozen_pretraining": (*EVALUATED, "--config.train.samples=4", "--config.train.batch=2", "--config.train.warmup=0"),
-    "proxy_audit": (),
+    "proxy_audit": ("--config.audit.languages=ar,zh",),
     "reliability": (),
 }
 
