@@ -1,5 +1,6 @@
 """GGUF: names, permuted rows, dequantisation, and what the head of a file may say."""
 
+import dataclasses
 import struct
 
 import gguf as library
@@ -10,7 +11,7 @@ import pytest
 from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
-from lingregions.models import convert, gguf
+from lingregions.models import convert, gguf, roles
 
 CONFIG = models.DecoderConfig(
     vocab=96, embed=32, mlp=64, layers=2, heads=4, kv_heads=2, head_dim=8, context=128, rope_theta=5e5
@@ -172,9 +173,51 @@ def test_harmless_metadata_is_accepted(tmp_path, params):
 
 
 def test_another_architecture_is_refused(tmp_path, params):
-    path = write(tmp_path / "m.gguf", params, {}, architecture="gemma3")
-    with pytest.raises(ValueError, match="architecture 'gemma3' is not supported"):
+    path = write(tmp_path / "m.gguf", params, {}, architecture="falcon")
+    with pytest.raises(ValueError, match="architecture 'falcon' is not supported"):
         _ = gguf.load(path).config
+
+
+def test_gemma_has_its_own_names_unturned_rows_and_gains_with_one_added(tmp_path, lone_mesh):
+    config = dataclasses.replace(
+        models.PRESETS["gemma3-270m"], vocab=96, embed=32, mlp=64, layers=2, head_dim=8, context=128, window=16,
+        local=(True, True),
+    )  # fmt: skip
+    params = models.initialize(config, jax.random.key(5))
+    metadata = {
+        "gemma3.block_count": 2,
+        "gemma3.context_length": 128,
+        "gemma3.embedding_length": 32,
+        "gemma3.feed_forward_length": 64,
+        "gemma3.attention.head_count": 4,
+        "gemma3.attention.head_count_kv": 1,
+        "gemma3.attention.key_length": 8,
+        "gemma3.attention.value_length": 8,
+        "gemma3.attention.sliding_window": 16,
+        "gemma3.attention.layer_norm_rms_epsilon": 1e-6,
+        "gemma3.rope.freq_base": 1e6,
+    }
+    writer = library.GGUFWriter(tmp_path / "m.gguf", "gemma3")
+    for name, value in metadata.items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(name, value)
+    names = {role.path: role.gguf for role in roles.ROLES.values()}
+    names[roles.path("post_attention_norm")] = "post_attention_norm"
+    for path, leaf in trees.walk(params):
+        for layer, matrix in enumerate(np.asarray(leaf) if roles.stacked(path) else [np.asarray(leaf)]):
+            name = f"blk.{layer}.{names[path]}.weight" if roles.stacked(path) else f"{names[path]}.weight"
+            writer.add_tensor(name, matrix + np.float32(1) if matrix.ndim == 1 else matrix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert gguf.load(tmp_path / "m.gguf").config == config
+    loaded = trees.flatten(load(tmp_path / "m.gguf", lone_mesh))
+    assert loaded.keys() == trees.flatten(params).keys()
+    for path, leaf in trees.walk(params):
+        expected = np.asarray(leaf)
+        if "norm" in path:
+            expected = (expected + np.float32(1)) - np.float32(1)
+        np.testing.assert_array_equal(np.asarray(loaded[path]), expected, err_msg=path)
 
 
 def test_an_adapter_is_no_model(tmp_path, params):

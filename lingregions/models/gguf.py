@@ -1,4 +1,4 @@
-"""GGUF: the weights, config and tokenizer metadata of one llama.cpp file, dequantised by the `gguf` package.
+"""GGUF: weights, config and tokenizer metadata of llama.cpp's files, dequantised by the `gguf` package.
 
 llama.cpp turns the rotary pairs (2h, 2h + 1), Hugging Face (h, h + H / 2), so the rows of q and k are permuted in the
 file; they are put back here. Values are bit-equal to those of transformers' own GGUF reader. The head is parsed here,
@@ -20,21 +20,39 @@ import gguf
 import numpy as np
 
 from lingregions import models
+from lingregions.models import roles
 from lingregions.models.safetensors import BLOCK, check_finite
 
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+
+class _Dialect(NamedTuple):
+    """What llama.cpp's converter makes of an architecture.
+
+    Attributes:
+      model_type: its name in a Hugging Face config.
+      stems: Hugging Face stem of tensors that it calls otherwise than `roles.ROLES` does.
+      permuted: whether the rows of q and k are.
+      offset: what it adds to the gains of norms.
+      implied: keys of a Hugging Face config that are not in the file.
+    """
+
+    model_type: str
+    stems: Mapping[str, str]
+    permuted: bool
+    offset: float
+    implied: Mapping[str, Any]
+
+
+_DIALECTS = {
+    "llama": _Dialect("llama", {}, True, 0.0, {}),
+    "gemma3": _Dialect(
+        "gemma3_text",
+        {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"},
+        False,
+        1.0,
+        {"rope_local_base_freq": 10_000.0, "query_pre_attn_scalar": 256},
+    ),
 }
-# Metadata of the "llama" architecture -> Hugging Face config key.
+# Metadata of an architecture, without its name in front -> Hugging Face config key.
 _CONFIG = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -44,6 +62,7 @@ _CONFIG = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta",
     "rope.dimension_count": "head_dim",
     "vocab_size": "vocab_size",
@@ -51,6 +70,8 @@ _CONFIG = {
 _REAL = ("attention.layer_norm_rms_epsilon", "rope.freq_base")
 _HEAD = 1 << 27  # bytes that a head may have; one with 262,144 tokens has 13 MB
 _AXES = 4
+_UNMEANT = {("llama", "attention.sliding_window")}  # what the family of an architecture does not have
+_GEMMA3_27B = 62  # layers
 # Metadata that must have this value: another would change the maths.
 _FIXED = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"}
 
@@ -72,7 +93,7 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gguf:
-    """One GGUF model of the llama architecture.
+    """One GGUF model.
 
     Attributes:
       path: the file, the first one of a model in parts.
@@ -91,6 +112,11 @@ class Gguf:
         """What messages call it."""
         return str(self.path)
 
+    @property
+    def _dialect(self) -> _Dialect | None:
+        kind = self.metadata.get("general.architecture")
+        return _DIALECTS.get(kind) if isinstance(kind, str) else None
+
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor, by its Hugging Face name."""
@@ -101,29 +127,33 @@ class Gguf:
         """The model config that the metadata describes.
 
         Raises:
-          ValueError: another architecture than llama, or metadata that asks for other maths.
+          ValueError: another architecture than those of `_DIALECTS`, or metadata that asks for other maths.
         """
         if self.metadata.get("general.type", "model") != "model":
             raise ValueError(
                 f"{self.path}: {self.metadata['general.type']!r} by its own word (general.type), not a model; an "
                 "adapter is merged into its model first"
             )
-        kind = self.metadata.get("general.architecture")
-        if kind != "llama":
-            raise ValueError(f"{self.path}: the GGUF architecture {kind!r} is not supported; supported: 'llama'")
-        raw: dict[str, Any] = {"model_type": "llama", "tie_word_embeddings": "lm_head.weight" not in self.tensors}
+        kind, dialect = self.metadata.get("general.architecture"), self._dialect
+        if dialect is None:
+            known = ", ".join(map(repr, _DIALECTS))
+            raise ValueError(f"{self.path}: the GGUF architecture {kind!r} is not supported; supported: {known}")
+        raw: dict[str, Any] = {"model_type": dialect.model_type, **dialect.implied}
+        raw["tie_word_embeddings"] = roles.matrix_name("head") not in self.tensors
         wrong = []
         for key, value in self.metadata.items():
-            if not key.startswith("llama."):
+            if not key.startswith(f"{kind}."):
                 continue
-            short = key.removeprefix("llama.")
+            short = key.removeprefix(f"{kind}.")
             if short in _FIXED or short == "attention.value_length":
-                expected = _FIXED.get(short, self.metadata.get("llama.attention.key_length"))
+                expected = _FIXED.get(short, self.metadata.get(f"{kind}.attention.key_length"))
                 wrong += [] if value == expected else [f"{key} = {value!r}"]
-            elif short not in _CONFIG or not _is_number(value, short in _REAL):
+            elif short not in _CONFIG or not _is_number(value, short in _REAL) or (kind, short) in _UNMEANT:
                 wrong.append(f"{key} = {value!r}")
             elif raw.setdefault(_CONFIG[short], _shortest(value)) != _shortest(value):
                 wrong.append(f"{key} = {value!r}, where the head has {raw[_CONFIG[short]]}")
+        if kind == "gemma3" and raw.get("num_hidden_layers") == _GEMMA3_27B:
+            wrong.append("the scale of attention of Gemma 3 27B, which the file does not hold")
         if "rope_freqs.weight" in self.tensors:
             wrong.append("the tensor rope_freqs (scaled rotary frequencies)")
         if wrong:
@@ -131,8 +161,9 @@ class Gguf:
                 f"{self.path}: the GGUF file asks for maths that is not read from GGUF: {'; '.join(wrong)}; "
                 "use the model's Hugging Face folder"
             )
-        if "vocab_size" not in raw and "model.embed_tokens.weight" in self.shapes:
-            raw["vocab_size"] = self.shapes["model.embed_tokens.weight"][0]
+        embedding = roles.matrix_name("embedding")
+        if "vocab_size" not in raw and embedding in self.shapes:
+            raw["vocab_size"] = self.shapes[embedding][0]
         try:
             return models.parse(raw)
         except (ValueError, ArithmeticError) as error:
@@ -141,9 +172,9 @@ class Gguf:
     def _order(self, name: str) -> np.ndarray:
         """Return, for each row of the Hugging Face tensor, its row in the file, int64 [out]."""
         rows = np.arange(self.shapes[name][0])
-        projection = re.search(r"self_attn\.([qk])_proj", name)
-        if projection:
-            heads = self.config.heads if projection[1] == "q" else self.config.kv_heads
+        path = roles.locate(name)[0]
+        if self._dialect is not None and self._dialect.permuted and path in (roles.path("q"), roles.path("k")):
+            heads = self.config.heads if path == roles.path("q") else self.config.kv_heads
             rows = rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
         return rows
 
@@ -160,6 +191,7 @@ class Gguf:
         data = np.memmap(entry.file, np.uint8, "r", entry.start, entry.stored)
         if data.ndim == 1:
             out[...] = self._dequantise(name, data)[index]
+            out -= np.float32(self._dialect.offset if self._dialect is not None else 0)
         else:
             rows = self._order(name)[index[0]]
             block = max(1, BLOCK // (4 * math.prod(entry.shape[1:])))
@@ -202,7 +234,7 @@ def load(path: Path) -> Gguf:
             "<name>-00001-of-<count>.gguf, in one folder"
         )
     for number, file in enumerate(files[1:], 1):
-        head, more = _open(file)
+        head, more = _open(file, metadata.get("general.architecture"))
         if (head.get("split.no"), head.get("split.count")) != (number, len(files)):
             raise ValueError(f"{file}: part {head.get('split.no')} by its head, {number} by its name")
         twice = tensors.keys() & more.keys()
@@ -220,8 +252,8 @@ def parts(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{match[1]}-{n:05}-of-{match[2]}.gguf") for n in range(1, int(match[2]) + 1))
 
 
-def _open(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
-    """Return the metadata and the tensors of one file."""
+def _open(path: Path, architecture: Any = None) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """Return the metadata and the tensors of one file; only the first of several says what architecture they are."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{path}: not a GGUF file")
@@ -229,7 +261,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
             raise ValueError(f"{path}: cut within its head; download it again")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                return _parse(_Cursor(content, 4), path)
+                return _parse(_Cursor(content, 4), path, architecture)
             except (struct.error, ValueError, KeyError) as error:
                 raise ValueError(f"{path}: the head is broken or cut ({error}); download it again") from error
 
@@ -276,7 +308,7 @@ class _Cursor:
         return np.frombuffer(self.content[start : self.place], dtype).tolist()
 
 
-def _parse(head: _Cursor, path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+def _parse(head: _Cursor, path: Path, architecture: Any) -> tuple[dict[str, Any], dict[str, Entry]]:
     """Return the metadata, and where each tensor lies, of a file."""
     version = head.number("<I")
     if version not in (2, 3):
@@ -299,17 +331,20 @@ def _parse(head: _Cursor, path: Path) -> tuple[dict[str, Any], dict[str, Entry]]
     alignment = metadata.get("general.alignment", 32)
     if not _is_number(alignment, real=False) or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment is {alignment!r}, not a power of two")
+    kind = metadata.get("general.architecture", architecture)
+    stems = _DIALECTS[kind].stems if isinstance(kind, str) and kind in _DIALECTS else {}
     base = -(-head.place // alignment) * alignment
     tensors: dict[str, Entry] = {}
-    for name, shape, kind, offset in raw:
+    for name, shape, quantisation, offset in raw:
         if not all(shape) or offset % alignment:
             raise ValueError(f"{name} has the shape {list(shape)} and starts at {offset}")
-        stored = gguf.quant_shape_to_byte_shape(shape, kind)
-        if _name(name) in tensors:
+        stored = gguf.quant_shape_to_byte_shape(shape, quantisation)
+        known = _name(name, stems)
+        if known in tensors:
             raise ValueError(f"the tensor {name} occurs twice")
         if base + offset + math.prod(stored) > len(head.content):
             raise ValueError(f"{len(head.content)} bytes, {name} ends at {base + offset + math.prod(stored)}")
-        tensors[_name(name)] = Entry(path, shape, kind, base + offset, stored)
+        tensors[known] = Entry(path, shape, quantisation, base + offset, stored)
     _check_overlap(tensors)
     return metadata, tensors
 
@@ -322,13 +357,18 @@ def _check_overlap(tensors: Mapping[str, Entry]) -> None:
         reached = entry.start + math.prod(entry.stored)
 
 
-def _name(name: str) -> str:
+def _name(name: str, stems: Mapping[str, str]) -> str:
     """Return the Hugging Face name of a GGUF tensor; one that is not known keeps its own, and is found unexpected."""
-    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-    if layer and layer[2] in _LAYER:
-        return f"model.layers.{int(layer[1])}.{_LAYER[layer[2]]}.weight"
-    stem = name.removesuffix(".weight")
-    return f"{_OUTER[stem]}.weight" if stem in _OUTER else name
+    layer = re.fullmatch(r"blk\.(\d{1,9})\.(\w+)\.weight", name)
+    stem = layer[2] if layer else name.removesuffix(".weight")
+    if stem in stems:
+        return f"model.layers.{int(layer[1])}.{stems[stem]}.weight" if layer else name
+    role = _ROLES.get((stem, layer is not None))
+    return name if role is None else role.tensor.format(layer=layer and int(layer[1]))
+
+
+# By llama.cpp's name and whether every layer has one; the first role of a name is LLaMA's.
+_ROLES = {(role.gguf, role.stacked): role for role in reversed(roles.ROLES.values()) if role.kind != "bias"}
 
 
 def _is_number(value: Any, real: bool) -> bool:

