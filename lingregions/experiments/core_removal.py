@@ -21,7 +21,7 @@ from lingregions.experiments.study import Study
 from lingregions.intervention import Intervention
 from lingregions.models import roles
 
-SELECTORS = ("top", "bottom", "random", "matched", "magnitude")
+SELECTORS = (*regions.SELECTORS, "matched", "magnitude")  # by the scores, and the two controls beside them
 
 
 def check(settings: ConfigDict) -> None:
