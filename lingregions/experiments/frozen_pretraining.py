@@ -84,6 +84,9 @@ def check(settings: ConfigDict) -> None:
     for name in chosen.treatments:
         if name not in TREATMENTS:
             raise ValueError(f"freeze.treatments holds {name!r}; there are {', '.join(TREATMENTS)}")
+        method = TREATMENTS[name].method
+        if method and freeze.METHODS[method].option == "strength" and method not in chosen:
+            raise ValueError(f"the method {method} needs its strength: the config has no freeze.{method}")
     if any(TREATMENTS[name].after for name in chosen.treatments) and "full" not in chosen.treatments:
         raise ValueError("reversion is made of the training full: add full to freeze.treatments")
     if language not in settings.evaluate.languages:
