@@ -200,7 +200,8 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
     names = list(dict.fromkeys([*frame["label"][frame["control"] == BASE], *frame["label"]]))
     families = [str(family) for family in dict.fromkeys(frame["family"]) if family]
     ranks = frame.assign(by_name=frame["language"].rank(method="dense"), by_family=frame["family"].rank(method="dense"))
-    whole = frame["control"].eq(BASE).all() and len(names) <= BESIDE
+    against_base = frame["label"][frame["control"] == BASE].unique().tolist()
+    whole = 0 < len(against_base) <= BESIDE  # all against the untouched model are drawn together
     ends = frame[["effect_nats", "low", "high"]].to_numpy(dtype=float)
     low, high = min(0.0, float(np.nanmin(ends, initial=0.0))), max(0.0, float(np.nanmax(ends, initial=0.0)), SMALL)
     # Beyond a factor of a thousand between effects a linear axis shows the largest alone.
@@ -216,10 +217,13 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
         choice("axis", ["linear", "logarithmic"], "Axis", "logarithmic" if large else "linear"),
         choice("family", ["all", *families], "Family"),
     ]
-    chosen = "datum.label == intervention" + (" || intervention == 'all'" if whole else " || datum.label == beside")
+    chosen = "datum.label == intervention || " + (
+        f"(intervention == 'all' && datum.control == '{BASE}')" if whole else "datum.label == beside"
+    )
     slot = "datum.label" if whole else "(datum.label == intervention ? '' : '\u200b') + datum.label"
     keep = [
         "label",
+        "control",
         "language",
         "family",
         "effect_nats",
@@ -245,7 +249,7 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
         )
         .encode(
             y=alt.Y("row:N", title=None, sort=alt.EncodingSortField("place", op="min", order="ascending")),
-            yOffset=alt.YOffset("slot:N", sort=names if whole else "ascending"),
+            yOffset=alt.YOffset("slot:N", sort=None if whole else "ascending"),
             opacity=alt.when("family == 'all' || datum.family == family").then(alt.value(1)).otherwise(alt.value(0.15)),
             tooltip=_HOVER,
         )
@@ -256,7 +260,7 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
         labelOverlap="greedy",
         title="effect: difference in NLL, nats per token",
     )
-    slots: dict[str, Any] = {"title": None, "sort": names if whole else "ascending"}
+    slots: dict[str, Any] = {"title": None, "sort": None if whole else "ascending"}
     legend = alt.Legend(columns=1)
     colour, shape = alt.Color("slot:N", legend=legend, **slots), alt.Shape("slot:N", legend=legend, **slots)
     points = base.mark_point(filled=True, size=60).encode(
@@ -265,8 +269,12 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
     stroke = alt.Stroke("slot:N", legend=None, **slots)
     bars = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low_at:Q", axis=across), x2="high_at:Q", stroke=stroke)
     zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(strokeDash=[2, 2]).encode(x="x:Q")
-    drawn = min(len(names), BESIDE) if whole else 2
-    chart = alt.layer(zero, bars, points).add_params(*params).properties(height=alt.Step(max(18, 9 * drawn)))
+    drawn = len(against_base) if whole else 2
+    chart = (
+        alt.layer(zero, bars, points)
+        .add_params(*params)
+        .properties(height={"step": max(20, 10 * drawn), "for": "position"})
+    )
     many = len(set(frame["language"]))
     words = (
         f"Effects in {numerals.plural(many, 'language')} of {numerals.plural(len(names), 'comparison')}: "
@@ -468,7 +476,6 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
     legend = alt.Legend(columns=2 if max(map(len, series)) < 22 else 1, symbolLimit=40) if len(series) > 1 else None
     base = alt.Chart(ROWS).encode(
         x=alt.X("x:Q", **across.encode()),
-        color=alt.Color("series:N", sort=series, title=None, legend=legend),
         tooltip=[
             alt.Tooltip("series:N"),
             alt.Tooltip("at:N", title=across.title),
@@ -480,21 +487,33 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
         base.mark_line(strokeWidth=2).encode(
             y=y,
             opacity=dim,
+            stroke=alt.Stroke("series:N", sort=None, legend=None),
             strokeDash=alt.StrokeDash(
                 "series:N",
-                sort=series,
-                title=None,
+                sort=None,
                 scale=alt.Scale(range=[list(dash) for dash in DASHES]),
-                legend=legend,
+                legend=None,
             ),
         ),
         base.mark_point(filled=True, size=45).encode(
-            y=y, opacity=dim, shape=alt.Shape("series:N", sort=series, title=None, legend=legend)
+            y=y,
+            opacity=dim,
+            # Colour and shape of one layer are one legend; the other layers only take the same colours.
+            color=alt.Color("series:N", sort=None, title=None, legend=legend),
+            shape=alt.Shape("series:N", sort=None, title=None, legend=legend),
         ),
     ]
     if drawn["low"].notna().any():
         fade = alt.when(chosen).then(alt.value(0.16)).otherwise(alt.value(0.03))
-        layers.insert(0, base.mark_area().encode(y=alt.Y("low:Q", **upwards.encode()), y2="high:Q", fillOpacity=fade))
+        layers.insert(
+            0,
+            base.mark_area().encode(
+                y=alt.Y("low:Q", **upwards.encode()),
+                y2="high:Q",
+                fillOpacity=fade,
+                fill=alt.Fill("series:N", sort=None, legend=None),
+            ),
+        )
     pick = choice("line", ["all", *series], "Line") if len(series) > 1 else alt.param(name="line", value="all")
     chart = alt.layer(*layers).add_params(pick).properties(height=300)
     words = (
@@ -529,7 +548,6 @@ def scatter(
     dim = alt.when("group == 'all' || datum.group == group").then(alt.value(1)).otherwise(alt.value(0.15))
     legend = alt.Legend(columns=2) if any(groups) and len(groups) > 1 else None
     base = alt.Chart(ROWS).encode(
-        color=alt.Color("group:N", sort=groups, title=None, legend=legend),
         opacity=dim,
         tooltip=[
             alt.Tooltip("label:N"),
@@ -537,11 +555,15 @@ def scatter(
         ],
     )
     points = base.mark_point(filled=True, size=80).encode(
-        x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), shape=alt.Shape("group:N", sort=groups, title=None, legend=legend)
+        x=alt.X("x:Q", **x),
+        y=alt.Y("y:Q", **y),
+        shape=alt.Shape("group:N", sort=None, title=None, legend=legend),
+        color=alt.Color("group:N", sort=None, title=None, legend=legend),
     )
+    stroke = alt.Stroke("group:N", sort=None, legend=None)
     layers = [
-        base.mark_rule(opacity=0.6).encode(x=alt.X("x_low:Q", **x), x2="x_high:Q", y=alt.Y("y:Q", **y)),
-        base.mark_rule(opacity=0.6).encode(x=alt.X("x:Q", **x), y=alt.Y("y_low:Q", **y), y2="y_high:Q"),
+        base.mark_rule(opacity=0.6).encode(x=alt.X("x_low:Q", **x), x2="x_high:Q", y=alt.Y("y:Q", **y), stroke=stroke),
+        base.mark_rule(opacity=0.6).encode(x=alt.X("x:Q", **x), y=alt.Y("y_low:Q", **y), y2="y_high:Q", stroke=stroke),
         points,
     ]
     chosen = base.transform_filter("datum.front") if front else base
