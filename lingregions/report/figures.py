@@ -176,6 +176,7 @@ def _known(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
+_WORDS = ["reading", "times", "p_words"]  # columns of `_readings`
 _HOVER = hover(
     ("language:N",),
     ("family:N",),
@@ -198,48 +199,50 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
     """
     frame = _readings(frame.assign(label=labels(frame)))
     names = list(dict.fromkeys([*frame["label"][frame["control"] == BASE], *frame["label"]]))
-    families = [str(family) for family in dict.fromkeys(frame["family"]) if family]
-    ranks = frame.assign(by_name=frame["language"].rank(method="dense"), by_family=frame["family"].rank(method="dense"))
-    against_base = frame["label"][frame["control"] == BASE].unique().tolist()
-    whole = 0 < len(against_base) <= BESIDE  # all against the untouched model are drawn together
+    together = frame["label"][frame["control"] == BASE].nunique()
+    whole = 0 < together <= BESIDE  # all against the untouched model are drawn over each other
     ends = frame[["effect_nats", "low", "high"]].to_numpy(dtype=float)
     low, high = min(0.0, float(np.nanmin(ends, initial=0.0))), max(0.0, float(np.nanmax(ends, initial=0.0)), SMALL)
-    # Beyond a factor of a thousand between effects a linear axis shows the largest alone.
-    large = float(np.nanmax(np.abs(ends), initial=0.0)) > 2
-    means = frame[frame["control"] == BASE].groupby("label", sort=False)["effect_nats"].mean().abs()
-    largest = means.idxmax() if means.notna().any() else names[0]
-    random = frame["label"][frame.get("kind", frame["label"]).astype(str).str.contains("random|matched")]
-    beside = next((label for label in random if label != largest), (*names, "none")[1 if len(names) > 1 else -1])
-    params = [
-        choice("intervention", ["all", *names] if whole else names, "Intervention", "all" if whole else largest),
-        *([] if whole else [choice("beside", ["none", *names], "beside", beside)]),
-        choice("order", ["effect", "family", "name"], "Order"),
-        choice("axis", ["linear", "logarithmic"], "Axis", "logarithmic" if large else "linear"),
-        choice("family", ["all", *families], "Family"),
-    ]
-    chosen = "datum.label == intervention || " + (
-        f"(intervention == 'all' && datum.control == '{BASE}')" if whole else "datum.label == beside"
+    base, order = _marks(whole), None if whole else "ascending"
+    across = alt.Axis(
+        values=alt.ExprRef(f"axis == 'linear' ? {_round_ticks(low, high)} : {_log_ticks(low, high)}"),
+        labelExpr=f"axis == 'linear' ? format(datum.value, '~g') : format({_unscaled('datum.value')}, '.1~r')",
+        labelOverlap="greedy",
+        title="effect: difference in NLL, nats per token",
     )
-    slot = "datum.label" if whole else "(datum.label == intervention ? '' : '\u200b') + datum.label"
-    keep = [
-        "label",
-        "control",
-        "language",
-        "family",
-        "effect_nats",
-        "low",
-        "high",
-        "reading",
-        "times",
-        "p_words",
-        "segments",
-        "seeds",
-    ]
-    base = (
+    legend = alt.Legend(columns=1)
+    colour = alt.Color("slot:N", title=None, sort=order, legend=legend)
+    shape = alt.Shape("slot:N", title=None, sort=order, legend=legend)
+    points = base.mark_point(filled=True, size=60).encode(
+        alt.X("effect_nats_at:Q", axis=across), color=colour, shape=shape
+    )
+    stroke = alt.Stroke("slot:N", sort=order, legend=None)
+    bars = base.mark_rule(strokeWidth=1.5).encode(alt.X("low_at:Q", axis=across), x2="high_at:Q", stroke=stroke)
+    zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(strokeDash=[2, 2]).encode(x="x:Q")
+    step = max(20, 10 * (together if whole else 2))
+    chart = alt.layer(zero, bars, points).properties(height={"step": step, "for": "position"})
+    # Where effects differ so much, a linear axis shows the largest alone.
+    large = float(np.nanmax(np.abs(ends), initial=0.0)) > 2
+    chart = chart.add_params(*_controls(frame, names, whole, "logarithmic" if large else "linear"))
+    many, pairs = numerals.plural(frame["language"].nunique(), "language"), numerals.plural(len(names), "comparison")
+    words = f"Effects in {many} of {pairs}: {_extremes(frame)}. The table below gives every figure."
+    note = "The bars are intervals; an effect whose bar crosses the dotted line may be none. Hover for the figures."
+    ranks = {
+        f"by_{key}": frame[column].rank(method="dense") for key, column in (("name", "language"), ("family", "family"))
+    }
+    rows = frame[["label", "control", "language", "family", "effect_nats", "low", "high", *_WORDS, "segments", "seeds"]]
+    return figure(chart, rows.assign(**ranks), name, title, words, frame.drop(columns=_WORDS), note=note)
+
+
+def _marks(whole: bool) -> Any:
+    """What bars and points of the effects have in common: the chosen rows, each at its place."""
+    other = f"(intervention == 'all' && datum.control == '{BASE}')" if whole else "datum.label == beside"
+    return (
         alt.Chart(ROWS)
-        .transform_filter(chosen)
+        .transform_filter(f"datum.label == intervention || {other}")
         .transform_calculate(
-            slot=slot,
+            # The first of two comes first in the legend: a mark that is not seen sorts the other behind it.
+            slot="datum.label" if whole else "(datum.label == intervention ? '' : '\u200b') + datum.label",
             row="order == 'family' && datum.family ? datum.family + ' · ' + datum.language : datum.language",
             **{f"{end}_at": _scaled(f"datum.{end}") for end in ("effect_nats", "low", "high")},
         )
@@ -254,35 +257,22 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
             tooltip=_HOVER,
         )
     )
-    across = alt.Axis(
-        values=alt.ExprRef(f"axis == 'linear' ? {_round_ticks(low, high)} : {_log_ticks(low, high)}"),
-        labelExpr=f"axis == 'linear' ? format(datum.value, '~g') : format({_unscaled('datum.value')}, '.1~r')",
-        labelOverlap="greedy",
-        title="effect: difference in NLL, nats per token",
-    )
-    slots: dict[str, Any] = {"title": None, "sort": None if whole else "ascending"}
-    legend = alt.Legend(columns=1)
-    colour, shape = alt.Color("slot:N", legend=legend, **slots), alt.Shape("slot:N", legend=legend, **slots)
-    points = base.mark_point(filled=True, size=60).encode(
-        x=alt.X("effect_nats_at:Q", axis=across), color=colour, shape=shape
-    )
-    stroke = alt.Stroke("slot:N", legend=None, **slots)
-    bars = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low_at:Q", axis=across), x2="high_at:Q", stroke=stroke)
-    zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(strokeDash=[2, 2]).encode(x="x:Q")
-    drawn = len(against_base) if whole else 2
-    chart = (
-        alt.layer(zero, bars, points)
-        .add_params(*params)
-        .properties(height={"step": max(20, 10 * drawn), "for": "position"})
-    )
-    many = len(set(frame["language"]))
-    words = (
-        f"Effects in {numerals.plural(many, 'language')} of {numerals.plural(len(names), 'comparison')}: "
-        f"{_extremes(frame)}. The table below gives every figure."
-    )
-    note = "The bars are intervals; an effect whose bar crosses the dotted line may be none. Hover for the figures."
-    stored = frame.drop(columns=["reading", "times", "p_words"])
-    return figure(chart, ranks[[*keep, "by_name", "by_family"]], name, title, words, stored, note=note)
+
+
+def _controls(frame: pd.DataFrame, names: Sequence[str], whole: bool, axis: str) -> list[alt.Parameter]:
+    """The lists beside the effects; what has the largest mean effect is shown first, beside a random control."""
+    means = frame[frame["control"] == BASE].groupby("label", sort=False)["effect_nats"].mean().abs()
+    largest = str(means.idxmax()) if means.notna().any() else names[0]
+    random = frame["label"][frame.get("kind", frame["label"]).astype(str).str.contains("random|matched")]
+    beside = next((label for label in random if label != largest), (*names, "none")[1 if len(names) > 1 else -1])
+    families = [str(family) for family in dict.fromkeys(frame["family"]) if family]
+    return [
+        choice("intervention", ["all", *names] if whole else names, "Intervention", "all" if whole else largest),
+        *([] if whole else [choice("beside", ["none", *names], "beside", beside)]),
+        choice("order", ["effect", "family", "name"], "Order"),
+        choice("axis", ["linear", "logarithmic"], "Axis", axis),
+        choice("family", ["all", *families], "Family"),
+    ]
 
 
 def _extremes(frame: pd.DataFrame) -> str:
