@@ -63,7 +63,7 @@ TREATMENTS: dict[str, Treatment] = {
     "core": Treatment("hard", "top"),
     "random": Treatment("hard", "matched"),
     "bottom": Treatment("hard", "bottom"),
-    "embedding": Treatment("leaves", scope="embed_tokens"),
+    "embedding": Treatment("leaves", scope="embedding"),
     "replay": Treatment(replays=True),
     "reversion": Treatment(region="top", after=True),
 } | {name: Treatment(name) for name, method in freeze.METHODS.items() if method.option not in ("", "scope")}
