@@ -6,7 +6,8 @@
 An error is told in one sentence. Exit codes: 2 where the user must change something; 1 where the disk, the network,
 memory or another process was in the way, and the same command goes on when it no longer is; 128 + its number after a
 signal. --debug prints the traceback, which the work directory keeps in metrics.jsonl in any case. With --dry-run `run`
-and `sweep` print what they would do, write nothing and touch no device.
+and `sweep` print what they would do and leave the work directory as it is; for memory and time `run` asks the devices
+(see `forecast`), and may keep in the cache folder what a random model of that shape took.
 """
 
 import difflib

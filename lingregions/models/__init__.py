@@ -1,6 +1,7 @@
-"""Models: one file an architecture, and the registry through which the rest of the package speaks to all of them.
+"""Models: a shared decoder, one file a family, and the registry through which the package speaks to all of them.
 
-A new architecture is one file with the six functions of `Architecture`, and one line in `ARCHITECTURES`.
+A new family is one file with `parse`, `dump` and `PRESETS`, and one line in `_VARIANTS`; one that is no variant of the
+decoder is an `Architecture` of its own in `ARCHITECTURES`.
 """
 
 import functools

@@ -4,9 +4,10 @@ Side effects live here (and in the writers of region files and reports, which us
 whole or absent: a file appears under its name in one step, an appended line that was cut is repaired at the next open.
 
     with Run.open(workdir, config) as run:
-        run.table("results", columns={"arm": str, "language": str, "nll_nats": float}, keys=("arm", "language"))
-        if not run.has("results", arm="base", language="ar"):
-            run.add("results", {"arm": "base", "language": "ar", "nll_nats": 3.1})
+        columns = {"intervention": str, "language": str, "nll_nats": float}
+        run.table("results", columns, keys=("intervention", "language"))
+        if not run.has("results", intervention="base", language="ar"):
+            run.add("results", {"intervention": "base", "language": "ar", "nll_nats": 3.1})
 
 In a run of several processes all of them call the same methods in the same order; only process 0 writes (arrays apart,
 which each process writes for its own shards), and what decides the flow (`rows`, `has`, `done`, `header`,

@@ -6,8 +6,8 @@ A config of a sweep names the config of an experiment (`base`, a path relative t
 of any of its fields (`grid`), and optionally single cells (`cells`); see `grid`. Each cell is a work directory of its
 own, `W/cells/<its values>`, so a sweep that was killed goes on inside the cell where it stopped, and what a finished
 cell wrote is checked and not done again. A cell that fails is noted in `W/failed/`, and the others go on. At the end
-`W/results.csv` (and `W/damage.csv`) holds the rows of all cells behind the fields of the grid, and `W/report.html` sets
-the cells side by side.
+`W/results.csv` (and `W/effects.csv`) holds the rows of all cells behind the fields of the grid, and `W/report.html`
+sets the cells side by side.
 
 Several machines that share the folder share a sweep: `--shard=i/n` takes the cells i, i + n, i + 2n, ... in the order
 of the grid, counted from 1. In a SLURM array of `--array=1-4`: `--shard=$SLURM_ARRAY_TASK_ID/4`. There is no scheduler:
