@@ -44,7 +44,7 @@ _HOMES = {
 
 
 def _without_tpu(devices: Path = Path("/dev")) -> None:
-    """Let JAX look for no TPU where libtpu is installed and there is none: its runtime would print errors of its own."""
+    """Let JAX look for no TPU where libtpu is installed and there is none: its runtime would print errors."""
     there = [*devices.glob("accel*"), *devices.glob("vfio/[0-9]*")]
     if "JAX_PLATFORMS" not in os.environ and not there and importlib.util.find_spec("libtpu") is not None:
         os.environ["JAX_PLATFORMS"] = "cuda,cpu" if any(devices.glob("nvidia[0-9]*")) else "cpu"

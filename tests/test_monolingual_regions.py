@@ -168,7 +168,7 @@ def test_the_verdict_follows_the_intervals(over, headline, said):
     figures = {
         code: Figures(Index(estimate(1.5), estimate(value)), None, swapped[code]) for code, value in over.items()
     }
-    found = verdict(wanted, near, effects(("es", "ru")), figures)
+    found = verdict(near, effects(("es", "ru")), figures)
     assert found["headline"].startswith(headline)
     assert len(found["headline"].split()) <= 25
     words = found["paragraphs"]
@@ -181,7 +181,7 @@ def test_the_verdict_follows_the_intervals(over, headline, said):
 def test_without_controls_the_verdict_says_so():
     wanted = chosen(**{"select.seeds": (), "score.languages": ("ru",)})
     near = {"ru": neighbours(wanted, "ru")}
-    found = verdict(wanted, near, effects(("ru",), controlled=False), {"ru": Figures(None, None, None)})
+    found = verdict(near, effects(("ru",), controlled=False), {"ru": Figures(None, None, None)})
     assert "without a matched control" in found["headline"]
     assert "no matched control" in found["paragraphs"][-1]
     *_, selecting, _, _ = STUDY.plan(wanted)

@@ -182,7 +182,7 @@ def show(context: Context) -> dict[str, Any]:
         "specificity": _specificity(context, near, found, indices),
         "relatives": _relatives(settings, near, found),
         "continuations": generation.table(context, [own(language) for language in near]),
-        "verdict": verdict(settings, near, found, indices),
+        "verdict": verdict(near, found, indices),
     }
     if settings.select.seeds:
         title = "Effect of random regions matched to them"
@@ -247,11 +247,12 @@ def _relatives(settings: ConfigDict, near: Mapping[str, Neighbours], found: Effe
     )
 
 
-def verdict(
-    settings: ConfigDict, near: Mapping[str, Neighbours], found: Effects, indices: Mapping[str, Figures]
-) -> dict[str, Any]:
+def _most_harmed(found: Effects, intervention: Intervention) -> str:
+    return max(found.languages, key=lambda code: found.value(intervention, language=code))
+
+
+def verdict(near: Mapping[str, Neighbours], found: Effects, indices: Mapping[str, Figures]) -> dict[str, Any]:
     """Return what the figures say."""
-    evaluated = settings.evaluate.languages
     specific = {code: each.specificity for code, each in indices.items() if each.specificity is not None}
     related = {code: each.relatedness for code, each in indices.items() if each.relatedness is not None}
     others = {code: each.over_others for code, each in indices.items() if each.over_others is not None}
@@ -259,11 +260,7 @@ def verdict(
         "own": own,
         "near": near,
         "strangers": {code: _mean(found, own(code), each.strangers) for code, each in near.items()},
-        "first": [
-            code
-            for code in near
-            if max(evaluated, key=lambda other, code=code: found.value(own(code), language=other)) == code
-        ],
+        "first": [code for code in near if _most_harmed(found, own(code)) == code],
         "others": others,
         "over_others": [code for code, each in others.items() if each.low > 0],
         "specific": specific,
