@@ -93,7 +93,7 @@ def main() -> None:
         figures["memory_before_mb"] = peak()
         builds.Pool = Measured  # type: ignore[misc]
         begin = time.perf_counter()
-        built = command.build(options.texts, tokenizer, folder / "tokens", console, workers=options.workers)
+        built = command._build(options.texts, tokenizer, folder / "tokens", console, workers=options.workers)
         seconds = time.perf_counter() - begin
         tokens = sum(row.tokens for row in built)
         figures.update(build_seconds=round(seconds, 1), tokens=tokens, build_tokens_per_second=round(tokens / seconds))
@@ -102,7 +102,7 @@ def main() -> None:
         figures["build_memory_mb"] = peak()
         figures["build_worker_memory_mb"] = Measured.largest
         begin = time.perf_counter()
-        command.build(options.texts, tokenizer, folder / "tokens", Console(quiet=True), workers=0)
+        command._build(options.texts, tokenizer, folder / "tokens", Console(quiet=True), workers=0)
         figures["build_again_seconds"] = round(time.perf_counter() - begin, 1)
         opened = [
             corpora.open(f"tokens:{folder}/tokens", row.language, tokenizer, length=options.length) for row in built

@@ -146,7 +146,7 @@ def read_gguf(path: Path) -> str:
 def make_mask(folder: Path) -> Path:
     """Write a mask as the paper's released code does."""
     path = folder / "mask.pt"
-    released.write(path, np.random.default_rng(0).random((24, 40)) < 0.1)
+    released._write(path, np.random.default_rng(0).random((24, 40)) < 0.1)
     return path
 
 
@@ -206,7 +206,7 @@ def make_region(folder: Path) -> Path:
 
 def read_region(path: Path) -> str:
     """Read a region file, its header too."""
-    return f"{digest(file.read(path))} {file.header(path).provenance}"
+    return f"{digest(file._read(path))} {file.header(path).provenance}"
 
 
 COLUMNS: dict[str, type] = {"intervention": str, "language": str, "nll_nats": float, "tokens": int}
@@ -281,7 +281,7 @@ FORMATS: dict[str, Format] = {
     "mark": Format(make_mark, read_mark, checked=True),
     "checkpoint": Format(make_checkpoint, read_checkpoint, checked=True),
     "record": Format(make_record, read_checkpoint, checked=True),
-    "mask": Format(make_mask, lambda path: digest({"": released.read(path)}), checked=True),
+    "mask": Format(make_mask, lambda path: digest({"": released._read(path)}), checked=True),
     **{
         f"tokens {name}": Format(functools.partial(make_tokens, name=name), read_tokens, checked=True)
         for name in ("ids.bin", "bytes.bin", "offsets.bin", "hashes.bin", "meta.json")

@@ -20,7 +20,7 @@ from unittest import mock
 
 from lingregions.plan import compiled
 
-os.environ.update(compiled.ENVIRONMENT)  # before JAX looks for devices
+os.environ.update(compiled._ENVIRONMENT)  # before JAX looks for devices
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def main() -> None:
     config, topology = models.PRESETS[flags.model], hardware.parse(flags.topology)
     shape = (topology.slices, topology.devices // topology.slices, 1)
     step = compiled.Step("train", config, COMPUTE, shape, flags.batch, flags.length, flags.batch, flags.topology)
-    mine = compiled.examine(step)
+    mine = compiled._examine(step)
 
     from jax.experimental import topologies
 

@@ -24,8 +24,8 @@ from lingregions.regions.select import parse
 from lingregions.run.files import exit_code
 from lingregions.settings import SettingsError
 
-SMALL = 4_000_000  # bytes of the largest text that is tokenized to see whether it is long enough
-CHOICES = {
+_SMALL = 4_000_000  # bytes of the largest text that is tokenized to see whether it is long enough
+_CHOICES = {
     "packing": ("packed", "paper"),
     "document": ("line", "paragraph", "file"),
     "bos": ("", "none", "document", "sample"),
@@ -98,7 +98,7 @@ def _attempt(work: Callable[..., Any], *given: Any) -> Iterator[str]:
 def _values(settings: ConfigDict) -> Iterator[str]:
     """Check plain values by themselves."""
     data = settings.data
-    for key, choices in CHOICES.items():
+    for key, choices in _CHOICES.items():
         if data[key] not in choices:
             yield f"data.{key} is {data[key]!r}; it must be one of {', '.join(map(repr, choices))}"
     if data.length < 2:
@@ -173,7 +173,7 @@ def _long_enough(
     whole, _ = source.resolve(language, split)
     size = None if name.startswith("tfds:") else source.size(language, whole)
     most, asked = texts.most_bytes(source, language), settings[use].samples * settings.data.length
-    if model is not None and size is not None and size <= SMALL:
+    if model is not None and size is not None and size <= _SMALL:
         _open(settings, use, language, model)
     elif most is not None and not settings.data.fewer and most < asked:  # no token is less than a byte
         raise ValueError(

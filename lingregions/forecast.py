@@ -32,13 +32,13 @@ from lingregions.plan import compiled, cost
 from lingregions.run import replacing
 from lingregions.settings import leaves
 
-GIGABYTE = 1e9
-RUNTIME = 600_000_000  # bytes of Python, JAX and its compiler beside the arrays, on a CPU
-MEASURED = 500_000_000  # parameters of the largest model that is tried out for its rate
-RATES = "rates.json"
+_GIGABYTE = 1e9
+_RUNTIME = 600_000_000  # bytes of Python, JAX and its compiler beside the arrays, on a CPU
+_MEASURED = 500_000_000  # parameters of the largest model that is tried out for its rate
+_RATES = "rates.json"
 
 
-class Rates(NamedTuple):
+class _Rates(NamedTuple):
     """Tokens a second of scoring and of evaluation on this machine, and where they are from."""
 
     score: float
@@ -46,7 +46,7 @@ class Rates(NamedTuple):
     origin: str
 
 
-class Memory(NamedTuple):
+class _Memory(NamedTuple):
     """Bytes that a run needs at its peak, those that there are, and the job that needs most."""
 
     peak: int
@@ -71,7 +71,7 @@ def render(settings: ConfigDict, steps: Sequence[Step], workdir: Path) -> str:
             "",
             f"time: {_origin(rates)}",
             f"memory: {_describe(settings)}",
-            f"disk: {(total.bytes or 0) / GIGABYTE:.2g} GB kept, {free(workdir) / GIGABYTE:.1f} GB free at {workdir}",
+            f"disk: {(total.bytes or 0) / _GIGABYTE:.2g} GB kept, {free(workdir) / _GIGABYTE:.1f} GB free at {workdir}",
             "",
             *(f"{path} = {_plain(value)}" for path, value in leaves(settings)),
         ]
@@ -79,7 +79,7 @@ def render(settings: ConfigDict, steps: Sequence[Step], workdir: Path) -> str:
 
 
 def _row(each: Step, seconds: float | None) -> list[str]:
-    size = "all" if each.bytes is None else f"{each.bytes / GIGABYTE:.3f}"
+    size = "all" if each.bytes is None else f"{each.bytes / _GIGABYTE:.3f}"
     samples, tokens = ("all" if value is None else f"{value:,}" for value in (each.samples, each.tokens))
     return [each.name, samples, tokens, size, "?" if seconds is None else _clock(seconds)]
 
@@ -106,7 +106,7 @@ def _clock(seconds: float) -> str:
 # --- memory and disk --------------------------------------------------------------------------------------------------
 
 
-def memory(settings: ConfigDict) -> Memory:
+def memory(settings: ConfigDict) -> _Memory:
     """Return the estimated peak of memory over the jobs of a config, on all local devices together, and what there is.
 
     Raises:
@@ -127,7 +127,7 @@ def memory(settings: ConfigDict) -> Memory:
         peaks[job] = cost.memory(step).peak * len(devices)
     job = max(peaks, key=lambda each: peaks[each])
     host = meshes.platform() == "cpu"
-    return Memory(peaks[job] + host * RUNTIME, _host() if host else _device() * len(devices), job)
+    return _Memory(peaks[job] + host * _RUNTIME, _host() if host else _device() * len(devices), job)
 
 
 def _describe(settings: ConfigDict) -> str:
@@ -135,7 +135,7 @@ def _describe(settings: ConfigDict) -> str:
         need = memory(settings)
     except ValueError as error:  # a mesh or dtype that cannot be: the door says so
         return f"not known: {error}"
-    return f"about {need.peak / GIGABYTE:.1f} GB at the most ({need.job}), {need.total / GIGABYTE:.1f} GB there"
+    return f"about {need.peak / _GIGABYTE:.1f} GB at the most ({need.job}), {need.total / _GIGABYTE:.1f} GB there"
 
 
 def _host() -> int:
@@ -161,7 +161,7 @@ def free(folder: Path) -> int:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def _seconds(each: Step, rates: Rates | None) -> float | None:
+def _seconds(each: Step, rates: _Rates | None) -> float | None:
     if not each.tokens:
         return 0.0 if each.tokens == 0 else None
     if rates is None:
@@ -169,20 +169,20 @@ def _seconds(each: Step, rates: Rates | None) -> float | None:
     return each.tokens / (rates.evaluate if each.name.startswith("evaluate") else rates.score)
 
 
-def _origin(rates: Rates | None) -> str:
+def _origin(rates: _Rates | None) -> str:
     if rates is None:
         return "not known: no run of this model was finished here, and it is too large to be tried out"
     spoken = f"at {rates.score:,.0f} tokens a second scored (and trained on) and {rates.evaluate:,.0f} evaluated"
     return f"{spoken}, {rates.origin}"
 
 
-def _rates(settings: ConfigDict) -> Rates | None:
+def _rates(settings: ConfigDict) -> _Rates | None:
     """Return the rates of the last run here like this one, or else of a model of its shape that is tried out now."""
     known = _read(_cache(settings)).get(_key(settings))
     if known is not None:
-        return Rates(*known)
+        return _Rates(*known)
     config = planned.model_config(settings)
-    if sum(math.prod(each.shape) for each in trees.flatten(models.declare(config)).values()) > MEASURED:
+    if sum(math.prod(each.shape) for each in trees.flatten(models.declare(config)).values()) > _MEASURED:
         return None
     found = _measure(settings, config)
     _keep(settings, found)
@@ -200,10 +200,10 @@ def record(settings: ConfigDict, workdir: Path) -> None:
             amounts[job][1] += entry["seconds"]
     if all(tokens and seconds for tokens, seconds in amounts.values()):
         score, evaluated = [tokens / seconds for tokens, seconds in amounts.values()]
-        _keep(settings, Rates(score, evaluated, f"as the run in {workdir} measured on {_today()}"))
+        _keep(settings, _Rates(score, evaluated, f"as the run in {workdir} measured on {_today()}"))
 
 
-def _measure(settings: ConfigDict, config: Any) -> Rates:
+def _measure(settings: ConfigDict, config: Any) -> _Rates:
     mesh = meshes.build(**settings.machine.mesh.to_dict())
     params = models.initialize(config, jax.random.key(0), meshes.shardings(models.declare(config), mesh))
     compute = models.Compute(**settings.compute.to_dict(), **settings.machine.compute.to_dict())
@@ -222,7 +222,7 @@ def _measure(settings: ConfigDict, config: Any) -> Rates:
         jax.block_until_ready(evaluator(params, meshes.place(batch, mesh), None))
 
     scored, evaluated = (rows * length / _time(each) for each in (score, evaluation))
-    return Rates(scored, evaluated, f"tried out on {_today()} on a random model of this shape")
+    return _Rates(scored, evaluated, f"tried out on {_today()} on a random model of this shape")
 
 
 def _today() -> str:
@@ -250,7 +250,7 @@ def _key(settings: ConfigDict) -> str:
 
 
 def _cache(settings: ConfigDict) -> Path:
-    return sources.folder(settings.machine.cache) / RATES
+    return sources.folder(settings.machine.cache) / _RATES
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _keep(settings: ConfigDict, rates: Rates) -> None:
+def _keep(settings: ConfigDict, rates: _Rates) -> None:
     path = _cache(settings)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

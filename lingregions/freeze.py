@@ -30,7 +30,7 @@ from lingregions import tree as trees
 from lingregions.models import roles
 from lingregions.regions import region
 
-Schedule = Callable[[jax.Array], jax.Array]
+_Schedule = Callable[[jax.Array], jax.Array]
 
 
 # ---- masks at one bit a parameter ----
@@ -143,7 +143,7 @@ _Change = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def _transformation(
-    name: str, change: _Change | None, thaw: Schedule | None = None, whole: frozenset[str] = frozenset()
+    name: str, change: _Change | None, thaw: _Schedule | None = None, whole: frozenset[str] = frozenset()
 ) -> optax.GradientTransformationExtraArgs:
     """Return the transformation that changes the leaves for which there are arrays, and holds those in `whole`."""
 
@@ -213,7 +213,7 @@ def thaw(steps: int, begin: float, end: float | None = None) -> Thaw:
     return Thaw(first - 1, first) if first == last else Thaw(first, last)
 
 
-def hard(params: trees.Tree, masks: trees.Tree, thaw: Schedule | None = None, name: str = "hard") -> Constraint:
+def hard(params: trees.Tree, masks: trees.Tree, thaw: _Schedule | None = None, name: str = "hard") -> Constraint:
     """Freeze the entries of a region.
 
     Args:
@@ -276,7 +276,7 @@ def column(
     fraction: float | str,
     axis: str = "in",
     names: Mapping[str, tuple[str, ...]] | None = None,
-    thaw: Schedule | None = None,
+    thaw: _Schedule | None = None,
     name: str = "column",
 ) -> Constraint:
     """Freeze whole rows or columns of each matrix, those of the largest summed score; arguments as in `columns`."""
@@ -329,7 +329,7 @@ def columns(
     return trees.unflatten({path: spread(path) for path in values})
 
 
-STEPS = 255  # step sizes that `soft` tells apart above zero
+_STEPS = 255  # step sizes that `soft` tells apart above zero
 
 
 def soft(params: trees.Tree, scores: trees.Tree, *, strength: float = 1.0, name: str = "soft") -> Constraint:
@@ -353,7 +353,7 @@ def soft(params: trees.Tree, scores: trees.Tree, *, strength: float = 1.0, name:
     def sizes(values: jax.Array, first: int) -> jax.Array:
         mean = jnp.mean(values, axis=tuple(range(first, values.ndim)), keepdims=True)
         relative = values / jnp.where(mean == 0, jnp.ones_like(mean), mean)
-        return jnp.round(jnp.float32(STEPS) / (1 + jnp.float32(strength) * relative)).astype(jnp.uint8)
+        return jnp.round(jnp.float32(_STEPS) / (1 + jnp.float32(strength) * relative)).astype(jnp.uint8)
 
     for path, values in covered.items():
         if not bool(jnp.all(jnp.isfinite(values) & (values >= 0))):
@@ -363,7 +363,7 @@ def soft(params: trees.Tree, scores: trees.Tree, *, strength: float = 1.0, name:
         return jnp.where(size == 0, jnp.zeros_like(gradient), gradient)
 
     def after(size: jax.Array, update: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
-        slowed = update * (size.astype(update.dtype) / STEPS)
+        slowed = update * (size.astype(update.dtype) / _STEPS)
         return jnp.where(size == 0, jnp.full_like(update, -0.0), slowed)
 
     return Constraint(

@@ -23,7 +23,7 @@ from lingregions import tree as trees
 from lingregions.models.compute import DTYPES
 
 # Prompts are filled up to a multiple of this, so that prompts of about one length share a compiled program.
-ROUND = 32
+_ROUND = 32
 
 
 def greedy(
@@ -60,7 +60,7 @@ def greedy(
     """
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     _check(config, prompts, lengths, count)
-    T = -(-int(lengths.max()) // ROUND) * ROUND
+    T = -(-int(lengths.max()) // _ROUND) * _ROUND
     tokens = np.zeros((len(prompts), T), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
@@ -78,7 +78,7 @@ def _check(config: Any, prompts: Sequence[Sequence[int]], lengths: np.ndarray, c
         raise ValueError(f"count is {count} tokens; it must be at least 1")
     scaling = getattr(config, "rope_scaling", None)
     # What was written before it would have to be turned anew by the frequencies of the longer text.
-    room = max(lengths.max() + count, -(-lengths.max() // ROUND) * ROUND)
+    room = max(lengths.max() + count, -(-lengths.max() // _ROUND) * _ROUND)
     if scaling is not None and scaling.by_length and room > scaling.original_context:
         raise ValueError(
             f"a prompt of {lengths.max()} tokens and {count} more exceed {scaling.original_context} tokens, beyond "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lingregions import settings
 
-FIELDS = (
+_FIELDS = (
     *("seed", "model.source", "compute.dtype", "data.source", "data.score_split", "data.evaluate_split", "data.held"),
     *("data.column", "data.document", "data.length", "data.fewer", "score.preset", "score.rule", "score.languages"),
     *("score.samples", "select.fractions", "evaluate.languages", "evaluate.samples", "machine.mesh"),
@@ -59,22 +59,22 @@ flags:
 def run() -> str:
     """Return the help of `lingregions run`."""
     return _RUN.format(
-        experiments=_listing(summaries(settings.CONFIGS)),
+        experiments=_listing(_summaries(settings.CONFIGS)),
         variants=_listing(_variants(settings.CONFIGS)),
         flags=_listing(settings.FLAGS, 20),
         file=_shown(settings.CONFIGS / "base.py"),
-        fields=_listing(fields(), 22),
+        fields=_listing(_fields(), 22),
     )
 
 
 def sweep() -> str:
     """Return the help of `lingregions sweep`."""
     return _SWEEP.format(
-        experiments=_listing(summaries(settings.CONFIGS / "sweeps")), flags=_listing(settings.FLAGS, 20)
+        experiments=_listing(_summaries(settings.CONFIGS / "sweeps")), flags=_listing(settings.FLAGS, 20)
     )
 
 
-def summaries(folder: Path) -> dict[str, str]:
+def _summaries(folder: Path) -> dict[str, str]:
     """Return {name of a config: first sentence of its docstring} of a folder; nothing is executed."""
     found = {}
     for path in sorted(folder.glob("*.py")):
@@ -84,7 +84,7 @@ def summaries(folder: Path) -> dict[str, str]:
     return found
 
 
-def fields() -> dict[str, str]:
+def _fields() -> dict[str, str]:
     """Return {dotted key: its default and the comment beside it} of the fields that people change."""
     text = (settings.CONFIGS / "base.py").read_text(encoding="utf-8")
     known: dict[str, str] = {}
@@ -92,12 +92,12 @@ def fields() -> dict[str, str]:
         if value != "ConfigDict()":
             default = "" if value.startswith("ConfigDict") else f"default: {value}"
             known.setdefault(key, f"{comment} ({default})" if comment and default else comment or default)
-    return {key: known[key] for key in FIELDS}
+    return {key: known[key] for key in _FIELDS}
 
 
 def _variants(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name in summaries(folder):
+    for name in _summaries(folder):
         for variant, said in settings.variants(folder / f"{name}.py").items():
             found.setdefault(variant, said)
     return found

@@ -18,7 +18,7 @@ BASE = "base"  # the kind, and the name, of the model to which nothing is done
 SCALAR = "scalar"  # the kind of one parameter by itself
 
 
-class Masked(Protocol):
+class _Masked(Protocol):
     """What an intervention needs of a region (`regions.Region`, which makes interventions and so comes after them)."""
 
     @property
@@ -67,7 +67,7 @@ class Intervention(Shown):
     bounded: bool = False
     samples: int | None = None
     seed: int | None = None
-    region: Masked | Callable[[], Masked] | None = dataclasses.field(default=None, compare=False, repr=False)
+    region: _Masked | Callable[[], _Masked] | None = dataclasses.field(default=None, compare=False, repr=False)
     bounds: trees.Tree | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property

@@ -20,7 +20,7 @@ from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models.compute import DTYPES
 
-PIECES = 16  # of the vocabulary, that the gradient of the head is added up in over devices
+_PIECES = 16  # of the vocabulary, that the gradient of the head is added up in over devices
 
 
 class Loss(NamedTuple):
@@ -270,7 +270,7 @@ def _outer(d_logits: jax.Array, hidden: jax.Array) -> jax.Array:
 
     def add(d_logits: jax.Array, hidden: jax.Array) -> jax.Array:
         V = d_logits.shape[2]
-        size = V // max(number for number in range(1, PIECES + 1) if V % number == 0)
+        size = V // max(number for number in range(1, _PIECES + 1) if V % number == 0)
 
         def piece(start: jax.Array) -> jax.Array:
             more = product(jax.lax.dynamic_slice_in_dim(d_logits, start, size, axis=2), hidden)

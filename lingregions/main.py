@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 # Nothing heavy here: `lingregions --help` answers at once; each verb imports what it needs.
-USAGE = "usage: lingregions VERB ...\n\n"
+_USAGE = "usage: lingregions VERB ...\n\n"
 
 
-def run(words: Sequence[str]) -> int:
+def _run(words: Sequence[str]) -> int:
     """Run the experiment of a config in a work directory; the same command again resumes, or says that it is done."""
     from lingregions import guide, settings
 
@@ -47,11 +47,11 @@ def run(words: Sequence[str]) -> int:
 
     study(config.experiment)
     if asked.dry_run:
-        return plan(config, asked.workdir)
+        return _plan(config, asked.workdir)
     if not Run.examine(asked.workdir, config) or asked.fresh:
         door.check(config, asked.workdir, fetch=True)
     if config.machine.distributed:
-        connect(os.environ, config.machine.get("wait_seconds"))
+        _connect(os.environ, config.machine.get("wait_seconds"))
     with Run.open(asked.workdir, config, asked.fresh) as opened:
         performed = perform(config, opened)
         print("done" if performed else "done already", opened.path("report.html"), sep=": ")
@@ -60,7 +60,7 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def plan(config: "ConfigDict", workdir: Path) -> int:
+def _plan(config: "ConfigDict", workdir: Path) -> int:
     """Check the config, and print its steps, what they take on this machine, and the config; nothing is written."""
     from lingregions import door, forecast
     from lingregions.run import Run
@@ -74,7 +74,7 @@ def plan(config: "ConfigDict", workdir: Path) -> int:
     return 0
 
 
-def sweep(words: Sequence[str]) -> int:
+def _sweep(words: Sequence[str]) -> int:
     """Run every cell of a grid over the fields of a config; the same command again goes on where it stopped."""
     from lingregions import guide
 
@@ -86,21 +86,21 @@ def sweep(words: Sequence[str]) -> int:
     return sweeps.main(words)
 
 
-def connect(variables: Mapping[str, str], wait: float | None = None) -> None:
+def _connect(variables: Mapping[str, str], wait: float | None = None) -> None:
     """Meet the other processes of the run; see `run.cluster.connect`."""
     from lingregions.run import cluster
 
     cluster.connect(variables, cluster.WAIT if wait is None else wait)
 
 
-def data(words: Sequence[str]) -> int:
+def _data(words: Sequence[str]) -> int:
     """Build token files, check a corpus, show its first samples, or write it as a TFDS data set."""
     from lingregions.corpus import command
 
     return command.main(words)
 
 
-def regions(words: Sequence[str]) -> int:
+def _regions(words: Sequence[str]) -> int:
     """Show, compare, combine, verify, export, import or publish region files."""
     from lingregions import verbs
 
@@ -110,7 +110,7 @@ def regions(words: Sequence[str]) -> int:
     return command.main(words)
 
 
-def fit(words: Sequence[str]) -> int:
+def _fit(words: Sequence[str]) -> int:
     """Say whether a job fits on a TPU slice and how long it takes there, by compiling it with no TPU."""
     from lingregions import verbs
 
@@ -120,7 +120,7 @@ def fit(words: Sequence[str]) -> int:
     return command.main(words)
 
 
-def export(words: Sequence[str]) -> int:
+def _export(words: Sequence[str]) -> int:
     """Write a trained checkpoint as a Hugging Face folder, its frozen region proved equal to the base to the bit."""
     from lingregions import verbs
 
@@ -140,13 +140,13 @@ def export(words: Sequence[str]) -> int:
     return 0
 
 
-def report(words: Sequence[str]) -> int:
+def _report(words: Sequence[str]) -> int:
     """Write the report of a work directory again, of a run of today or of before."""
     import argparse
 
     from lingregions import report as reports
 
-    parser = argparse.ArgumentParser("lingregions report", description=report.__doc__)
+    parser = argparse.ArgumentParser("lingregions report", description=_report.__doc__)
     parser.add_argument("workdir", type=Path, help="of a run or a sweep")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="leave out SVG and PNG files")
     asked = parser.parse_args(words)
@@ -155,13 +155,13 @@ def report(words: Sequence[str]) -> int:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run,
-    "sweep": sweep,
-    "data": data,
-    "regions": regions,
-    "plan": fit,
-    "export": export,
-    "report": report,
+    "run": _run,
+    "sweep": _sweep,
+    "data": _data,
+    "regions": _regions,
+    "plan": _fit,
+    "export": _export,
+    "report": _report,
 }
 
 
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     listing = "\n".join(f"  {name:<10}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
     if not words or words[0] in ("-h", "--help", "help"):
-        print(f"{USAGE}{listing}\n\nlingregions VERB --help shows examples; --version prints the version.")
+        print(f"{_USAGE}{listing}\n\nlingregions VERB --help shows examples; --version prints the version.")
         return 0 if words else 2
     if words[0] in ("--version", "version"):
         print(f"lingregions {VERSION}")
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         near = difflib.get_close_matches(words[0], VERBS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        print(f"lingregions: there is no verb {words[0]!r}{hint}\n\n{USAGE}{listing}", file=sys.stderr)
+        print(f"lingregions: there is no verb {words[0]!r}{hint}\n\n{_USAGE}{listing}", file=sys.stderr)
         return 2
     debug = "--debug" in words
     try:
@@ -209,7 +209,7 @@ def _fail(verb: str, error: BaseException, debug: bool) -> int:
     if isinstance(error, KeyboardInterrupt):
         code, said = 130, "stopped by SIGINT"
     elif isinstance(error, Exception):
-        code, said = explain(error)
+        code, said = _explain(error)
     else:
         raise error
     print(f"lingregions {verb}: {said}", file=sys.stderr)
@@ -217,7 +217,7 @@ def _fail(verb: str, error: BaseException, debug: bool) -> int:
     return code
 
 
-def explain(error: Exception) -> tuple[int, str]:
+def _explain(error: Exception) -> tuple[int, str]:
     """Return the exit code of an error, and what is said of it."""
     from lingregions.run import RunError
     from lingregions.run.environment import masked

@@ -1,6 +1,6 @@
 """A permutation of range(n) that needs no table: the order of samples in a corpus, the places of a random region.
 
-A Feistel network of `ROUNDS` rounds over pairs of numbers below `ceil(sqrt(n))`, with additions modulo that side
+A Feistel network of `_ROUNDS` rounds over pairs of numbers below `ceil(sqrt(n))`, with additions modulo that side
 instead of exclusive ors; a value that falls outside `range(n)` is encrypted again until it falls inside ("cycle
 walking": J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), which happens to fewer than
 one value in sqrt(n). So position k of the order is a pure function of (seed, n, k): the same on every host, after every
@@ -13,8 +13,8 @@ import math
 
 import numpy as np
 
-ROUNDS = 8
-LARGEST = 2**62  # the square side stays below 2**31 + 1, so no product or sum of two halves overflows uint64
+_ROUNDS = 8
+_LARGEST = 2**62  # the square side stays below 2**31 + 1, so no product or sum of two halves overflows uint64
 
 
 def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -24,7 +24,7 @@ def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:
     distinct indices go to distinct places, so `permute(np.arange(k), n, seed)` draws k of n without replacement. Raises
     ValueError for n outside [1, 2**62], a negative seed, or an index outside the range.
     """
-    if not 1 <= n <= LARGEST:
+    if not 1 <= n <= _LARGEST:
         raise ValueError(f"a permutation needs 1 <= n <= 2**62 elements, not {n}")
     values = np.asarray(index)
     if not np.issubdtype(values.dtype, np.integer):
@@ -55,7 +55,7 @@ def _keys(seed: int) -> np.ndarray:
     """Return one uint64 round key per round."""
     if seed < 0:
         raise ValueError(f"a seed is a non-negative integer, not {seed}")
-    digest = hashlib.blake2b(str(int(seed)).encode(), digest_size=8 * ROUNDS).digest()
+    digest = hashlib.blake2b(str(int(seed)).encode(), digest_size=8 * _ROUNDS).digest()
     return np.frombuffer(digest, "<u8").astype(np.uint64)
 
 

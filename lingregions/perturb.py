@@ -23,26 +23,26 @@ from lingregions import tree as trees
 from lingregions.models.roles import stacked
 
 # values, mask, amount and key of one matrix -> its values, of which only those inside the mask are used.
-Change = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-Offsets = tuple[tuple[str, float], ...]
+_Change = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+_Offsets = tuple[tuple[str, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Perturbation:
+class _Perturbation:
     """One way to change a region.
 
     Attributes:
-      change: see `Change`; what it returns outside of the mask is not looked at.
+      change: see `_Change`; what it returns outside of the mask is not looked at.
       amount: whether it takes one, and the default (None: it takes none; NaN: it must be given).
       draws: whether it draws random numbers, and so needs a seed.
     """
 
-    change: Change
+    change: _Change
     amount: float | None = None
     draws: bool = False
 
 
-NEEDED = float("nan")  # an amount without a default
+_NEEDED = float("nan")  # an amount without a default
 
 
 def _zero(values: jax.Array, mask: jax.Array, amount: jax.Array, key: jax.Array) -> jax.Array:
@@ -92,20 +92,20 @@ def _mean(values: jax.Array, mask: jax.Array, amount: jax.Array, key: jax.Array)
     return jnp.broadcast_to(jnp.mean(values), values.shape)
 
 
-PERTURBATIONS: dict[str, Perturbation] = {
-    "zero": Perturbation(_zero),
-    "set": Perturbation(_set, amount=NEEDED),
-    "scale": Perturbation(_scale, amount=NEEDED),
-    "negate": Perturbation(_negate),
-    "noise": Perturbation(_noise, amount=1.0, draws=True),
-    "shuffle": Perturbation(_shuffle, draws=True),
-    "mean": Perturbation(_mean),
+PERTURBATIONS: dict[str, _Perturbation] = {
+    "zero": _Perturbation(_zero),
+    "set": _Perturbation(_set, amount=_NEEDED),
+    "scale": _Perturbation(_scale, amount=_NEEDED),
+    "negate": _Perturbation(_negate),
+    "noise": _Perturbation(_noise, amount=1.0, draws=True),
+    "shuffle": _Perturbation(_shuffle, draws=True),
+    "mean": _Perturbation(_mean),
 }
 
 
 @functools.partial(jax.jit, static_argnames=("name", "offsets"))
 def _changed(
-    part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array, offsets: Offsets = ()
+    part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array, offsets: _Offsets = ()
 ) -> trees.Tree:
     kind, added = PERTURBATIONS[name], dict(offsets)
 
@@ -135,7 +135,7 @@ def _swap(part: trees.Tree, other: trees.Tree, masks: trees.Tree) -> trees.Tree:
     return jax.tree.map(lambda theta, value, mask: jnp.where(mask, value, theta), part, other, masks)
 
 
-def covered(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
+def _covered(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
     """Return the leaves of `params` that `masks` has.
 
     Raises:
@@ -147,7 +147,7 @@ def covered(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
     return part
 
 
-def check(name: str, amount: float | None, seed: int | None) -> tuple[Perturbation, float, int]:
+def check(name: str, amount: float | None, seed: int | None) -> tuple[_Perturbation, float, int]:
     """Return the perturbation of this name, its amount and its seed.
 
     Raises:
@@ -202,7 +202,7 @@ def apply(
     Raises:
       ValueError: the region belongs to another model, or as `check` says.
     """
-    return trees.merge(params, _change(covered(params, masks), masks, name, amount, seed, offsets))
+    return trees.merge(params, _change(_covered(params, masks), masks, name, amount, seed, offsets))
 
 
 def zero(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
@@ -220,7 +220,7 @@ def restore(params: trees.Tree, original: trees.Tree, masks: trees.Tree) -> tree
     Raises:
       ValueError: the region belongs to another model.
     """
-    return trees.merge(params, _swap(covered(params, masks), covered(original, masks), masks))
+    return trees.merge(params, _swap(_covered(params, masks), _covered(original, masks), masks))
 
 
 def revert(params: trees.Tree, original: trees.Tree, masks: trees.Tree, factor: float) -> trees.Tree:
@@ -233,7 +233,7 @@ def revert(params: trees.Tree, original: trees.Tree, masks: trees.Tree, factor: 
         raise ValueError(f"a region is set back by a factor between 0 and 1, not by {factor}")
     if factor == 1:
         return restore(params, original, masks)
-    back = _between(covered(params, masks), covered(original, masks), masks, jnp.float32(factor))
+    back = _between(_covered(params, masks), _covered(original, masks), masks, jnp.float32(factor))
     return trees.merge(params, back)
 
 
@@ -264,7 +264,7 @@ def _lift(values: jax.Array, mask: jax.Array, axis: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("name", "offsets"), donate_argnames=("part",))
 def _overwrite(
-    part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array, offsets: Offsets = ()
+    part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array, offsets: _Offsets = ()
 ) -> trees.Tree:
     out: trees.Tree = _changed(part, masks, name, amount, key, offsets)
     return out
@@ -295,7 +295,7 @@ def applied(
       ValueError: as `apply` does.
     """
     _, size, number = check(name, amount, seed)
-    covered(params, masks)
+    _covered(params, masks)
     undo: dict[str, Callable[[jax.Array], jax.Array]] = {}
     added = tuple(sorted((offsets or {}).items()))
     leaves = trees.flatten(masks)

@@ -26,8 +26,8 @@ from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import roles
 
-ACCUMULATORS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-WEIGHTINGS = ("token", "batch_mean")
+_ACCUMULATORS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_WEIGHTINGS = ("token", "batch_mean")
 
 
 class Rule(NamedTuple):
@@ -135,7 +135,7 @@ class Definition:
 
     def __post_init__(self) -> None:
         """Refuse what does not exist."""
-        for name, allowed in {"rule": RULES, "weighting": WEIGHTINGS, "accumulator": ACCUMULATORS}.items():
+        for name, allowed in {"rule": RULES, "weighting": _WEIGHTINGS, "accumulator": _ACCUMULATORS}.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"score {name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         if self.group < 1:
@@ -189,12 +189,12 @@ def start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32"
 
     differentiated = [name for name in names if RULES[name].reads == "gradient"]
     grouped = any(accumulator != "float32" or not RULES[name].additive for name in differentiated)
-    dtypes = {name: ACCUMULATORS[accumulator] if name in differentiated else jnp.float32 for name in names}
+    dtypes = {name: _ACCUMULATORS[accumulator] if name in differentiated else jnp.float32 for name in names}
     sums = {name: empty(RULES[name].init, dtypes[name]) for name in names}
     return Sums(sums, empty(jnp.zeros_like, jnp.float32) if grouped else {})
 
 
-def shardings(config: Any, sums: Sums, scope: str, mesh: Mesh) -> Sums:
+def _shardings(config: Any, sums: Sums, scope: str, mesh: Mesh) -> Sums:
     """Return where sums lie: those shaped as their parameter on its shards, smaller ones on every device.
 
     Args:
@@ -213,7 +213,7 @@ def shardings(config: Any, sums: Sums, scope: str, mesh: Mesh) -> Sums:
     return Sums({name: place(tree) for name, tree in sums.rules.items()}, place(sums.open))
 
 
-def weights(batch_tokens: int, weighting: str) -> float:
+def _weights(batch_tokens: int, weighting: str) -> float:
     """Return the factor of a group's summed NLL in the objective: 1 for "token", 1 / its tokens for "batch_mean".
 
     A group without targets counts nothing.
@@ -233,7 +233,7 @@ def step(
       params: float32 parameters.
       sums: from `start` or the step before.
       batch: int32 arrays [B, T]; samples of padding add nothing.
-      weight: float32 scalar, the factor of the summed NLL (`weights`).
+      weight: float32 scalar, the factor of the summed NLL (`_weights`).
 
     Returns:
       The sums and the loss of the micro-batch.
@@ -294,7 +294,7 @@ def finish(
       sums: `Sums.rules[rule]`.
       rule: a key of `RULES`.
       scope: score scope.
-      scale: float32 factor of the gradient sums: 1 / tokens for "token" weighting, 1 otherwise (`scales`).
+      scale: float32 factor of the gradient sums: 1 / tokens for "token" weighting, 1 otherwise (`_scales`).
       offsets: of the model (`models.offsets`): what it adds to these parameters before it uses them.
     """
     return trees.transform(
@@ -304,7 +304,7 @@ def finish(
     )
 
 
-def scales(rule: str, weighting: str, tokens: int) -> float:
+def _scales(rule: str, weighting: str, tokens: int) -> float:
     """Return the factor that turns scores of the summed loss ("token" weighting) into those of the mean loss."""
     return 1.0 if weighting != "token" else 1.0 / max(tokens, 1) ** RULES[rule].order
 
@@ -371,7 +371,7 @@ class Scorer:
         self.shapes = jax.eval_shape(begin, models.shapes(config))
         places = whole = parts = None
         if mesh is not None:
-            places, whole = shardings(config, self.shapes, scope, mesh), meshes.replicated(mesh)
+            places, whole = _shardings(config, self.shapes, scope, mesh), meshes.replicated(mesh)
             parts = meshes.shardings(roles.restrict(models.declare(config), scope), mesh)
             self.shapes = jax.tree.map(
                 lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), self.shapes, places
@@ -429,7 +429,7 @@ class Scorer:
             raise TypeError(f"a batch of samples is needed, not a {type(group).__name__}: corpus.batch(positions)")
         size = group.tokens.shape[0]
         tokens = int(np.sum((group.segments[:, 1:] == group.segments[:, :-1]) & (group.segments[:, 1:] != 0)))
-        weight = np.float32(weights(tokens, self.definition.weighting))
+        weight = np.float32(_weights(tokens, self.definition.weighting))
         nll = 0.0
         for begin in range(0, size, self.micro):
             micro = Batch(*(_fill(np.asarray(values)[begin : begin + self.micro], self.micro) for values in group))
@@ -449,7 +449,7 @@ class Scorer:
     def finish(self, params: trees.Tree, sums: Sums, tokens: int, rule: str | None = None) -> trees.Tree:
         """Return the scores of one rule (the definition's by default), after `tokens` targets."""
         rule = rule or self.definition.rule
-        scale = np.float32(scales(rule, self.definition.weighting, tokens))
+        scale = np.float32(_scales(rule, self.definition.weighting, tokens))
         out: trees.Tree = self._finish(params, sums.rules[rule], rule=rule, scale=scale)
         return out
 

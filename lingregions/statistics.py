@@ -20,7 +20,7 @@ from scipy import stats
 from lingregions.evaluate import Segments
 
 LEVEL = 0.95  # of every interval in this package
-DRAWS = 2000
+_DRAWS = 2000
 
 
 class Draws(NamedTuple):
@@ -58,7 +58,7 @@ class Estimate(NamedTuple):
     units: int
 
 
-def resample(
+def _resample(
     intervention: np.ndarray,
     control: np.ndarray,
     tokens: np.ndarray,
@@ -74,7 +74,7 @@ def resample(
       tokens: [n], targets of each segment.
       draws: number of resamples.
       seed: of the resampling; with the same seed and n every comparison meets the same draws of segments.
-      seeds: int [draws, S] and [draws, R], which seeds each resample takes (`choose`).
+      seeds: int [draws, S] and [draws, R], which seeds each resample takes (`_choose`).
     """
     n = len(tokens)
     rng = np.random.default_rng(seed)
@@ -92,7 +92,7 @@ def resample(
     return Draws(value, values, null, n)
 
 
-def choose(ours: int, theirs: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _choose(ours: int, theirs: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return which of `ours` and `theirs` seeds each resample takes: int [draws, ours] and [draws, theirs]."""
     rng = np.random.default_rng(seed)
     first = rng.integers(0, ours, (draws, ours))
@@ -102,7 +102,7 @@ def choose(ours: int, theirs: int, draws: int, seed: int) -> tuple[np.ndarray, n
 def compare(
     intervention: Sequence[Mapping[str, Segments]],
     control: Sequence[Mapping[str, Segments]],
-    draws: int = DRAWS,
+    draws: int = _DRAWS,
     seed: int = 0,
 ) -> dict[str, Draws]:
     """Return the difference of two interventions in every language that both have.
@@ -117,7 +117,7 @@ def compare(
       ValueError: the two were not measured on the same segments.
     """
     languages = [code for code in control[0] if all(code in each for each in (*intervention, *control))]
-    found, seeds = {}, choose(len(intervention), len(control), draws, seed)
+    found, seeds = {}, _choose(len(intervention), len(control), draws, seed)
     for code in languages:
         first = control[0][code]
         for each in (*intervention, *control):
@@ -125,7 +125,7 @@ def compare(
             if not same:
                 raise ValueError(f"{code}: they were not measured on the same segments, so they cannot be paired")
         ours, theirs = (np.stack([each[code].nll for each in side]) for side in (intervention, control))
-        found[code] = resample(ours, theirs, first.tokens, draws, zlib.crc32(code.encode(), seed), seeds)
+        found[code] = _resample(ours, theirs, first.tokens, draws, zlib.crc32(code.encode(), seed), seeds)
     return found
 
 

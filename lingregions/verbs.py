@@ -7,14 +7,14 @@ A wrong word is answered in a fraction of a second, before JAX is imported; so n
 import argparse
 from pathlib import Path
 
-JOBS = ("score", "evaluate", "select", "train")
-DTYPES = ("float32", "bfloat16")
-PRECISIONS = ("highest", "high", "default")
-PRESETS = ("sound", "paper")
-REMAT = ("none", "full", "dots")
-ATTENTIONS = ("auto", "blocked", "splash", "cudnn", "reference")
-OPERATIONS = ("union", "intersect", "subtract", "complement")
-TRAIN_BATCH = 256
+_JOBS = ("score", "evaluate", "select", "train")
+_DTYPES = ("float32", "bfloat16")
+_PRECISIONS = ("highest", "high", "default")
+_PRESETS = ("sound", "paper")
+_REMAT = ("none", "full", "dots")
+_ATTENTIONS = ("auto", "blocked", "splash", "cudnn", "reference")
+_OPERATIONS = ("union", "intersect", "subtract", "complement")
+_TRAIN_BATCH = 256
 
 _REGIONS = """\
 examples:
@@ -59,7 +59,7 @@ def regions() -> argparse.ArgumentParser:
     shown.add_argument("--leading", type=int, default=8, help="how many of its indices to name (default: 8)")
     add("diff", "print what two files share, and where their headers differ", "first", "second")
     combined = add("combine", "write the union, intersection, difference or complement of files")
-    combined.add_argument("operation", choices=OPERATIONS)
+    combined.add_argument("operation", choices=_OPERATIONS)
     combined.add_argument("paths", type=Path, nargs="+")
     combined.add_argument("--out", type=Path, required=True, help="region file to write")
     combined.add_argument("--name", default="", help="name of the result")
@@ -87,17 +87,17 @@ def plan() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", help="a preset such as llama2-7b, or a folder with a config.json")
     add("--topology", default="", help="v5e-16, v4-32, v5p-64, v6e-8, 2xv5e-16 ...; default: the local devices")
-    add("--job", choices=JOBS, default="score")
+    add("--job", choices=_JOBS, default="score")
     add("--mesh", type=_mesh, default=(-1, -1, -1), help="data,fsdp,tensor; default: chosen")
     add("--micro", type=int, default=0, help="samples of a micro-batch over all devices; default: chosen")
-    add("--batch", type=int, default=0, help=f"samples of a step: of training {TRAIN_BATCH}, else the micro-batch")
+    add("--batch", type=int, default=0, help=f"samples of a step: of training {_TRAIN_BATCH}, else the micro-batch")
     add("--length", type=int, default=512, help="tokens a sample")
     add("--samples", type=int, default=0, help="samples of the whole job; default: the paper's")
-    add("--dtype", choices=DTYPES, default="bfloat16")
-    add("--precision", choices=PRECISIONS, default="highest")
-    add("--preset", choices=PRESETS, default="sound", help="how scores are defined")
-    add("--remat", choices=REMAT, default="full")
-    add("--attention", choices=ATTENTIONS, default="auto")
+    add("--dtype", choices=_DTYPES, default="bfloat16")
+    add("--precision", choices=_PRECISIONS, default="highest")
+    add("--preset", choices=_PRESETS, default="sound", help="how scores are defined")
+    add("--remat", choices=_REMAT, default="full")
+    add("--attention", choices=_ATTENTIONS, default="auto")
     add("--estimate", action="store_true", help="compile nothing")
     add("--quick", action="store_true", help="compile without optimizing: says that it compiles, not what it needs")
     add("--record", type=Path, help="append the plan to this file, one JSON line a plan")
@@ -113,7 +113,7 @@ def export() -> argparse.ArgumentParser:
     parser.add_argument("--training", required=True, help='the training, such as "core 1%% seed 0"')
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet, or be empty")
     parser.add_argument(
-        "--dtype", default="float32", choices=DTYPES, help="float32 (bit for bit) or bfloat16 (rounded)"
+        "--dtype", default="float32", choices=_DTYPES, help="float32 (bit for bit) or bfloat16 (rounded)"
     )
     return parser
 

@@ -114,13 +114,13 @@ def test_auto_takes_what_suits_the_platform_of_the_mesh_in_use(platform, dtype, 
         abstract_device=AbstractDevice(device_kind="any", num_cores=1, platform=platform),
     )
     with jax.sharding.use_abstract_mesh(mesh):
-        assert attention.resolve("auto", jnp.dtype(dtype)) == expected
-        assert attention.resolve("reference", jnp.dtype(dtype)) == "reference"
+        assert attention._resolve("auto", jnp.dtype(dtype)) == expected
+        assert attention._resolve("reference", jnp.dtype(dtype)) == "reference"
 
 
 def test_auto_is_the_default_and_blocked_where_no_mesh_is_in_use():
     assert models.Compute().attention == "auto"
-    assert attention.resolve("auto", jnp.dtype("float32")) == "blocked"
+    assert attention._resolve("auto", jnp.dtype("float32")) == "blocked"
 
 
 def test_cudnn_that_cannot_run_is_refused_by_name_and_replaced_by_auto(monkeypatch):

@@ -24,7 +24,7 @@ def meet(*claims: tuple[int, int], timeout: float = 20.0, address: str = "") -> 
 
     def come(index: int) -> None:
         try:
-            cluster.muster(address, *claims[index], timeout)
+            cluster._muster(address, *claims[index], timeout)
         except RunError as error:
             said[index] = str(error)
 

@@ -13,7 +13,7 @@ from lingregions import mesh as meshes
 from lingregions import regions, settings
 from lingregions.effects import Effect, Effects
 from lingregions.experiments import STUDIES, claims, tables
-from lingregions.experiments.core_removal import check, contrasts, parts, whole
+from lingregions.experiments.core_removal import _check, _contrasts, _whole, parts
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.run import Run
 
@@ -53,11 +53,11 @@ def table(folder: Path, name: str):
 
 def test_the_plan_names_every_removal():
     config = chosen("--config.select.selectors=top,matched", "--config.select.seeds=0,1", *PARTS)
-    assert [each.name for each in whole(config)] == ["top 1%", "matched 1% seed 0", "matched 1% seed 1"]
+    assert [each.name for each in _whole(config)] == ["top 1%", "matched 1% seed 0", "matched 1% seed 1"]
     assert [each.name for each in parts(config, layers=2)] == [
         *("top 1% q", "top 1% down", "top 1% without norms", "top 1% layer 0", "top 1% layer 1"),
     ]
-    assert [(top.name, control.name) for top, control in contrasts(config)] == [("top 1%", "matched 1%")]
+    assert [(top.name, control.name) for top, control in _contrasts(config)] == [("top 1%", "matched 1%")]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_plan_names_every_removal():
 )
 def test_what_cannot_be_is_refused_before_any_work(words, message):
     with pytest.raises(ValueError, match=message):
-        check(chosen(words))
+        _check(chosen(words))
 
 
 def test_a_layer_that_does_not_exist():
@@ -81,14 +81,14 @@ def test_a_layer_that_does_not_exist():
 
 def test_parts_need_their_top():
     with pytest.raises(ValueError, match="add top to"):
-        check(chosen('--config.select.selectors=("random",)', *PARTS))
+        _check(chosen('--config.select.selectors=("random",)', *PARTS))
 
 
 def test_the_thirty_languages_are_one_command():
     config = chosen(variant="smollm2_thirty")
     assert len(set(config.evaluate.languages)) == 30
     assert config.model.source == chosen(variant="smollm2").model.source
-    groups = [each.group.name for each in whole(config)]
+    groups = [each.group.name for each in _whole(config)]
     assert groups == ["top 1%", "bottom 1%", *["random 1%"] * 3, *["matched 1%"] * 3, "magnitude 1%"]
 
 

@@ -110,9 +110,9 @@ def spelled(corpus: Corpus) -> list[list[int]]:
 @given(
     texts=TEXTS,
     length=st.integers(3, 9),
-    packing=st.sampled_from(corpora.PACKINGS),
-    bos=st.sampled_from(special.BOS),
-    eos=st.sampled_from(special.EOS),
+    packing=st.sampled_from(corpora._PACKINGS),
+    bos=st.sampled_from(special._BOS),
+    eos=st.sampled_from(special._EOS),
 )
 def test_samples_hold_the_documents_and_nothing_else(
     texts: list, length: int, packing: str, bos: str, eos: str
@@ -569,4 +569,4 @@ def test_unknown_data_sets_are_refused() -> None:
 
 def test_the_marks_of_wiki40b_are_taken_out() -> None:
     marked = "\n_START_ARTICLE_\nTitle\n_START_SECTION_\nPart\n_START_PARAGRAPH_\nOne._NEWLINE_Two."
-    assert tfds.unmark(marked) == "Title\nPart\nOne.\nTwo."
+    assert tfds._unmark(marked) == "Title\nPart\nOne.\nTwo."

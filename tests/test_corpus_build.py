@@ -33,7 +33,7 @@ TEXTS = [f"text {number} {'ж' * (number % 11)}" for number in range(400)]
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     """A folder of texts in Russian, and pieces of about ten texts."""
-    monkeypatch.setattr(builds, "PIECE", 150)
+    monkeypatch.setattr(builds, "_PIECE", 150)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/ru.txt").write_text("\n".join(TEXTS) + "\n\n", "utf-8")
     return sources.find(str(tmp_path / "texts"))
@@ -108,7 +108,7 @@ def test_an_interrupted_build_goes_on_where_it_was(
     (partial,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     assert partial.name.startswith(".ru-")
     # The write that the interruption fell into may have left anything behind the end that the journal knows.
-    for name in builds.DTYPES:
+    for name in builds._DTYPES:
         with (partial / f"{name}.bin").open("ab") as file:
             file.write(b"torn")
     with monkeypatch.context() as patch:
@@ -157,7 +157,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(source: Source, tmp_p
 def test_a_second_process_waits_and_uses_what_the_first_one_built(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    final = builds.place(tmp_path / "cache", source, "ru", "all", BYTES, True)
+    final = builds._place(tmp_path / "cache", source, "ru", "all", BYTES, True)
     found: list[Path] = []
     built = build(tmp_path / "elsewhere", source)
     (tmp_path / "cache").mkdir()
@@ -171,7 +171,7 @@ def test_a_second_process_waits_and_uses_what_the_first_one_built(
 
 
 def test_other_texts_or_another_tokenizer_get_files_of_their_own(source: Source, tmp_path: Path) -> None:
-    assert isinstance(source, sources.Folder)
+    assert isinstance(source, sources._Folder)
     folders = {
         build(tmp_path / "cache", source),
         build(tmp_path / "cache", source, dataclasses.replace(BYTES, adds_bos=True)),
@@ -215,10 +215,10 @@ def test_cut_or_foreign_folders_are_refused(source: Source, tmp_path: Path) -> N
         builds.load(folder, BYTES)
 
 
-@pytest.mark.parametrize("name", [*builds.DTYPES, "meta"])
+@pytest.mark.parametrize("name", [*builds._DTYPES, "meta"])
 def test_a_changed_file_is_refused_by_name(name: str, source: Source, tmp_path: Path) -> None:
     folder = build(tmp_path / "cache", source)
-    path = folder / (f"{name}.bin" if name in builds.DTYPES else "meta.json")
+    path = folder / (f"{name}.bin" if name in builds._DTYPES else "meta.json")
     content = path.read_bytes()
     for place in range(0, len(content), len(content) // 40):
         for bit in (0, 6):
@@ -228,7 +228,7 @@ def test_a_changed_file_is_refused_by_name(name: str, source: Source, tmp_path: 
             with pytest.raises(ValueError, match=re.escape(str(path))):
                 builds.load(folder, BYTES)
     path.unlink()
-    with pytest.raises(ValueError, match="is missing: delete" if name in builds.DTYPES else r"\(no meta\.json\)"):
+    with pytest.raises(ValueError, match="is missing: delete" if name in builds._DTYPES else r"\(no meta\.json\)"):
         builds.load(folder, BYTES)
 
 
@@ -264,7 +264,7 @@ def test_tokens_under_the_name_of_another_language_are_refused(source: Source, t
         corpora.open(f"tokens:{tmp_path / 'cache'}", "es", BYTES, length=16)
 
 
-@pytest.mark.parametrize("name", builds.DTYPES)
+@pytest.mark.parametrize("name", builds._DTYPES)
 def test_a_file_lost_or_changed_in_an_interrupted_build_is_an_error_not_zeros(
     name: str, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +291,7 @@ def test_a_file_lost_or_changed_in_an_interrupted_build_is_an_error_not_zeros(
 def test_half_written_folders_go_when_their_texts_have_changed_and_nobody_holds_them(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(source, sources.Folder)
+    assert isinstance(source, sources._Folder)
     root = tmp_path / "cache"
     with monkeypatch.context() as patch:
         stopping(patch, 3)
@@ -424,11 +424,11 @@ def printed(console: Console) -> str:
 def test_data_build_does_all_it_can_and_says_what_it_could_not(source: Source, tmp_path: Path) -> None:
     (tmp_path / "texts/sw.txt").write_bytes(b"sawa\n\xff\n")
     output = console()
-    built = command.build(source.name, BYTES, tmp_path / "cache", output, workers=0)
+    built = command._build(source.name, BYTES, tmp_path / "cache", output, workers=0)
     assert [(row.language, row.documents, bool(row.problem)) for row in built] == [("ru", 400, False), ("sw", 0, True)]
     assert "sw.txt:2: invalid UTF-8" in printed(output)
     assert "source='tokens:" in printed(output)
-    again = command.build(
+    again = command._build(
         source.name, BYTES, tmp_path / "cache", console(), workers=0, strict=False, languages=["Swahili"]
     )
     assert [(row.language, row.documents, row.skipped) for row in again] == [("sw", 1, 1)]
@@ -436,7 +436,7 @@ def test_data_build_does_all_it_can_and_says_what_it_could_not(source: Source, t
 
 def test_data_build_writes_a_tfds_data_set_too(tmp_path: Path) -> None:
     output = console()
-    folders = command.dataset("udhr", tmp_path, output, languages=["sw", "Vietnamese"], split="first")
+    folders = command._dataset("udhr", tmp_path, output, languages=["sw", "Vietnamese"], split="first")
     assert folders == [tmp_path / f"lingregions_text/{code}/1.0.0" for code in ("sw", "vi")]
     assert f"source='tfds:lingregions_text@{tmp_path}'" in printed(output)
     corpus = corpora.open(f"tfds:lingregions_text@{tmp_path}", "vi", BYTES, length=64)
@@ -446,7 +446,7 @@ def test_data_build_writes_a_tfds_data_set_too(tmp_path: Path) -> None:
 def test_data_check_names_what_is_missing_and_what_is_wrong(source: Source, tmp_path: Path) -> None:
     (tmp_path / "texts/sw.txt").write_bytes("слова\n".encode() + b"\xff\n")
     output = console()
-    inspections = command.check(source.name, output, tokenizer=BYTES)
+    inspections = command._check(source.name, output, tokenizer=BYTES)
     assert [each.language for each in inspections] == ["ru", "sw"]
     text = printed(output)
     assert "sw: 100.0% of the letters are not in the script of Swahili (Latin): most are Cyrillic 100.0%" in text
@@ -456,7 +456,7 @@ def test_data_check_names_what_is_missing_and_what_is_wrong(source: Source, tmp_
 
 def test_data_show_prints_the_policy_the_tokens_and_the_text() -> None:
     output = console()
-    command.show(corpora.open("udhr", "en", BYTES, length=40, bos="document"), BYTES, output, samples=1)
+    command._show(corpora.open("udhr", "en", BYTES, length=40, bos="document"), BYTES, output, samples=1)
     text = printed(output)
     assert "English, udhr, split all: " in text
     assert "1 documents, 10,282 bytes, 10,282 tokens, 1 special ones; 258 samples of 40 (packed)" in text
@@ -468,7 +468,7 @@ def test_data_show_prints_the_policy_the_tokens_and_the_text() -> None:
 def test_data_show_lets_no_text_give_orders_to_the_terminal() -> None:
     output = console()
     text = "one\x1b]0;title\x07 two\x9b31m\rthree \u202eruof\tfive"
-    command.show(corpora.open([text], "en", BYTES, length=100), BYTES, output, samples=1)
+    command._show(corpora.open([text], "en", BYTES, length=100), BYTES, output, samples=1)
     assert isinstance(output.file, io.StringIO)
     shown = output.file.getvalue()
     assert r"one\x1b]0;title\x07 two\x9b31m\x0dthree \u202eruof" in shown
@@ -505,12 +505,12 @@ def test_data_build_names_what_lies_half_written(
         with pytest.raises(Stops):
             build(tmp_path / "cache", source, dataclasses.replace(BYTES, adds_bos=True))
     output = console()
-    command.build(source.name, BYTES, tmp_path / "cache", output, workers=0)
+    command._build(source.name, BYTES, tmp_path / "cache", output, workers=0)
     assert "half-written: the command that began it goes on from there" in printed(output)
 
 
 def test_the_udhr_of_all_languages_builds_and_checks(tmp_path: Path) -> None:
-    built = command.build("udhr", BYTES, tmp_path, console(), workers=0, split="first")
+    built = command._build("udhr", BYTES, tmp_path, console(), workers=0, split="first")
     assert len(built) == 30
     assert not any(row.problem for row in built)
     corpus = corpora.open(f"tokens:{tmp_path}", "zh", BYTES, length=64)

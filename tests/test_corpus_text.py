@@ -17,7 +17,7 @@ from lingregions.corpus import check as checks
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import languages, text
 from lingregions.corpus import source as sources
-from lingregions.corpus.source import halves
+from lingregions.corpus.source import _halves
 from lingregions.corpus.text import Reading, TextError
 from lingregions.models.tokenizer import Tokenizer
 
@@ -163,7 +163,7 @@ def test_reading_on_leaves_bad_text_out_and_counts_it(case: str, tmp_path: Path)
 def test_messages_are_bounded_but_all_are_counted(tmp_path: Path) -> None:
     reading = Reading(strict=False)
     assert read(write(tmp_path / "a.txt", b"\xff\n" * 1000), reading) == []
-    assert (reading.skipped, len(reading.messages)) == (1000, text.SHOWN)
+    assert (reading.skipped, len(reading.messages)) == (1000, text._SHOWN)
 
 
 @pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
@@ -207,7 +207,7 @@ def test_files_of_a_language_are_found_in_natural_order(tmp_path: Path) -> None:
     for name in ("vi/deep/9.txt.gz", "vi/10.txt", "vi/9.txt"):
         write(tmp_path / name, b"x")
     folder = sources.find(str(tmp_path))
-    assert isinstance(folder, sources.Folder)
+    assert isinstance(folder, sources._Folder)
     assert [path.name for path in folder.files("ar")] == ["ar-2.jsonl", "ar-10.txt"]
     assert [path.relative_to(tmp_path).as_posix() for path in folder.files("vi")] == [
         "vi/9.txt",
@@ -350,7 +350,7 @@ def test_own_text_is_a_list_a_file_or_a_folder(tmp_path: Path) -> None:
         assert (corpus.counts.documents, corpus.counts.bytes) == (2, 11)
     cached = corpora.open(texts, "es", tokenizer, length=4, cache=tmp_path / "cache")
     assert cached.fingerprint == folder.fingerprint
-    assert sources.Texts(("ab", "c")).identity("es", "all") != sources.Texts(("a", "bc")).identity("es", "all")
+    assert sources._Texts(("ab", "c")).identity("es", "all") != sources._Texts(("a", "bc")).identity("es", "all")
     with pytest.raises(ValueError, match="a list of strings, one a document"):
         corpora.open(["a", 7], "es", tokenizer, length=4)
     with pytest.raises(TextError, match="text 1 in memory: a lone surrogate"):
@@ -491,11 +491,11 @@ def test_two_slices_at_one_percentage_cover_everything_once(n: int, percent: int
 
 
 def test_halves_are_cut_at_the_nearest_line() -> None:
-    assert halves("aa\nbb\ncc\ndd\n") == ("aa\nbb", "cc\ndd")
-    assert halves("a\nbbb\nc") == ("a", "bbb\nc")  # both boundaries leave halves of 1 and 5 bytes: the earlier one
-    assert halves("aaaa\n\u0bb5\nc") == ("aaaa", "\u0bb5\nc")  # 4 and 5 bytes, against 8 and 1
+    assert _halves("aa\nbb\ncc\ndd\n") == ("aa\nbb", "cc\ndd")
+    assert _halves("a\nbbb\nc") == ("a", "bbb\nc")  # both boundaries leave halves of 1 and 5 bytes: the earlier one
+    assert _halves("aaaa\n\u0bb5\nc") == ("aaaa", "\u0bb5\nc")  # 4 and 5 bytes, against 8 and 1
     with pytest.raises(ValueError, match="a text of one line has no line boundary"):
-        halves("one line\n")
+        _halves("one line\n")
 
 
 @pytest.mark.parametrize("code", languages.LANGUAGES)
@@ -507,9 +507,9 @@ def test_the_udhr_is_there_in_full_and_in_two_halves(code: str) -> None:
     assert 7000 < len(whole.encode()) < 36_000
     assert 50 <= whole.count("\n") <= 61
     assert "\ufffd" not in whole
-    counts = checks.letters(whole)
+    counts = checks._letters(whole)
     assert sum(counts.get(script, 0) for script in languages.LANGUAGES[code].scripts) > 0.99 * sum(counts.values())
-    assert checks.guess(first) == checks.guess(second) == code
+    assert checks._guess(first) == checks._guess(second) == code
 
 
 def test_the_registry_holds_the_thirty_languages_of_the_paper() -> None:
@@ -538,11 +538,11 @@ def udhr(code: str) -> str:
 
 
 def test_letters_are_counted_by_script() -> None:
-    assert checks.letters("aé 12 — β Ж") == {"Latin": 2, "Greek": 1, "Cyrillic": 1}
-    assert checks.letters("漢字かなカナ한글") == {"Han": 2, "Hiragana": 2, "Katakana": 2, "Hangul": 2}
-    assert checks.letters("العربية தமிழ் മലയാളം") == {"Arabic": 7, "Tamil": 5, "Malayalam": 6}
-    assert checks.letters("हिन्दी") == {"another": 6}
-    assert checks.letters("... 123") == {}
+    assert checks._letters("aé 12 — β Ж") == {"Latin": 2, "Greek": 1, "Cyrillic": 1}
+    assert checks._letters("漢字かなカナ한글") == {"Han": 2, "Hiragana": 2, "Katakana": 2, "Hangul": 2}
+    assert checks._letters("العربية தமிழ் മലയാളം") == {"Arabic": 7, "Tamil": 5, "Malayalam": 6}
+    assert checks._letters("हिन्दी") == {"another": 6}
+    assert checks._letters("... 123") == {}
 
 
 def look(folder: Path, code: str, tokenizer: Tokenizer | None = None) -> checks.Inspection:

@@ -9,7 +9,7 @@ import pytest
 
 from lingregions import regions, settings
 from lingregions.experiments import STUDIES
-from lingregions.experiments.definitions import passes
+from lingregions.experiments.definitions import _passes
 from lingregions.run import Interrupted, Run
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -46,7 +46,7 @@ def read(folder: Path, name: str) -> regions.Region:
 
 
 def test_one_pass_gathers_the_rules_of_a_preset():
-    assert passes(chosen()) == {
+    assert _passes(chosen()) == {
         # The largest weights need no pass.
         "sound": {name: name for name in ("taylor", "taylor_abs", "fisher", "wanda")},
         "paper": {"taylor paper": "taylor"},
@@ -59,7 +59,7 @@ def test_definitions_that_cannot_be_compared(names):
     with config.unlocked():
         config.score.definitions = tuple(names.split(","))
     with pytest.raises(ValueError, match="definition"):
-        passes(config)
+        _passes(config)
 
 
 @pytest.mark.parametrize("preset", ["sound", "paper"])

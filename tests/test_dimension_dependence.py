@@ -11,7 +11,7 @@ import pytest
 from lingregions import regions, settings
 from lingregions.experiments import STUDIES
 from lingregions.experiments.context import prepare
-from lingregions.experiments.dimension_dependence import changes, random, region, special
+from lingregions.experiments.dimension_dependence import _changes, _random, _region, _special
 from lingregions.intervention import Intervention
 from lingregions.run import Run
 
@@ -44,15 +44,15 @@ def folder(tmp_path_factory):
 def test_names_say_which_dimension_or_how_many():
     dimensions = {"top": [507, 3, 4], "random 2": [9, 8, 7]}
     one = Intervention(kind="dimension", count=1, part="residual", perturbation="zero")
-    assert special(one, "top", dimensions).name == "dimension 507 residual"
+    assert _special(one, "top", dimensions).name == "dimension 507 residual"
     three = dataclasses.replace(one, count=3, part="norms", perturbation="scale", factor=10.0)
-    assert special(three, "top", dimensions).name == "3 top dimensions norms scale 10"
-    assert random(three, 2).name == "3 random dimensions norms scale 10 seed 2"
-    assert random(one, 2).group == random(one)
+    assert _special(three, "top", dimensions).name == "3 top dimensions norms scale 10"
+    assert _random(three, 2).name == "3 random dimensions norms scale 10 seed 2"
+    assert _random(one, 2).group == _random(one)
 
 
 def test_several_dimensions_get_fewer_changes_than_one():
-    found = changes(chosen())
+    found = _changes(chosen())
     # One dimension: 4 places and 3 changes; three: 3 places and 1 change.
     assert [sum(each.count == count for each in found) for count in (1, 3)] == [4 * 3, 3]
 
@@ -78,7 +78,7 @@ def test_a_dimension_is_its_index_in_every_matrix_that_carries_it(tmp_path):
 
         def sizes(place: str, layer: int | None = None) -> dict[str, int]:
             wanted = Intervention(kind="top dimension", count=2, part=place, layer=layer, perturbation="zero")
-            found = region(context, wanted, [5, 9])
+            found = _region(context, wanted, [5, 9])
             for path, mask in found.leaves().items():
                 axis = dict(found.provenance.axes)[path].index("embed")
                 other = tuple(each for each in range(mask.ndim) if each != axis)
@@ -115,8 +115,8 @@ def test_the_tables_say_what_was_measured(folder):
     assert {kind: len(each) for kind, each in dimensions.items()} == {"top": 3, "massive": 3, "random 0": 3}
     assert not set(dimensions["random 0"]) & {*dimensions["top"], *dimensions["massive"]}
     rows = tables["effect_of_dimensions"]["rows"]
-    assert [row[0] for row in rows] == ["top", "massive", "random"] * len(changes(chosen()))
-    assert [row[5] is None for row in rows] == [False, False, True] * len(changes(chosen()))
+    assert [row[0] for row in rows] == ["top", "massive", "random"] * len(_changes(chosen()))
+    assert [row[5] is None for row in rows] == [False, False, True] * len(_changes(chosen()))
     assert tables["single_dimensions"]["rows"] == ["top", "massive", "random"]
     assert {"several_residual", "several_outputs", "several_norms"} <= set(tables)
     assert f"The core is fullest at dimension {dimensions['top'][0]}" in tables["verdict"]["paragraphs"][0]

@@ -73,7 +73,7 @@ def test_all_problems_are_told_at_once(tmp_path):
 
 
 def test_a_text_that_is_too_large_to_be_tokenized_is_measured_in_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(door, "SMALL", 10)
+    monkeypatch.setattr(door, "_SMALL", 10)
     (tmp_path / "texts").mkdir()
     for language in ("ar", "sw"):
         (tmp_path / "texts" / f"{language}.txt").write_text("All human beings are born free.\n" * 20)

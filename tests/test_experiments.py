@@ -14,7 +14,7 @@ from lingregions import models, regions, settings
 from lingregions import tree as trees
 from lingregions.experiments import STUDIES
 from lingregions.experiments import study as studies
-from lingregions.experiments.measurement import RESULTS
+from lingregions.experiments.measurement import _RESULTS
 from lingregions.models import roles
 from lingregions.run import Interrupted, Run
 
@@ -66,7 +66,7 @@ def test_every_variant_resolves(path, variant):
 
 def test_results_hold_one_row_per_intervention_and_language(whole):
     _, rows = whole
-    assert list(rows[0]) == [*RESULTS, "row_crc32"]
+    assert list(rows[0]) == [*_RESULTS, "row_crc32"]
     names = ["base", "top 1%", "bottom 1%", "random 1% seed 0", "magnitude 1%"]
     assert [(row["intervention"], row["language"]) for row in rows] == [
         (name, code) for name in names for code in ("ar", "sw")

@@ -13,7 +13,7 @@ from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.experiments import STUDIES, context, measurement, scored, selection
 from lingregions.experiments import frozen_pretraining as study
-from lingregions.experiments.frozen_pretraining import TREATMENTS
+from lingregions.experiments.frozen_pretraining import _TREATMENTS
 from lingregions.intervention import Intervention
 from lingregions.models import source as sources
 from lingregions.run import Run
@@ -88,12 +88,12 @@ def test_every_arm_trains_something_else(whole):
 
 def test_every_arm_holds_its_training_to_what_it_says(tmp_path):
     """The constraints themselves are tested in test_freeze.py; here it is which of them an arm takes, and of what."""
-    chosen = config(f"--config.freeze.treatments={','.join(TREATMENTS)}")
+    chosen = config(f"--config.freeze.treatments={','.join(_TREATMENTS)}")
     held = {}
     with Run.open(tmp_path / "run", chosen) as run:
         given = context.prepare(chosen, run)
         scored.score(given, "en", ("fisher",))
-        for training in study.trainings(chosen, 0):
+        for training in study._trainings(chosen, 0):
             selection.make(given, study._selections(chosen, training))
             held[training.kind] = study._constraints(given, training)
     free = {arm for arm, constraints in held.items() if not constraints}

@@ -134,13 +134,13 @@ def test_a_wrong_word_and_help_cost_no_import_of_jax(words, code, message, tmp_p
 
 
 def test_the_words_of_the_parsers_are_those_of_the_registries():
-    assert compiled.JOBS == verbs.JOBS
-    assert verbs.TRAIN_BATCH == plan.TRAIN_BATCH
-    assert (*compute.DTYPES,) == verbs.DTYPES
-    assert (*compute.REMAT,) == verbs.REMAT
-    assert (compute.PRECISIONS, compute.ATTENTIONS) == (verbs.PRECISIONS, verbs.ATTENTIONS)
-    assert (*command.OPERATIONS,) == verbs.OPERATIONS
-    assert (*scoring.PRESETS,) == verbs.PRESETS
+    assert compiled.JOBS == verbs._JOBS
+    assert verbs._TRAIN_BATCH == plan.TRAIN_BATCH
+    assert (*compute.DTYPES,) == verbs._DTYPES
+    assert (*compute.REMAT,) == verbs._REMAT
+    assert (compute._PRECISIONS, compute._ATTENTIONS) == (verbs._PRECISIONS, verbs._ATTENTIONS)
+    assert (*command._OPERATIONS,) == verbs._OPERATIONS
+    assert (*scoring.PRESETS,) == verbs._PRESETS
 
 
 def test_the_help_of_run_shows_experiments_variants_and_fields(capsys):
@@ -148,7 +148,7 @@ def test_the_help_of_run_shows_experiments_variants_and_fields(capsys):
     said = capsys.readouterr().out
     for name in (*STUDIES, "tiny", "smollm2", "llama2_7b", "--dry-run"):
         assert f"\n  {name} " in said, name
-    shown = guide.fields()
+    shown = guide._fields()
     assert len(shown) >= 20
     assert all(shown.values())
     config = settings.load("core_removal:tiny")

@@ -84,7 +84,7 @@ def test_segments_of_eight_tokens(whole):
     with Run.open(folder, chosen) as run:
         context = contexts.prepare(chosen, run)
         _, positions = context.samples("en", "evaluate")
-        found = measurement.segments(context, "base", "en")
+        found = measurement._segments(context, "base", "en")
     assert found.number.tolist() == [8 * position + part for position in sorted(positions) for part in range(8)]
     assert found.tokens.tolist() == [7, *[8] * 7] * len(positions)
 
@@ -97,7 +97,7 @@ def test_segments_are_documents_where_the_config_says_so(tmp_path):
     with Run.open(tmp_path / "run", chosen) as run:
         context = contexts.prepare(chosen, run)
         measurement.measure(context, [])
-        found = measurement.segments(context, "base", "en")
+        found = measurement._segments(context, "base", "en")
     # A document of n bytes is n tokens, the first without a target; the sample of 64 tokens ends in the middle of one.
     lengths = [3, 10] * 6
     whole = [each - 1 for each, end in zip(lengths, np.cumsum(lengths), strict=True) if end <= 64]

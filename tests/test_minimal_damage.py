@@ -12,7 +12,7 @@ import pytest
 from lingregions import mesh as meshes
 from lingregions import regions, settings
 from lingregions.experiments import STUDIES
-from lingregions.experiments.minimal_damage import crossing
+from lingregions.experiments.minimal_damage import _crossing
 from lingregions.run import Run
 
 CONFIG = Path(__file__).parent.parent / "configs" / "minimal_damage.py"
@@ -100,11 +100,11 @@ def test_the_crossing_is_interpolated_over_the_logarithm_of_the_size():
     # From 10 to 1000 scalars the damage goes from 0 to 2: it is 1 in the middle of the logarithm, at 100. Its lower
     # bound goes from -1 to 1 and reaches 1 at the end, its upper bound from 1.
     points = [(10, [0.0, -1.0, 1.0]), (1000, [2.0, 1.0, 3.0])]
-    assert crossing(points, 1.0) == pytest.approx([100.0, None, 1000.0])
+    assert _crossing(points, 1.0) == pytest.approx([100.0, None, 1000.0])
     # At level 2 the upper bound gets there half way.
-    assert crossing(points, 2.0) == pytest.approx([1000.0, 100.0, None])
+    assert _crossing(points, 2.0) == pytest.approx([1000.0, 100.0, None])
 
 
 def test_a_level_that_is_not_reached_or_reached_at_once():
-    assert crossing([(10, [0.0, 0.0, 0.0]), (100, [0.5, 0.4, 0.6])], 1.0) == [None, None, None]
-    assert crossing([(10, [3.0, 2.0, 4.0])], 1.0) == [10.0, None, 10.0]
+    assert _crossing([(10, [0.0, 0.0, 0.0]), (100, [0.5, 0.4, 0.6])], 1.0) == [None, None, None]
+    assert _crossing([(10, [3.0, 2.0, 4.0])], 1.0) == [10.0, None, 10.0]

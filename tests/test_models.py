@@ -408,19 +408,19 @@ def test_compute_settings_that_do_not_exist_are_refused(changes, message):
 def test_frequencies_by_hand():
     # theta 16, H 4: pairs turn by 16^0 = 1 and 16^(-1/2) = 1/4 a position.
     plain = small(head_dim=4, rope_theta=16.0)
-    np.testing.assert_array_equal(rotary.frequencies(4, 16.0, plain.rope_scaling), np.float32([1, 0.25]))
+    np.testing.assert_array_equal(rotary._frequencies(4, 16.0, plain.rope_scaling), np.float32([1, 0.25]))
     linear = dataclasses.replace(plain, rope_scaling=RotaryScaling("linear", 8.0))
-    np.testing.assert_array_equal(rotary.frequencies(4, 16.0, linear.rope_scaling), np.float32([0.125, 0.03125]))
+    np.testing.assert_array_equal(rotary._frequencies(4, 16.0, linear.rope_scaling), np.float32([0.125, 0.03125]))
     # Wavelengths 2 pi and 8 pi = 25.13 in a context of 50: 50 / 25.13 = 1.989 lies between 1 and 3, so the second pair
     # is blended by (1.989 - 1) / (3 - 1) = 0.4947; the first, 50 / 6.28 = 7.96 > 3, is kept.
     blended = dataclasses.replace(plain, rope_scaling=RotaryScaling("llama3", 2.0, 1.0, 3.0, 50))
     blend = (50 / (8 * math.pi) - 1) / 2
     np.testing.assert_allclose(
-        rotary.frequencies(4, 16.0, blended.rope_scaling), [1, (1 - blend) * 0.125 + blend * 0.25], rtol=1e-6
+        rotary._frequencies(4, 16.0, blended.rope_scaling), [1, (1 - blend) * 0.125 + blend * 0.25], rtol=1e-6
     )
     # In a context of 20 the second is longer than all of it: stretched.
     stretched = dataclasses.replace(plain, rope_scaling=RotaryScaling("llama3", 2.0, 1.0, 3.0, 20))
-    np.testing.assert_allclose(rotary.frequencies(4, 16.0, stretched.rope_scaling), [1, 0.125], rtol=1e-6)
+    np.testing.assert_allclose(rotary._frequencies(4, 16.0, stretched.rope_scaling), [1, 0.125], rtol=1e-6)
 
 
 def test_rotate_turns_pairs_half_a_head_apart():
@@ -438,10 +438,10 @@ def test_position_zero_is_not_turned():
 
 def test_the_norm_by_hand():
     # The mean square of (3, 4) is 12.5; with eps 3.5 the root is 4.
-    found = decoder.normalize(jnp.float32([3.0, 4.0]), 3.5)
+    found = decoder._normalize(jnp.float32([3.0, 4.0]), 3.5)
     np.testing.assert_allclose(np.asarray(found), [0.75, 1.0], rtol=1e-6)
-    assert decoder.normalize(jnp.bfloat16([3.0, 4.0]), 3.5).dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(decoder.normalize(jnp.zeros(2), 1e-5)), np.zeros(2, np.float32))
+    assert decoder._normalize(jnp.bfloat16([3.0, 4.0]), 3.5).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(decoder._normalize(jnp.zeros(2), 1e-5)), np.zeros(2, np.float32))
 
 
 # Attention: two implementations of one function.

@@ -10,7 +10,7 @@ import pytest
 from lingregions import regions, settings
 from lingregions.effects import ALL, Effect, Effects
 from lingregions.experiments import STUDIES
-from lingregions.experiments.monolingual_regions import Figures, Index, control, neighbours, own, verdict
+from lingregions.experiments.monolingual_regions import _control, _Figures, _Index, _neighbours, _own, _verdict
 from lingregions.intervention import BASE, UNTOUCHED
 from lingregions.run import Run
 from lingregions.statistics import Estimate
@@ -55,13 +55,13 @@ def effects_of(folder: Path) -> dict[tuple[str, str], float]:
 
 
 def test_neighbours_by_hand():
-    found = neighbours(chosen(), "ru")
+    found = _neighbours(chosen(), "ru")
     assert (found.family, found.relatives, found.strangers) == ("Slavic", ("uk", "pl"), ("es", "pt", "en"))
     assert found.specificity == {"ru": 1, "es": -1 / 3, "pt": -1 / 3, "en": -1 / 3}
     assert found.relatedness == {"uk": 1 / 2, "pl": 1 / 2, "es": -1 / 3, "pt": -1 / 3, "en": -1 / 3}
-    script = neighbours(chosen(**{"select.family": "script"}), "ru")
+    script = _neighbours(chosen(**{"select.family": "script"}), "ru")
     assert (script.family, script.relatives) == ("Cyrillic", ("uk",))
-    assert neighbours(chosen(**{"evaluate.languages": ("ru", "en")}), "ru").relatedness == {}
+    assert _neighbours(chosen(**{"evaluate.languages": ("ru", "en")}), "ru").relatedness == {}
 
 
 def test_what_cannot_be_compared_is_refused_by_the_plan():
@@ -144,9 +144,9 @@ def estimate(value: float) -> Estimate:
 def effects(codes: tuple[str, ...], controlled: bool = True) -> Effects:
     """Effects by hand: Russian loses 2 nats by every region, any other language a half."""
     rows = [
-        Effect(own(row), reference, code, "", value, value - 0.2, value + 0.2, 0.01, 0.01, 1, 9)
+        Effect(_own(row), reference, code, "", value, value - 0.2, value + 0.2, 0.01, 0.01, 1, 9)
         for row in codes
-        for reference in (UNTOUCHED, *([control(row)] if controlled else []))
+        for reference in (UNTOUCHED, *([_control(row)] if controlled else []))
         for code in (ALL, *EVALUATED)
         for value in [2.0 if code == "ru" else 0.5]
     ]
@@ -163,12 +163,12 @@ def effects(codes: tuple[str, ...], controlled: bool = True) -> Effects:
 )
 def test_the_verdict_follows_the_intervals(over, headline, said):
     wanted = chosen()
-    near = {code: neighbours(wanted, code) for code in ("es", "ru")}
+    near = {code: _neighbours(wanted, code) for code in ("es", "ru")}
     swapped = {"es": estimate(0.1), "ru": estimate(0.3)}
     figures = {
-        code: Figures(Index(estimate(1.5), estimate(value)), None, swapped[code]) for code, value in over.items()
+        code: _Figures(_Index(estimate(1.5), estimate(value)), None, swapped[code]) for code, value in over.items()
     }
-    found = verdict(near, effects(("es", "ru")), figures)
+    found = _verdict(near, effects(("es", "ru")), figures)
     assert found["headline"].startswith(headline)
     assert len(found["headline"].split()) <= 25
     words = found["paragraphs"]
@@ -180,8 +180,8 @@ def test_the_verdict_follows_the_intervals(over, headline, said):
 
 def test_without_controls_the_verdict_says_so():
     wanted = chosen(**{"select.seeds": (), "score.languages": ("ru",)})
-    near = {"ru": neighbours(wanted, "ru")}
-    found = verdict(near, effects(("ru",), controlled=False), {"ru": Figures(None, None, None)})
+    near = {"ru": _neighbours(wanted, "ru")}
+    found = _verdict(near, effects(("ru",), controlled=False), {"ru": _Figures(None, None, None)})
     assert "without a matched control" in found["headline"]
     assert "no matched control" in found["paragraphs"][-1]
     *_, selecting, _, _ = STUDY.plan(wanted)

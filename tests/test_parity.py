@@ -126,7 +126,7 @@ def test_llama3_frequencies_by_hand() -> None:
     # 32 / 19.869 = 1.6105, so (1.6105 - 1) / (4 - 1) = 0.20351 of it is kept.
     kept = 0.20351
     by_hand = [1.0, (kept + (1 - kept) / 8) / 10**0.5, 0.1 / 8, 0.1 / 10**0.5 / 8]
-    np.testing.assert_allclose(rotary.frequencies(8, 100.0, read("llama3").config.rope_scaling), by_hand, rtol=1e-4)
+    np.testing.assert_allclose(rotary._frequencies(8, 100.0, read("llama3").config.rope_scaling), by_hand, rtol=1e-4)
 
 
 def inputs(golden: Golden) -> tuple[np.ndarray, jax.Array]:
@@ -141,7 +141,7 @@ def test_blocks_of_a_layer(golden: Golden, attention: str) -> None:
     rope = angles(golden)
     watched = ("__call__", "norm", "project")
     run = functools.partial(
-        decoder.Layer(golden.config, compute).apply,
+        decoder._Layer(golden.config, compute).apply,
         capture_intermediates=lambda _, method: method in watched,
         mutable=["intermediates"],
     )
@@ -169,7 +169,7 @@ def test_blocks_of_a_layer(golden: Golden, attention: str) -> None:
 def test_attention_alone(golden: Golden, attention: str) -> None:
     _, segments = inputs(golden)
     expected = golden.under("blocks/model.layers.1")
-    out = jax.jit(decoder.Attention(golden.config, Compute(attention=attention, block=16)).apply)(
+    out = jax.jit(decoder._Attention(golden.config, Compute(attention=attention, block=16)).apply)(
         {"params": golden.layer(1)["self_attn"]},
         expected[".input_layernorm"][None],
         segments,
@@ -181,7 +181,7 @@ def test_attention_alone(golden: Golden, attention: str) -> None:
 def test_mlp_alone(golden: Golden) -> None:
     _, segments = inputs(golden)
     expected = golden.under("blocks/model.layers.1")
-    out = jax.jit(decoder.Mlp(golden.config, Compute()).apply)(
+    out = jax.jit(decoder._Mlp(golden.config, Compute()).apply)(
         {"params": golden.layer(1)["mlp"]}, expected[".post_attention_layernorm"][None], segments
     )
     np.testing.assert_allclose(out[0], expected[".mlp"], atol=LOGITS, rtol=0)
@@ -189,10 +189,10 @@ def test_mlp_alone(golden: Golden) -> None:
 
 def test_norm_alone(golden: Golden) -> None:
     x = golden.arrays[f"blocks/model.layers.{golden.config.layers - 1}"]
-    scaled = decoder.normalize(jnp.asarray(x), golden.config.eps) * golden.params["norm"][None]
+    scaled = decoder._normalize(jnp.asarray(x), golden.config.eps) * golden.params["norm"][None]
     np.testing.assert_allclose(scaled, golden.arrays["blocks/model.norm"], atol=LOGITS, rtol=0)
     # The eps of these models is seen: another one is not near.
-    other = decoder.normalize(jnp.asarray(x), golden.config.eps + 0.02) * golden.params["norm"][None]
+    other = decoder._normalize(jnp.asarray(x), golden.config.eps + 0.02) * golden.params["norm"][None]
     assert np.abs(other - golden.arrays["blocks/model.norm"]).max() > 10 * LOGITS
 
 
@@ -200,7 +200,7 @@ def test_outputs_of_the_layers(golden: Golden) -> None:
     tokens, segments = cases.pack(golden.groups[0][:1])
     x = jnp.take(golden.params["embed_tokens"], tokens, axis=0)
     np.testing.assert_array_equal(x[0], golden.arrays["blocks/model.embed_tokens"])
-    run = jax.jit(decoder.Layer(golden.config, REFERENCE).apply)
+    run = jax.jit(decoder._Layer(golden.config, REFERENCE).apply)
     rope = angles(golden)
     for index in range(golden.config.layers):
         x, _ = run({"params": golden.layer(index)}, x, segments, rope)
@@ -292,7 +292,7 @@ def score(golden: Golden, definition: scoring.Definition, mesh: Any = None, micr
 
 
 @pytest.mark.parametrize("micro", [1, 2])
-@pytest.mark.parametrize("weighting", scoring.WEIGHTINGS)
+@pytest.mark.parametrize("weighting", scoring._WEIGHTINGS)
 def test_scores(golden: Golden, weighting: str, micro: int) -> None:
     found = score(golden, scoring.Definition(weighting=weighting, group=2), micro=micro)
     assert_near(found, stack(golden.under(f"scores/taylor.{weighting}/"), golden.config, "decoder"), SCORES)
@@ -307,7 +307,7 @@ def test_scores_of_other_rules(key: str) -> None:
 
 def test_weightings_differ(golden: Golden) -> None:
     """The two golden scores are further apart than the tolerance by far: neither test passes with the other's maths."""
-    token, mean = (golden.under(f"scores/taylor.{each}/") for each in scoring.WEIGHTINGS)
+    token, mean = (golden.under(f"scores/taylor.{each}/") for each in scoring._WEIGHTINGS)
     assert all(distance(token[name], mean[name] / 3) > 100 * SCORES for name in token)  # 3 groups
 
 

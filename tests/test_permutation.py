@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingregions.permutation import LARGEST, derive, permute
+from lingregions.permutation import _LARGEST, derive, permute
 
 
 @settings(deadline=None)
@@ -18,7 +18,7 @@ def test_every_place_is_taken_exactly_once(n: int, seed: int) -> None:
 
 
 @settings(deadline=None)
-@given(n=st.integers(1, LARGEST), seed=st.integers(0, 2**64), data=st.data())
+@given(n=st.integers(1, _LARGEST), seed=st.integers(0, 2**64), data=st.data())
 def test_an_index_goes_to_the_same_place_alone_and_in_company(n: int, seed: int, data: st.DataObject) -> None:
     indices = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=8))
     together = permute(np.array(indices, np.uint64), n, seed)
@@ -72,7 +72,7 @@ def test_shape_is_kept_and_nothing_gives_nothing() -> None:
     ("index", "n", "seed", "message"),
     [
         ([0], 0, 0, "1 <= n"),
-        ([0], LARGEST + 1, 0, "1 <= n"),
+        ([0], _LARGEST + 1, 0, "1 <= n"),
         ([5], 5, 0, r"outside the permutation of range\(5\)"),
         ([-1], 5, 0, "outside"),
         ([0], 5, -1, "non-negative"),

@@ -103,12 +103,12 @@ FORWARD = MATRICES + 2 * PRODUCT
 )
 def test_operations_are_counted_by_hand(job, remat, each):
     assert (LAYERS, FORWARD) == (73_728, 1_198_080)
-    assert cost.flops(step(job, compute=models.Compute(remat=remat))) == 4 * each
+    assert cost._flops(step(job, compute=models.Compute(remat=remat))) == 4 * each
 
 
 def test_a_training_step_counts_all_its_micro_batches():
     one, eight = (step("train", micro=4, batch=batch) for batch in (4, 32))
-    assert cost.flops(eight) == 8 * cost.flops(one)
+    assert cost._flops(eight) == 8 * cost._flops(one)
     assert cost.memory(eight).temporaries == cost.memory(one).temporaries + 4 * 107_840  # sums of gradients
 
 
@@ -116,7 +116,7 @@ def test_the_seven_billion_are_counted_as_everybody_counts_them():
     # 6 N operations a token, N without the embedding, plus attention's: within 2 % at 512 tokens.
     asked = step("train", SEVEN, models.Compute(), micro=1, length=512, batch=1)
     plain = 6 * 512 * (6_738_415_616 - 32_000 * 4096)
-    assert 1.0 < cost.flops(asked) / plain < 1.04
+    assert 1.0 < cost._flops(asked) / plain < 1.04
 
 
 # Memory by hand. All 107,840 parameters of tiny: 73,728 in matrices, five norms of 64, two tables of 264 x 64.
@@ -181,7 +181,7 @@ def test_bytes_between_chips_by_hand():
 
 def test_candidates_keep_heads_whole_and_data_on_the_slices():
     # tiny has two kv heads: tensor is 1 or 2. Two slices of 4: data is 2 at least.
-    found = list(choose.meshes(step(mesh=(-1, -1, -1)), Topology(hardware.CHIPS["v5e"], 4, 2)))
+    found = list(choose._meshes(step(mesh=(-1, -1, -1)), Topology(hardware.CHIPS["v5e"], 4, 2)))
     assert found == [(2, 4, 1), (4, 2, 1), (8, 1, 1), (2, 2, 2), (4, 1, 2)]
 
 
@@ -192,9 +192,9 @@ def test_the_choice_fits_and_is_the_largest_micro_batch_worth_having():
     assert math.prod(best.mesh) == 16
     assert best.batch == 256
     assert best.batch % best.micro == 0
-    assert cost.memory(best).peak <= choose.MARGIN * topology.chip.memory
+    assert cost.memory(best).peak <= choose._MARGIN * topology.chip.memory
     smaller = dataclasses.replace(best, micro=best.mesh[0] * best.mesh[1])
-    assert choose.time(best, topology) <= choose.time(smaller, topology)
+    assert choose._time(best, topology) <= choose._time(smaller, topology)
 
 
 def test_mesh_and_micro_batch_can_be_given():
@@ -246,7 +246,7 @@ def test_what_the_compiler_accepts_fits(monkeypatch):
     assert "no score and no mask is gathered" in said
     assert "smallest    v5e-8 fits, by estimate" in said
     # 600,000 samples, each of 27.1 TFLOP, at 16 x 197 TFLOP/s.
-    assert found.hours == pytest.approx(600_000 * cost.flops(asked[0]) / asked[0].micro / 16 / 197e12 / 3600, rel=0.01)
+    assert found.hours == pytest.approx(600_000 * cost._flops(asked[0]) / asked[0].micro / 16 / 197e12 / 3600, rel=0.01)
 
 
 def test_what_the_compiler_refuses_does_not_fit_and_is_tried_twice(monkeypatch):
@@ -275,13 +275,13 @@ def test_gathers_are_read_from_the_program():
       %d = bf16[1,4096]{1,0} all-gather(%z)
       %e = f32[7] all-reduce(%w)
     """
-    assert compiled.gathers(text) == {"bf16[1,4096]": 2, "f32[32,4]": 1}
+    assert compiled._gathers(text) == {"bf16[1,4096]": 2, "f32[32,4]": 1}
 
 
 def test_a_step_goes_through_json_unchanged():
     asked = step("train", models.PRESETS["llama2-70b"], BFLOAT16, (2, 8, 2), 16, 512, 256, "2xv5e-16")
     fields = dataclasses.asdict(asked) | {"model": models.dump(asked.model), "quick": True}
-    assert compiled.read(json.dumps(fields)) == asked
+    assert compiled._read(json.dumps(fields)) == asked
 
 
 # The command.
@@ -337,7 +337,7 @@ def test_without_libtpu_the_advice_says_how_to_install_it(capsys, monkeypatch):
 
 def test_a_folder_with_a_config_is_a_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(models.dump(SEVEN)))
-    assert command.model(str(tmp_path)) == command.model("preset:llama2-7b") == SEVEN
+    assert command._model(str(tmp_path)) == command._model("preset:llama2-7b") == SEVEN
 
 
 def test_without_a_topology_the_local_devices_are_compiled_for(capsys, tmp_path):
@@ -347,7 +347,7 @@ def test_without_a_topology_the_local_devices_are_compiled_for(capsys, tmp_path)
     assert code == 0
     assert "evaluate on cpu-8: 8 chips" in out
     assert "time        not known for this device" in out
-    (made,) = table.read(file)
+    (made,) = table._read(file)
     assert made["fits"]
     assert made["compiled"]["arguments"] == made["estimate"][0]
 
@@ -396,8 +396,8 @@ def test_the_table_in_the_docs_is_that_of_its_record():
 @pytest.mark.parametrize(("job", "beside"), [("score", 4), ("evaluate", 0), ("select", 4), ("train", 12)])
 def test_every_job_lowers_with_the_arguments_that_were_counted(job, beside):
     asked = step(job, mesh=(2, 2, 2), micro=8, length=16, batch=16, topology="")
-    taken = compiled.lower(asked)._lowering.compile_args
-    leaves = jax.tree.leaves(compiled.lower(asked).args_info)
+    taken = compiled._lower(asked)._lowering.compile_args
+    leaves = jax.tree.leaves(compiled._lower(asked).args_info)
     kept = [leaves[place] for place in sorted(taken["kept_var_idx"])]
     total = 0
     for leaf, where in zip(kept, taken["in_shardings"], strict=True):

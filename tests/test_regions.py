@@ -28,7 +28,7 @@ from lingregions.regions import (
     total,
     union,
 )
-from lingregions.regions.matched import QUANTILES, match
+from lingregions.regions.matched import _QUANTILES, match
 from lingregions.regions.region import axes, locate, matrices, names
 
 DECLARATION = {
@@ -206,7 +206,7 @@ def test_concentration_along_a_named_axis() -> None:
     assert found.leading(9) == found.leading(3)
     assert found.fullest == 5 / 7
     assert found.gini == pytest.approx(2 * (2 * 1 + 3 * 1 + 4 * 5) / (4 * 7) - 5 / 4)
-    table = {each.where: each.counts.tolist() for each in geometry.concentration(what, "mlp")}
+    table = {each.where: each.counts.tolist() for each in geometry._concentration(what, "mlp")}
     assert table == {
         "model.layers.0.mlp.down_proj.weight": [1, 1, 0],
         "model.layers.1.mlp.down_proj.weight": [1, 0, 0],
@@ -224,13 +224,13 @@ def test_gini_is_the_mean_difference(values: list[int]) -> None:
     array = np.array(values, np.int64)
     pairs = np.abs(array[:, None] - array[None, :]).sum()
     expected = pairs / (2 * len(values) * array.sum()) if array.sum() else 0.0
-    assert geometry.Concentration("", "embed", array).gini == pytest.approx(expected)
+    assert geometry._Concentration("", "embed", array).gini == pytest.approx(expected)
 
 
 def test_gini_by_hand() -> None:
     for values, gini in (([1, 1, 1, 1], 0.0), ([0, 0, 0, 8], 0.75), ([0, 0], 0.0), ([1, 3], 0.25)):
-        assert geometry.Concentration("", "embed", np.array(values)).gini == pytest.approx(gini)
-    even = geometry.Concentration("", "embed", np.full(300, 2))
+        assert geometry._Concentration("", "embed", np.array(values)).gini == pytest.approx(gini)
+    even = geometry._Concentration("", "embed", np.full(300, 2))
     assert even.fullest == pytest.approx(0.01)
 
 
@@ -286,7 +286,7 @@ def test_clusters_by_hand() -> None:
 def test_agreement_of_halves_per_layer_and_matrix() -> None:
     first = {"layers": {"w": np.array([[[9, 8, 1, 1]], [[9, 8, 1, 1]]], np.float32)}}
     second = {"layers": {"w": np.array([[[9, 8, 1, 1]], [[9, 1, 8, 1]]], np.float32)}}
-    found = reliability.halves(first, second, 0.5)
+    found = reliability._halves(first, second, 0.5)
     assert found.layers == (1.0, pytest.approx(1 / 3))
     assert found.matrices == {"layers.w": (1.0, pytest.approx(1 / 3))}
     assert found.iou == pytest.approx(3 / 5)
@@ -295,13 +295,13 @@ def test_agreement_of_halves_per_layer_and_matrix() -> None:
 def test_growth_and_the_stable_core() -> None:
     rows = [[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]]
     several = [Region({"layers": {"w": jnp.asarray([[row]], bool)}}, Provenance(name=str(row))) for row in rows]
-    found = reliability.growth({10: several[1], 100: several[2]})
+    found = reliability._growth({10: several[1], 100: several[2]})
     assert {samples: each.iou for samples, each in found.items()} == {10: pytest.approx(1 / 3)}
     for least, row in ((1, [1, 1, 1, 0]), (2, [1, 1, 0, 0]), (3, [1, 0, 0, 0])):
-        core = reliability.stable(several, least)
+        core = reliability._stable(several, least)
         np.testing.assert_array_equal(np.asarray(core.masks["layers"]["w"])[0, 0], row)
     with pytest.raises(ValueError, match="1 to 3 of 3"):
-        reliability.stable(several, 4)
+        reliability._stable(several, 4)
 
 
 def test_kappa_and_the_noise_ceiling() -> None:
@@ -336,9 +336,9 @@ def test_matched_regions_have_the_margins(crowded: tuple[Region, trees.Tree]) ->
     drawn = [match(what, params, seed, outside=False) for seed in range(12)]
     theta, kept = np.abs(params["layers"]["w"]), np.asarray(what.masks["layers"]["w"])
     for layer in range(2):
-        edges = np.quantile(theta[layer], QUANTILES)
+        edges = np.quantile(theta[layer], _QUANTILES)
         bins = [
-            np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(QUANTILES) + 1)
+            np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(_QUANTILES) + 1)
             for values in (theta[layer][kept[layer]], theta[layer][np.asarray(drawn[0].masks["layers"]["w"])[layer]])
         ]
         np.testing.assert_array_equal(bins[0], bins[1])

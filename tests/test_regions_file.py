@@ -57,11 +57,11 @@ def path(tmp_path: Path) -> Path:
 def rewrite(path: Path, change: object) -> Path:
     """The file with its JSON header changed by hand, everything else as it was."""
     with safe_open(path, framework="np") as opened:
-        own = json.loads(opened.metadata()[file.KEY])
+        own = json.loads(opened.metadata()[file._KEY])
     change(own)
     own["crc32"] = checksum({key: value for key, value in own.items() if key != "crc32"})
     other = path.with_name("changed.safetensors")
-    save_file(load_file(path), other, {file.KEY: json.dumps(own)})
+    save_file(load_file(path), other, {file._KEY: json.dumps(own)})
     return other
 
 
@@ -81,7 +81,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, masks: tuple[np.nd
     assert equals(found, what)
     assert found.provenance == what.provenance
     assert file.verify(place).count == regions.total(what)
-    read = file.read(place)
+    read = file._read(place)
     for layer in range(2):
         np.testing.assert_array_equal(read[f"model.layers.{layer}.a.weight"], masks[0][layer])
         np.testing.assert_array_equal(read[f"model.layers.{layer}.b.weight"], masks[1][layer])
@@ -89,12 +89,12 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, masks: tuple[np.nd
 
 def test_the_smaller_coding_is_chosen_and_said(path: Path) -> None:
     header, stored = file.header(path), load_file(path)
-    assert header.matrices[NAME] == file.Matrix((24, 16), 7 + 3, "uint32", "57a66f15")
+    assert header.matrices[NAME] == file._Matrix((24, 16), 7 + 3, "uint32", "57a66f15")
     assert stored[NAME].dtype == np.uint32
     assert header.matrices["model.embed_tokens.weight"].coding == "uint32"
     assert stored["model.layers.0.input_layernorm.weight"].tolist() == []
     assert sum(each.nbytes for each in stored.values()) == 4 * header.count
-    np.testing.assert_array_equal(np.flatnonzero(file.read(path)[NAME]), stored[NAME])
+    np.testing.assert_array_equal(np.flatnonzero(file._read(path)[NAME]), stored[NAME])
     assert dict(file.entries(path))[NAME].tolist() == stored[NAME].tolist()
     regions.save(regions.complement(regions.load(path)), path)
     assert {each.dtype for each in load_file(path).values()} == {np.dtype(np.uint8)}
@@ -172,7 +172,7 @@ def test_damage_is_told(path: Path, tmp_path: Path) -> None:
     far = bytearray(content)
     far[-1] = 0xFF
     (tmp_path / "far.safetensors").write_bytes(far)
-    for read in (regions.load, file.read, lambda path: list(file.entries(path)), file.verify):
+    for read in (regions.load, file._read, lambda path: list(file.entries(path)), file.verify):
         with pytest.raises(ValueError, match="does not match its checksum; the file was damaged or changed"):
             read(tmp_path / "far.safetensors")
 
@@ -232,7 +232,7 @@ def test_an_old_file_is_read_and_its_masks_are_checked(path: Path, tmp_path: Pat
     content = bytearray(other.read_bytes())
     content[-4] ^= 1
     other.write_bytes(content)
-    for read in (regions.load, file.read, lambda path: list(file.entries(path)), file.verify):
+    for read in (regions.load, file._read, lambda path: list(file.entries(path)), file.verify):
         with pytest.raises(ValueError, match=r"do not match the digest|holds \d+ entries"):
             read(other)
 
@@ -256,7 +256,7 @@ def test_nothing_half_written_stays(path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_file_written_by_torch_is_read() -> None:
     # Written by torch 2.13: a boolean 3 x 5 tensor, true at the flat places 0, 6, 7, 14.
     drawn = [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]]
-    np.testing.assert_array_equal(released.read(GOLDEN), np.array(drawn, bool))
+    np.testing.assert_array_equal(released._read(GOLDEN), np.array(drawn, bool))
 
 
 def test_a_folder_of_masks_round_trips(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_folder_has_every_matrix_exactly_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unexpected model.norm.weight.pt"):
         released.load(folder, what.masks)
     (folder / "model.norm.weight.pt").unlink()
-    released.write(file_, np.zeros((16, 24), bool))
+    released._write(file_, np.zeros((16, 24), bool))
     with pytest.raises(ValueError, match=r"has shape \(16, 24\), expected \(24, 16\)"):
         released.load(folder, what.masks)
     with pytest.raises(FileNotFoundError, match="no folder"):
@@ -322,7 +322,7 @@ def test_only_a_boolean_tensor_is_unpickled(tmp_path: Path, capsys: pytest.Captu
             archive.writestr("archive/data.pkl", content)
             archive.writestr("archive/data/0", data)
         with pytest.raises(ValueError, match=words):
-            released.read(place)
+            released._read(place)
 
     refuse("holds builtins.print", pickle.dumps(Bomb(), protocol=2).replace(b"__builtin__", b"builtins"))
     refuse("holds __builtin__.print", pickle.dumps(Bomb(), protocol=2))
@@ -339,10 +339,10 @@ def test_only_a_boolean_tensor_is_unpickled(tmp_path: Path, capsys: pytest.Captu
     with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", good + bytes(10_000_000))
     with pytest.raises(ValueError, match=r"bad.pt is not a mask .*'archive/data.pkl' is compressed"):
-        released.read(place)
+        released._read(place)
     place.write_bytes(b"not a zip file")
     with pytest.raises(ValueError, match="before version 1.6"):
-        released.read(place)
+        released._read(place)
     assert capsys.readouterr().out == ""
 
 
@@ -384,4 +384,4 @@ def test_commands_on_files(path: Path, tmp_path: Path) -> None:
 
 def test_verify_hashes_a_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="random model: give the key"):
-        command.verify(tmp_path / "x", Console(), model="preset:tiny")
+        command._verify(tmp_path / "x", Console(), model="preset:tiny")

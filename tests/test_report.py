@@ -123,17 +123,17 @@ def test_the_first_screen_is_a_sentence_and_a_picture(tmp_path):
 def test_without_a_headline_the_largest_mean_effect_is_said(tmp_path):
     folder = workdir(tmp_path)
     (folder / "tables" / "verdict.json").unlink()
-    found = page.headline(data.read(folder))
+    found = page._headline(data.read(folder))
     assert found == "Largest mean effect over 3 languages: top 1%, perplexity ×2,981."
     long = {"title": "T", "headline": "word " * 26 + "end.", "columns": ["a"], "rows": [["b"]]}
     found = data.read(tables_only(folder, long=long))
-    assert page.headline(found).startswith("Largest mean effect")
+    assert page._headline(found).startswith("Largest mean effect")
     assert "word end." in page.summary(found)
 
 
 def test_a_run_that_measured_nothing_says_so(tmp_path):
     folder = tables_only(tmp_path, it={"title": "T", "columns": ["a"], "rows": [["b"]]})
-    assert page.headline(data.read(folder)) == f"{tmp_path.name}: nothing has been measured yet."
+    assert page._headline(data.read(folder)) == f"{tmp_path.name}: nothing has been measured yet."
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_banner_says_why_figures_mean_little(tmp_path, source, segments, seeds
     folder = workdir(tmp_path, source)
     rows = [(*row[:10], seeds if row[12] == "random" else 1, segments, row[12]) for row in effect_rows()]
     write_csv(folder / "effects.csv", EFFECTS, rows)
-    said = page.warnings(data.read(folder))
+    said = page._warnings(data.read(folder))
     assert [sentence.startswith(begin) for sentence, begin in zip(said, expected, strict=True)] == [True] * len(
         expected
     )
@@ -158,7 +158,7 @@ def test_a_banner_says_why_figures_mean_little(tmp_path, source, segments, seeds
 def test_enough_text_of_a_real_model_has_no_banner(tmp_path):
     folder = workdir(tmp_path)
     write_csv(folder / "results.csv", RESULTS, [(*row[:3], 1e4, 2000, 6000, 40, row[7], "") for row in result_rows()])
-    assert page.warnings(data.read(folder)) == []
+    assert page._warnings(data.read(folder)) == []
     assert 'class="warning" role' not in report.write(folder, pictures=False).read_text()
 
 
@@ -266,7 +266,7 @@ def test_every_figure_lies_beside_the_page_as_svg_png_and_csv(tmp_path):
     assert found == {f"{name}.{ending}" for name in names for ending in ("svg", "png", "csv")}
     png = (tmp_path / "figures" / "effects.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    assert int.from_bytes(png[16:20], "big") >= 2 * export.WIDTH
+    assert int.from_bytes(png[16:20], "big") >= 2 * export._WIDTH
     svg = (tmp_path / "figures" / "effects.svg").read_text()
     assert {"Russian", "English", "top 1%"} <= set(re.findall(r">([^<>]+)</text>", svg))
     rows = list(csv.DictReader((tmp_path / "figures" / "effects.csv").read_text().splitlines()))

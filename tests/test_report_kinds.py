@@ -45,7 +45,7 @@ def test_an_interval_is_stored_as_three_columns():
 
 
 def test_every_kind_has_its_smallest_file():
-    assert set(LEAST) == set(kinds.BUILDERS)
+    assert set(LEAST) == set(kinds._BUILDERS)
 
 
 @pytest.mark.parametrize("kind", LEAST)
@@ -182,7 +182,7 @@ def test_a_file_that_describes_no_section_is_refused(tmp_path, content, message)
 )
 def test_the_front_is_that_of_a_hand(better, expected):
     points = pd.DataFrame({"label": list("abcde"), "x": [1, 2, 4, 2, 5], "y": [5, 3, 1, 6, 7]})
-    assert kinds.pareto(points, better) == expected
+    assert kinds._pareto(points, better) == expected
 
 
 def test_a_scatter_tells_groups_by_colour_and_by_marker(tmp_path):

@@ -27,7 +27,7 @@ def raw(path, tensors, tail=b"", metadata=None):
 def test_values_of_every_dtype_are_widened_exactly(tmp_path):
     values = np.array([[1.5, -0.0, 2.0**-20], [1.0, 65504.0, -3.140625]])
     bits = {"BF16": "<u2", "F16": "<u2", "F32": "<u4", "F64": "<u8"}
-    stored = {code: values.astype(ours.DTYPES[code]) for code in bits}
+    stored = {code: values.astype(ours._DTYPES[code]) for code in bits}
     raw(
         tmp_path / "model.safetensors",
         {code: (code, (2, 3), each.view(bits[code]).tobytes()) for code, each in stored.items()},
@@ -283,6 +283,6 @@ def test_a_git_lfs_pointer_is_recognised(tmp_path):
 
 
 def test_every_dtype_that_is_written_is_among_those_read():
-    assert set(ours.CODES.values()) <= set(ours.DTYPES)
-    assert ours.DTYPES["BF16"] == ml_dtypes.bfloat16
+    assert set(ours.CODES.values()) <= set(ours._DTYPES)
+    assert ours._DTYPES["BF16"] == ml_dtypes.bfloat16
     assert math.log2(ours.BLOCK).is_integer()

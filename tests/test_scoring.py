@@ -220,13 +220,13 @@ def test_weightings_by_hand():
     def found(weighting: str) -> float:
         sums = rule.init(theta)
         for slope, tokens in ((8.0, 4), (3.0, 1)):
-            sums = rule.update(sums, theta, jnp.float32([[slope * scoring.weights(tokens, weighting)]]))
-        return float(rule.finish(sums, theta)[0, 0]) * scoring.scales("taylor", weighting, 5)
+            sums = rule.update(sums, theta, jnp.float32([[slope * scoring._weights(tokens, weighting)]]))
+        return float(rule.finish(sums, theta)[0, 0]) * scoring._scales("taylor", weighting, 5)
 
     assert found("batch_mean") == 2 * (8 / 4 + 3 / 1)
     assert found("token") == pytest.approx(2 * (8 + 3) / 5)
-    assert [scoring.weights(0, weighting) for weighting in scoring.WEIGHTINGS] == [1.0, 1.0]
-    assert scoring.scales("taylor", "token", 0) == 1.0
+    assert [scoring._weights(0, weighting) for weighting in scoring._WEIGHTINGS] == [1.0, 1.0]
+    assert scoring._scales("taylor", "token", 0) == 1.0
 
 
 # What holds for every rule of the registry.
@@ -285,8 +285,8 @@ def test_the_scale_undoes_the_number_of_tokens(rule):
         np.asarray(each.finish(each.update(each.init(theta), theta, slope * factor), theta))
         for factor in (1.0, float(times))
     )
-    np.testing.assert_allclose(more * np.float32(scoring.scales(rule, "token", times)), one, rtol=1e-6)
-    assert scoring.scales(rule, "batch_mean", times) == 1
+    np.testing.assert_allclose(more * np.float32(scoring._scales(rule, "token", times)), one, rtol=1e-6)
+    assert scoring._scales(rule, "batch_mean", times) == 1
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -492,7 +492,7 @@ def test_bfloat16_rounds_once_a_group_whatever_the_micro_batch(params, reference
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in SLOPED])
 def test_rules_without_a_gradient_do_not_care_for_the_accumulator(params, rule):
     # Nothing is rounded, and no room is kept for a gradient that nobody reads.
-    for accumulator in scoring.ACCUMULATORS:
+    for accumulator in scoring._ACCUMULATORS:
         each = scorer((rule,), accumulator)
         assert {leaf.dtype for leaf in jax.tree.leaves(each.shapes)} == {np.dtype(np.float32)}
         assert each.shapes.open == {}

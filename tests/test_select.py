@@ -23,7 +23,7 @@ from lingregions import permutation
 from lingregions import tree as trees
 from lingregions.regions import SELECTORS, Provenance, equals, select, subtract, total
 from lingregions.regions import region as regions
-from lingregions.regions.select import decimal, parse, rank
+from lingregions.regions.select import _decimal, parse, rank
 
 TINY = np.float32(1e-45)  # the smallest subnormal: zero to hardware that flushes
 VALUES = [0.0, -0.0, TINY, 2 * TINY, np.float32(1e-38), 0.5, 1.0, np.float32(1 + 2**-23), 2.0, 3e38, np.inf]
@@ -188,7 +188,7 @@ def test_fractions_are_exact_nested_and_checked() -> None:
     assert total(select({"layers": {"w": np.ones((1, 10, 10), np.float32)}}, 0.29)) == 29
     assert parse("1%") == parse(0.01) == parse(np.float32(0.01)) == fractions.Fraction(1, 100)
     assert parse(1e-7) == fractions.Fraction(1, 10**7)
-    assert [decimal(parse(each)) for each in ("1%", 1.0, fractions.Fraction(1, 3))] == ["0.01", "1.0", "1/3"]
+    assert [_decimal(parse(each)) for each in ("1%", 1.0, fractions.Fraction(1, 3))] == ["0.01", "1.0", "1/3"]
     for wrong in (0, -0.1, 1.5, "150%", True, "one", "", float("nan"), None):
         with pytest.raises(ValueError, match="fraction"):
             select(leaves, wrong)

@@ -16,16 +16,16 @@ from lingregions.experiments import STUDIES, scalars
 from lingregions.experiments.context import Context, prepare
 from lingregions.experiments.scalars import Scalar
 from lingregions.experiments.single_parameter import (
-    CLIPPED,
+    _CLIPPED,
     MASSIVE,
     ORDINARY,
     SCORE,
     SUPER,
     TWIN,
-    Candidate,
-    bounds,
+    _bounds,
+    _Candidate,
+    _verdict,
     candidates,
-    verdict,
 )
 from lingregions.intervention import BASE, UNTOUCHED
 from lingregions.models import roles
@@ -140,14 +140,14 @@ def test_clipping_bounds_what_down_proj_gives(whole, context):
             context.model.config, context.model.compute, context.model.params, batch.tokens, batch.segments
         )
         watched.append(np.asarray(found.down_out).max(1))
-    most = bounds(context)
+    most = _bounds(context)
     np.testing.assert_array_equal(most["layers"]["mlp"]["down_proj"], np.maximum(*watched))
     losses = nats(whole)
     (spike,) = (each.scalar for each in candidates(context) if SUPER in each.reasons)
     evaluator = evaluate.build(context.model.config, context.model.compute, context.model.mesh)
     for name, params in {
         f"{spike} x{HUGE:g} clipped": changed(context, spike, HUGE),
-        CLIPPED.name: context.model.params,
+        _CLIPPED.name: context.model.params,
     }.items():
         for language in ("en", "sw"):
             corpus, positions = context.samples(language, "evaluate")
@@ -206,7 +206,7 @@ def effects(nats: dict) -> Effects:
 def test_the_verdict_counts_what_breaks_and_what_lives():
     """Effects by hand: one special scalar breaks both languages and is rescued, another and a control do not."""
     breaking, gentle, control = (
-        Candidate(Scalar(f"model.layers.{layer}.input_layernorm.weight", (7,)), (reason,))
+        _Candidate(Scalar(f"model.layers.{layer}.input_layernorm.weight", (7,)), (reason,))
         for layer, reason in ((0, SUPER), (1, MASSIVE), (2, ORDINARY))
     )
     found = effects(
@@ -216,12 +216,12 @@ def test_the_verdict_counts_what_breaks_and_what_lives():
             gentle.times(0.0): {ALL: 0.5, "en": 0.5, "sw": 0.5},
             gentle.times(0.0, True): {ALL: 0.5, "en": 0.5, "sw": 0.5},
             control.times(0.0): {ALL: 0.1, "en": 0.1, "sw": 0.1},
-            CLIPPED: {ALL: 0.0, "en": 0.0, "sw": 0.0},
+            _CLIPPED: {ALL: 0.0, "en": 0.0, "sw": 0.0},
         }
     )
     wanted = chosen(**{"scalars.factors": (0.0,), "rescue.factors": (0.0,)})
     most = {each: each.times(0.0) for each in (breaking, gentle, control)}
-    said = verdict(wanted, most, found, restored=False)
+    said = _verdict(wanted, most, found, restored=False)
     assert said["headline"] == "A single scalar can break the model: 1 of 2 special ones do, none of the 1 control."
     first, _, third, fourth = said["paragraphs"]
     assert "Of 2 special scalars 1 break" in first

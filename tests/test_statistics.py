@@ -71,7 +71,7 @@ def test_the_interval_covers_what_it_says(n, least):
         change = rng.normal(0.5, 0.4, n) * tokens
         base = np.zeros((1, n))
         found = statistics.estimate(
-            statistics.resample(change[None], base, tokens, 500, trial, statistics.choose(1, 1, 500, 0))
+            statistics._resample(change[None], base, tokens, 500, trial, statistics._choose(1, 1, 500, 0))
         )
         hits += found.low <= 0.5 <= found.high
     assert least < hits / trials < 0.985

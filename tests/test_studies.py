@@ -83,7 +83,7 @@ def test_every_row_is_an_intervention_and_its_name_comes_from_its_columns(done):
 def test_the_headline_is_one_short_sentence_and_the_verdict_says_more(done):
     name, _, folder = done
     verdict = json.loads((folder / "tables" / "verdict.json").read_text())
-    assert 3 < len(verdict["headline"].split()) <= claims.WORDS
+    assert 3 < len(verdict["headline"].split()) <= claims._WORDS
     assert verdict["headline"].endswith(".")
     assert verdict["paragraphs"]
     assert not [

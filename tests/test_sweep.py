@@ -66,8 +66,8 @@ def sweep(folder: Path, *more: str) -> int:
 
 def resolve(folder: Path, line: str, *more: str) -> grid.Grid:
     path = str(write(folder, line))
-    mine, theirs = grid.split(more)
-    return grid.resolve(path, settings.load(path, mine), theirs)
+    mine, theirs = grid._split(more)
+    return grid._resolve(path, settings.load(path, mine), theirs)
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +95,14 @@ def instant(monkeypatch):
 
     def experiment(config, run):
         called.append((config.seed, *config.select.fractions))
-        run.table("results", measurement.RESULTS, measurement.KEYS)
+        run.table("results", measurement._RESULTS, measurement._KEYS)
         for name, nats in (("base", 10.0), ("top 1%", 20.0 + config.seed)):
-            row = dict.fromkeys(measurement.RESULTS, "") | {
+            row = dict.fromkeys(measurement._RESULTS, "") | {
                 "experiment": "core_removal",
                 "intervention": name,
                 "language": "sw",
             }
-            numbers = {key: kind(10) for key, kind in measurement.RESULTS.items() if kind is not str}
+            numbers = {key: kind(10) for key, kind in measurement._RESULTS.items() if kind is not str}
             run.add("results", row | numbers | {"nll_nats": nats, "tokens": 10})
         head = "experiment,intervention,control,language,seeds,segments,effect_nats,low,high,p,p_adjusted"
         run.write("effects.csv", f"{head}\ncore_removal,top 1%,base,all,1,10,{1 + config.seed / 10},,,,\n")
@@ -117,7 +117,7 @@ def instant(monkeypatch):
 def test_every_cell_is_a_work_directory_and_one_table_holds_all(whole):
     assert {path.name for path in (whole / "cells").iterdir()} == set(CELLS)
     header, *rows = list(csv.reader((whole / "results.csv").read_text().splitlines()))
-    assert header == ["seed", "select.fractions", *measurement.RESULTS, "row_crc32"]
+    assert header == ["seed", "select.fractions", *measurement._RESULTS, "row_crc32"]
     expected = []
     for name, values in zip(CELLS, (("0", "1%"), ("0", "3%"), ("1", "1%"), ("1", "3%")), strict=True):
         _, *own = csv.reader((whole / "cells" / name / "results.csv").read_text().splitlines())
@@ -362,7 +362,7 @@ def test_names_tell_the_values_and_never_meet(tmp_path):
     assert first.startswith("source=a-b-")
     assert second.startswith("source=a-b-")
     assert len({first, second, long, longer}) == 4
-    assert len(longer) == grid.LONGEST
+    assert len(longer) == grid._LONGEST
 
 
 @pytest.mark.parametrize(

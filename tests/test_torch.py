@@ -96,7 +96,7 @@ def test_tiny_models(write: Any, name: str, seed: int) -> None:
     np.testing.assert_allclose(loss.nll, nll, rtol=1e-5)
     assert_near(slope, stack(write.gradient(model, everything), config), GRADIENTS)
     reference = write.scores(model, groups)
-    for weighting in scoring.WEIGHTINGS:
+    for weighting in scoring._WEIGHTINGS:
         rules = [key.split(".")[0] for key in reference if key.endswith(f".{weighting}")]
         assert set(rules) == set(scoring.RULES) - ({"magnitude", "wanda"} if weighting == "batch_mean" else set())
         definition = scoring.Definition(weighting=weighting, group=2)

@@ -54,7 +54,7 @@ def masks(params: TREE) -> TREE:
 
 
 def constraints(params: TREE) -> list[freeze.Constraint]:
-    return [freeze.hard(params, masks(params)), freeze.leaves(params, scope="embed_tokens")]
+    return [freeze.hard(params, masks(params)), freeze._leaves(params, scope="embed_tokens")]
 
 
 def make(mesh: jax.sharding.Mesh) -> train.Trainer:
@@ -529,7 +529,7 @@ def told(value: float, norm: float = 1.0) -> train.Metrics:
 
 def test_a_jump_of_the_loss_stops(trainer: train.Trainer, letters: train.Order) -> None:
     smoothed = None
-    for step in range(loop.SETTLED):
+    for step in range(loop._SETTLED):
         smoothed = loop._look(trainer, letters, step, told(3.0), smoothed)
     loop._look(trainer, letters, 10, told(4.9), smoothed)
     with pytest.raises(train.Diverged, match=r"jumped from 3.0000 \(smoothed\) to 5.1000") as caught:

@@ -39,18 +39,18 @@ from lingregions.corpus.text import Reading
 from lingregions.corpus.tokens import Piece, Tokens
 from lingregions.models.tokenizer import Tokenizer
 
-FORMAT = 2
-PIECE = 1 << 20  # characters of text that one task tokenizes
-DTYPES = {"ids": "<i4", "bytes": "<i4", "offsets": "<i8", "hashes": "<u8"}
+_FORMAT = 2
+_PIECE = 1 << 20  # characters of text that one task tokenizes
+_DTYPES = {"ids": "<i4", "bytes": "<i4", "offsets": "<i8", "hashes": "<u8"}
 
-CHUNK = 1 << 23  # bytes that are verified at a time
+_CHUNK = 1 << 23  # bytes that are verified at a time
 
-Notice = Callable[[int, int], None]  # (bytes read, tokens written) so far
-Say = Callable[[str], None]  # a sentence for people
+_Notice = Callable[[int, int], None]  # (bytes read, tokens written) so far
+_Say = Callable[[str], None]  # a sentence for people
 
 
 @dataclass
-class Journal:
+class _Journal:
     """What of a build is complete: texts read, documents and tokens written, texts that the tokenizer refused.
 
     `about` says what is built: the same texts in other content give another folder, and this one is out of date then.
@@ -62,11 +62,11 @@ class Journal:
     tokens: int = 0
     refused: int = 0
     messages: list[str] = field(default_factory=list)
-    checksums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DTYPES, 0))
+    checksums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_DTYPES, 0))
 
     def size(self, name: str) -> int:
         """Return the bytes that file `name` has now."""
-        return (self.tokens if name in ("ids", "bytes") else self.documents) * np.dtype(DTYPES[name]).itemsize
+        return (self.tokens if name in ("ids", "bytes") else self.documents) * np.dtype(_DTYPES[name]).itemsize
 
 
 class Pool:
@@ -135,9 +135,9 @@ def _encode(piece: list[str]) -> Piece:
     return stores.encode(piece, _worker["tokenizer"], _worker["strict"])
 
 
-def place(root: Path, source: Source, language: str, split: str, tokenizer: Tokenizer, strict: bool) -> Path:
+def _place(root: Path, source: Source, language: str, split: str, tokenizer: Tokenizer, strict: bool) -> Path:
     """Return the folder of the token files that these settings give."""
-    content = [FORMAT, source.identity(language, split), split, tokenizer.fingerprint, strict]
+    content = [_FORMAT, source.identity(language, split), split, tokenizer.fingerprint, strict]
     return root / f"{language}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
 
 
@@ -147,15 +147,15 @@ def build(
     language: str,
     split: str,
     pool: Pool,
-    notice: Notice | None = None,
-    say: Say | None = None,
+    notice: _Notice | None = None,
+    say: _Say | None = None,
 ) -> Path:
     """Return the folder with the token files, built now unless it is there; a second process waits for the first one.
 
     Half-written folders that nobody can go on with are removed, and `say` hears of it. Raises ValueError (TextError
     for bad texts) or OSError; what was built so far is kept and a next call goes on from it.
     """
-    final = place(root, source, language, split, pool.tokenizer, pool.strict)
+    final = _place(root, source, language, split, pool.tokenizer, pool.strict)
     if (final / "meta.json").is_file():
         return final
     partial = final.with_name(f".{final.name}")
@@ -181,7 +181,7 @@ def halves(root: Path) -> list[tuple[Path, bool, list[Any] | None]]:
     for partial in sorted(root.glob(".*-*/")):
         about = None
         with contextlib.suppress(ValueError):
-            about = Journal(**_unsealed(partial / "journal.json")).about
+            about = _Journal(**_unsealed(partial / "journal.json")).about
         with contextlib.suppress(OSError), _lock(_lock_of(partial), wait=False):
             found.append((partial, False, about))
             continue
@@ -197,26 +197,26 @@ def _remove(partial: Path) -> bool:
     return False
 
 
-def _write(partial: Path, about: list[Any], source: Source, pool: Pool, notice: Notice | None) -> dict[str, Any]:
+def _write(partial: Path, about: list[Any], source: Source, pool: Pool, notice: _Notice | None) -> dict[str, Any]:
     """Tokenize what the journal does not have yet, and return the content of meta.json."""
     language, _, split, *_ = about
-    journal = Journal(about)
+    journal = _Journal(about)
     if (partial / "journal.json").is_file():
-        journal = Journal(**_unsealed(partial / "journal.json"))
+        journal = _Journal(**_unsealed(partial / "journal.json"))
     reading = Reading(pool.strict)
     digest, excerpt = stores.Digest(), Excerpt(language)
     texts = excerpt.note(digest.note(source.documents(language, split, reading)))
     for _ in range(journal.texts):  # read again for the digest and the counts, but not tokenized again
         next(texts)
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(_reopened(partial / f"{name}.bin", journal)) for name in DTYPES}
+        files = {name: stack.enter_context(_reopened(partial / f"{name}.bin", journal)) for name in _DTYPES}
         for size, piece in pool.encode(_pieces(texts)):
             _append(files, journal, size, piece)
             _save(partial / "journal.json", asdict(journal))
             if notice:
                 notice(reading.position, journal.tokens)
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "language": language,
         "source": source.name,
         "split": split,
@@ -235,7 +235,7 @@ def _write(partial: Path, about: list[Any], source: Source, pool: Pool, notice: 
     }
 
 
-def _reopened(path: Path, journal: Journal) -> IO[bytes]:
+def _reopened(path: Path, journal: _Journal) -> IO[bytes]:
     """Open a file to write after what the journal knows of it.
 
     Raises ValueError when that is not there any more, or is not what was written.
@@ -244,7 +244,7 @@ def _reopened(path: Path, journal: Journal) -> IO[bytes]:
     file = path.open("ab+")
     file.seek(0)
     left = size
-    while left and (chunk := file.read(min(left, CHUNK))):
+    while left and (chunk := file.read(min(left, _CHUNK))):
         crc, left = zlib.crc32(chunk, crc), left - len(chunk)
     if left or crc != journal.checksums[path.stem]:
         file.close()
@@ -253,12 +253,12 @@ def _reopened(path: Path, journal: Journal) -> IO[bytes]:
     return file
 
 
-def _append(files: dict[str, IO[bytes]], journal: Journal, texts: int, piece: Piece) -> None:
+def _append(files: dict[str, IO[bytes]], journal: _Journal, texts: int, piece: Piece) -> None:
     """Write a piece to the disk and into the journal."""
     ends = journal.tokens + np.cumsum(piece.lengths)
     arrays = {"ids": piece.ids, "bytes": piece.bytes, "offsets": ends, "hashes": piece.hashes}
     for name, array in arrays.items():
-        content = array.astype(DTYPES[name]).tobytes()
+        content = array.astype(_DTYPES[name]).tobytes()
         journal.checksums[name] = zlib.crc32(content, journal.checksums[name])
         files[name].write(content)
     for file in files.values():
@@ -283,8 +283,8 @@ def load(folder: Path, tokenizer: Tokenizer) -> Tokens:
             f"{folder} was built with the tokenizer {meta['tokenizer']} ({meta['tokenizer_fingerprint'][:12]}), not "
             f"with {tokenizer.name} ({tokenizer.fingerprint[:12]}): build it again for this one"
         )
-    counts = Journal(documents=meta["documents"], tokens=meta["tokens"], checksums=meta["checksums"])
-    arrays = {name: _verified(folder / f"{name}.bin", counts, tokenizer) for name in DTYPES}
+    counts = _Journal(documents=meta["documents"], tokens=meta["tokens"], checksums=meta["checksums"])
+    arrays = {name: _verified(folder / f"{name}.bin", counts, tokenizer) for name in _DTYPES}
     return Tokens(
         arrays["ids"],
         arrays["bytes"],
@@ -299,16 +299,16 @@ def load(folder: Path, tokenizer: Tokenizer) -> Tokens:
     )
 
 
-def _verified(path: Path, counts: Journal, tokenizer: Tokenizer) -> np.ndarray:
+def _verified(path: Path, counts: _Journal, tokenizer: Tokenizer) -> np.ndarray:
     """Return a file as a memory-mapped array; raises ValueError where it is not what was written."""
-    dtype, size = np.dtype(DTYPES[path.stem]), counts.size(path.stem)
+    dtype, size = np.dtype(_DTYPES[path.stem]), counts.size(path.stem)
     there = path.stat().st_size if path.is_file() else 0
     again = f"delete {path.parent}, build again"
     if there != size:
         what = f"{there} bytes, not {size // dtype.itemsize} x {dtype.itemsize}"
         raise ValueError(f"{path} " + (f"has {what}" if path.is_file() else "is missing") + f": {again}")
     array = np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
-    crc, step = 0, CHUNK // dtype.itemsize
+    crc, step = 0, _CHUNK // dtype.itemsize
     for start in range(0, len(array), step):
         chunk = np.asarray(array[start : start + step])
         crc = zlib.crc32(chunk.data, crc)
@@ -326,9 +326,9 @@ def read(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no token files of `lingregions data build` (no meta.json)")
     meta = _unsealed(path)
     known = meta.get("format")
-    if known != FORMAT:
+    if known != _FORMAT:
         raise ValueError(
-            f"{folder} has token files of format {known}, this version reads {FORMAT}: delete them, build again"
+            f"{folder} has token files of format {known}, this version reads {_FORMAT}: delete them, build again"
         )
     return meta
 
@@ -361,13 +361,13 @@ def pick(root: Path, language: str, split: str | None, tokenizer: Tokenizer) -> 
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the texts in lists of about `PIECE` characters."""
+    """Yield the texts in lists of about `_PIECE` characters."""
     piece: list[str] = []
     size = 0
     for text in texts:
         piece.append(text)
         size += len(text)
-        if size >= PIECE:
+        if size >= _PIECE:
             yield piece
             piece, size = [], 0
     if piece:
@@ -392,7 +392,7 @@ def _unsealed(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged (no JSON object): delete {path.parent}, build again")
     given = content.pop("checksum", None)
-    other = content.get("format", FORMAT) != FORMAT and given is None
+    other = content.get("format", _FORMAT) != _FORMAT and given is None
     if not other and given != _sealed(content)["checksum"]:
         raise ValueError(f"{path} is damaged (its checksum is wrong): delete {path.parent}, build again")
     return content

@@ -21,7 +21,7 @@ from lingregions.corpus.text import Reading
 from lingregions.models.tokenizer import Tokenizer
 
 # Letters of the scripts of the thirty languages: (first, last) code points of their blocks.
-SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
+_SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "Latin": ((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0xAA), (0xBA, 0xBA), (0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x24F))
     + ((0x1E00, 0x1EFF), (0x2C60, 0x2C7F), (0xA720, 0xA7FF), (0xFB00, 0xFB06), (0xFF21, 0xFF3A), (0xFF41, 0xFF5A)),
     "Greek": ((0x370, 0x373), (0x376, 0x37D), (0x386, 0x3FF), (0x1F00, 0x1FFF)),
@@ -43,8 +43,8 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
 # any text), replacement characters, repeated documents, empty ones, tokens a byte (1 is spelling text out byte by
 # byte).
 FOREIGN, REPLACED, REPEATED, EMPTY, SPELLED = 0.5, 1e-4, 0.1, 0.1, 0.5
-SAMPLE = 1 << 18  # characters from which the language is guessed
-PROFILE = 400  # trigrams a language is known by
+_SAMPLE = 1 << 18  # characters from which the language is guessed
+_PROFILE = 400  # trigrams a language is known by
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Inspection:
     """What one language's documents look like; shares are fractions of letters, characters, documents or texts.
 
     `warnings` need a look; `errors` are texts that strict reading would stop at, with file:line, at most twenty of
-    `skipped`. `guess` is the language that the trigrams speak for; tokens a byte is None without a tokenizer.
+    `skipped`. `_guess` is the language that the trigrams speak for; tokens a byte is None without a tokenizer.
     """
 
     language: str
@@ -96,7 +96,7 @@ def check(source: Source, language: str, split: str, tokenizer: Tokenizer | None
         inspection.bytes += len(raw)
         replaced += text.count("\ufffd")
         inspection.marks += text.count("\ufeff")
-        scripts.update(letters(text))
+        scripts.update(_letters(text))
         if tokenizer is not None and inspection.tokens is not None:
             try:
                 inspection.tokens += len(tokenizer.encode(text).ids)
@@ -107,7 +107,7 @@ def check(source: Source, language: str, split: str, tokenizer: Tokenizer | None
     inspection.foreign = _foreign(scripts, language)
     inspection.replaced = replaced / inspection.characters if inspection.characters else 0.0
     inspection.repeated = repeated / inspection.documents if inspection.documents else 0.0
-    inspection.guess = guess(excerpt.text)
+    inspection.guess = _guess(excerpt.text)
     inspection.warnings = [*_warn(inspection, scripts), *source.left_out(language)]
     return inspection
 
@@ -155,12 +155,12 @@ def _another(language: str, scripts: Counter[str], guessed: str | None) -> Itera
 
 
 class Excerpt:
-    """The first `SAMPLE` characters of texts that pass by: enough to see whether they are in their language."""
+    """The first `_SAMPLE` characters of texts that pass by: enough to see whether they are in their language."""
 
     def __init__(self, language: str) -> None:
         self.language = language
         self.pieces: list[str] = []
-        self.room = SAMPLE
+        self.room = _SAMPLE
 
     def note(self, texts: Iterable[str]) -> Iterator[str]:
         """Yield the texts, keeping what there is room for."""
@@ -177,10 +177,10 @@ class Excerpt:
 
     def warnings(self) -> list[str]:
         """Return what a user should look at, with percentages: another script, another language."""
-        return list(_another(self.language, Counter(letters(self.text)), guess(self.text)))
+        return list(_another(self.language, Counter(_letters(self.text)), _guess(self.text)))
 
 
-def letters(text: str) -> dict[str, int]:
+def _letters(text: str) -> dict[str, int]:
     """Return the number of letters of each script in a text; digits, marks of punctuation and spaces count nowhere."""
     codes = np.frombuffer(text.encode("utf-32-le", "replace"), "<u4")
     places, which, names = _blocks()
@@ -192,8 +192,8 @@ def letters(text: str) -> dict[str, int]:
 @functools.cache
 def _blocks() -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return the sorted borders of all blocks, the script after each (number from 1, 0: none), and the scripts."""
-    names = list(SCRIPTS)
-    spans = sorted((first, last + 1, number) for number, name in enumerate(names, 1) for first, last in SCRIPTS[name])
+    names = list(_SCRIPTS)
+    spans = sorted((first, last + 1, number) for number, name in enumerate(names, 1) for first, last in _SCRIPTS[name])
     places, which = [0], [0, 0]
     for first, last, number in spans:
         places += [first, last]
@@ -201,19 +201,19 @@ def _blocks() -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.array(places), np.array(which), names
 
 
-def guess(text: str) -> str | None:
+def _guess(text: str) -> str | None:
     """Return the code of the language whose common trigrams the text's resemble most, None for a text of under 200.
 
     Only languages in the script of most of the letters are compared, and Latin names in other scripts are not looked
     at.
     """
-    found = letters(text)
+    found = _letters(text)
     script = max(found, key=lambda name: found[name], default="")
     codes = [code for code, entry in LANGUAGES.items() if script in entry.scripts]
     counts = _trigrams(text if script == "Latin" else "".join(" " if letter.isascii() else letter for letter in text))
     if counts.total() < 200 or not codes:
         return None
-    weights = {gram: math.sqrt(count) for gram, count in counts.most_common(4 * PROFILE)}
+    weights = {gram: math.sqrt(count) for gram, count in counts.most_common(4 * _PROFILE)}
     profiles = _profiles()
     scores = {code: sum(weights.get(gram, 0.0) * weight for gram, weight in profiles[code].items()) for code in codes}
     return max(scores, key=lambda code: scores[code])
@@ -225,7 +225,7 @@ def _profiles() -> dict[str, dict[str, float]]:
     profiles = {}
     for code in LANGUAGES:
         (text,) = Udhr().documents(code, "all", Reading())
-        weights = {gram: math.sqrt(count) for gram, count in _trigrams(text).most_common(PROFILE)}
+        weights = {gram: math.sqrt(count) for gram, count in _trigrams(text).most_common(_PROFILE)}
         norm = math.sqrt(sum(weight * weight for weight in weights.values()))
         profiles[code] = {gram: weight / norm for gram, weight in weights.items()}
     return profiles

@@ -29,7 +29,7 @@ from lingregions.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Built:
+class _Built:
     """Token files of one language: their folder, or why there are none."""
 
     language: str
@@ -40,7 +40,7 @@ class Built:
     problem: str = ""
 
 
-def build(
+def _build(
     name: str,
     tokenizer: Tokenizer,
     folder: Path,
@@ -53,7 +53,7 @@ def build(
     strict: bool = True,
     workers: int = 1,
     download: bool = False,
-) -> list[Built]:
+) -> list[_Built]:
     """Build the token files of all (or the named) languages of a source below `folder`, and print a table of them.
 
     Finished languages are not built again, an interrupted one goes on where it was. A language that cannot be built
@@ -63,7 +63,7 @@ def build(
     source = sources.find(name, column=column, document=document)
     codes = _codes(source, languages)
     folder.mkdir(parents=True, exist_ok=True)
-    built: list[Built] = []
+    built: list[_Built] = []
 
     def say(sentence: str) -> None:
         console.print(f"[yellow]{_plain(sentence)}[/yellow]", soft_wrap=True)
@@ -89,12 +89,12 @@ def build(
                 progress.update(task, total=source.size(code, whole) or None)
                 place = builder.build(folder, source, code, whole, pool, notice, say)
                 meta = builder.read(place)
-                built.append(Built(code, place, meta["documents"], meta["tokens"], meta["skipped"]))
+                built.append(_Built(code, place, meta["documents"], meta["tokens"], meta["skipped"]))
                 for warning in (*source.left_out(code), *meta["warnings"]):
                     say(f"{code}: {warning}")
                 progress.update(task, total=1, completed=1, done=f"{meta['tokens']:,} tokens")
             except (ValueError, OSError, ModuleNotFoundError) as error:
-                built.append(Built(code, None, problem=str(error)))
+                built.append(_Built(code, None, problem=str(error)))
                 progress.update(task, done="failed")
     table = Table("language", "documents", "tokens", "skipped", "folder")
     for row in built:
@@ -113,7 +113,7 @@ def build(
     return built
 
 
-def dataset(
+def _dataset(
     name: str,
     folder: Path,
     console: Console,
@@ -145,7 +145,7 @@ def dataset(
     return written
 
 
-def check(
+def _check(
     name: str,
     console: Console,
     *,
@@ -199,7 +199,7 @@ def check(
     return inspections
 
 
-def show(corpus: Corpus, tokenizer: Tokenizer, console: Console, *, samples: int = 2) -> None:
+def _show(corpus: Corpus, tokenizer: Tokenizer, console: Console, *, samples: int = 2) -> None:
     """Print what a corpus holds, its special-token policy, and its first samples as token ids and text, by document."""
     counts = corpus.counts
     console.print(
@@ -263,19 +263,19 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--document", default="line", help="a document of a .txt: line, paragraph or file")
         return verb
 
-    built = add("build", build)
+    built = add("build", _build)
     built.add_argument("--model", required=True, help="model source whose tokenizer is used")
     built.add_argument("--out", type=Path, help="folder of token files (default: the cache that `run` reads)")
     built.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that tokenize")
     built.add_argument("--skip", action="store_true", help="skip and count texts that cannot be read")
     built.add_argument("--download", action="store_true", help="prepare TFDS data sets first")
-    checked = add("check", check)
+    checked = add("check", _check)
     checked.add_argument("--model", help="model source whose tokenizer counts tokens a byte")
-    shown = add("show", show)
+    shown = add("show", _show)
     shown.add_argument("--model", required=True, help="model source whose tokenizer is used")
     shown.add_argument("--length", type=int, default=512, help="tokens a sample (default: 512)")
     shown.add_argument("--samples", type=int, default=2, help="how many to show (default: 2)")
-    written = add("dataset", dataset)
+    written = add("dataset", _dataset)
     written.add_argument("--out", type=Path, required=True, help="folder of the TFDS data set")
     return parser
 
@@ -291,17 +291,17 @@ def main(words: Sequence[str], console: Console | None = None) -> int:
         assert tokenizer is not None
         folder = flags.out.expanduser() if flags.out else models.folder() / "tokens"
         options = {"strict": not flags.skip, "workers": flags.workers, "download": flags.download}
-        built = build(flags.source, tokenizer, folder, out, languages=languages, **common, **options)
+        built = _build(flags.source, tokenizer, folder, out, languages=languages, **common, **options)
         return int(any(each.problem for each in built))
     if flags.verb == "check":
-        found = check(flags.source, out, tokenizer=tokenizer, languages=languages, **common)
+        found = _check(flags.source, out, tokenizer=tokenizer, languages=languages, **common)
         return int(any(each.errors or not each.documents for each in found))
     if flags.verb == "dataset":
-        dataset(flags.source, flags.out.expanduser(), out, languages=languages, **common)
+        _dataset(flags.source, flags.out.expanduser(), out, languages=languages, **common)
         return 0
     assert tokenizer is not None
     there = () if flags.source.startswith("tokens:") and languages else _codes(sources.find(flags.source), languages)
     for code in listed(languages, "--languages") or there:
         corpus = corpora.open(flags.source, code, tokenizer, length=flags.length, **common)
-        show(corpus, tokenizer, out, samples=flags.samples)
+        _show(corpus, tokenizer, out, samples=flags.samples)
     return 0

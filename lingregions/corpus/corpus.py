@@ -34,8 +34,8 @@ from lingregions.display import Shown
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.permutation import derive, permute
 
-PACKINGS = ("packed", "paper")
-PARTS = ("all", "score", "evaluation")
+_PACKINGS = ("packed", "paper")
+_PARTS = ("all", "score", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Corpus(Shown):
     def __post_init__(self) -> None:
         """Refuse settings that cannot give samples."""
         where = f"{self.source} ({self.language}, split {self.split})"
-        if self.packing not in PACKINGS:
-            raise ValueError(f"packing is one of {', '.join(PACKINGS)}, not {self.packing!r}")
+        if self.packing not in _PACKINGS:
+            raise ValueError(f"packing is one of {', '.join(_PACKINGS)}, not {self.packing!r}")
         if self.length < 2 + (self.policy.bos == "sample"):
             raise ValueError(
                 f"samples of {self.length} tokens hold no target; length is 2 or more (3 with bos='sample')"
@@ -269,7 +269,7 @@ def _rows(array: np.ndarray, rows: int) -> np.ndarray:
     return padded
 
 
-def choose(tokens: Tokens, split: str, part: str, held: float | None, seed: int | None) -> np.ndarray:
+def _choose(tokens: Tokens, split: str, part: str, held: float | None, seed: int | None) -> np.ndarray:
     """Return int64 document numbers, increasing: the slice of `split`, then the `part` of it.
 
     The parts "score" and "evaluation" are disjoint by text: a hash of the text and `seed` sends about `held` (a
@@ -278,8 +278,8 @@ def choose(tokens: Tokens, split: str, part: str, held: float | None, seed: int 
     _, start, stop = sources.parse(split)
     first, last = sources.bounds(start, stop, len(tokens))
     chosen = np.arange(first, last, dtype=np.int64)
-    if part not in PARTS:
-        raise ValueError(f"a part of a split is one of {', '.join(PARTS)}, not {part!r}")
+    if part not in _PARTS:
+        raise ValueError(f"a part of a split is one of {', '.join(_PARTS)}, not {part!r}")
     if part == "all":
         return chosen
     if held is None or seed is None or not 0 < held < 1:
@@ -356,7 +356,7 @@ def open(
 
     `source` is a name of `source.py`, a path, or the texts themselves, one a document; `language` any name of one;
     `split` its split with an optional slice by document (None: the source's own default), `part`, `held` and `seed` as
-    in `choose`; `packing` "packed" or "paper"; `bos` and `eos` as in `special.policy`; `column`, `document` and
+    in `_choose`; `packing` "packed" or "paper"; `bos` and `eos` as in `special.policy`; `column`, `document` and
     `strict` as in `text.read`. `vocabulary` is the number of rows of the model's embedding; a tokenizer with ids beyond
     it is refused. With `cache`, a folder, the tokens are read from files there, built first by `workers` processes if
     need be; without, they are held in memory, 8 bytes a token. Raises ValueError (TextError for bad texts, with
@@ -383,7 +383,7 @@ def open(
             with build.Pool(tokenizer, workers, strict) as pool:
                 folder = build.build(Path(cache), place, code, whole, pool, say=warnings.append)
             tokens = build.load(folder, tokenizer)
-    chosen = choose(tokens, sliced, part, held, seed)
+    chosen = _choose(tokens, sliced, part, held, seed)
     if len(tokens) and not len(chosen):
         filters = f"split {sliced!r}" + ("" if part == "all" else f" and held={held}, which keeps the {part} side,")
         raise ValueError(

@@ -10,7 +10,7 @@
     tokens:PATH/TO/FOLDER     token files that `lingregions data build` wrote (`build.py`)
 
 Any split may carry a slice by document, `all[:90%]` or `train[1000:2000]`. From Python, a list of strings is a source
-too (`Texts`).
+too (`_Texts`).
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from lingregions.corpus import text
 from lingregions.corpus.languages import LANGUAGES, canonical, of_name
 from lingregions.corpus.text import Reading
 
-UDHR_LICENCE = "Universal Declaration of Human Rights, translations of the United Nations; free of copyright"
+_UDHR_LICENCE = "Universal Declaration of Human Rights, translations of the United Nations; free of copyright"
 
 
 class Source(Protocol):
@@ -102,7 +102,7 @@ class Udhr(_Simple):
         if language not in LANGUAGES:
             raise ValueError(f"udhr has no {language!r}; it has {' '.join(self.languages())}")
         whole = self._file(language).decode()
-        chosen = whole.strip("\n") if split == "all" else halves(whole)[split == "second"]
+        chosen = whole.strip("\n") if split == "all" else _halves(whole)[split == "second"]
         yield from reading.accept(chosen, f"udhr/{language}.txt")
 
     def identity(self, language: str, split: str) -> str:
@@ -111,13 +111,13 @@ class Udhr(_Simple):
 
     def licence(self, language: str) -> str:
         """Return the licence note."""
-        return UDHR_LICENCE
+        return _UDHR_LICENCE
 
     def _file(self, language: str) -> bytes:
         return resources.files("lingregions.corpus").joinpath(f"data/udhr/{language}.txt").read_bytes()
 
 
-def halves(whole: str) -> tuple[str, str]:
+def _halves(whole: str) -> tuple[str, str]:
     """Return the halves of a text, cut at the line boundary nearest to half of its UTF-8 bytes (the earlier of two).
 
     The line feed at the cut and those at the ends belong to neither half. Raises ValueError for a text of one line.
@@ -131,7 +131,7 @@ def halves(whole: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Texts(_Simple):
+class _Texts(_Simple):
     """Documents in memory, of whichever language they are asked for as."""
 
     texts: tuple[str, ...]
@@ -161,7 +161,7 @@ class Texts(_Simple):
 
 
 @dataclass(frozen=True)
-class File(_Simple):
+class _File(_Simple):
     """One file of text, of whichever language it is asked for as; `document` and `column` as in `text.read`."""
 
     name: str
@@ -203,7 +203,7 @@ class File(_Simple):
 
 
 @dataclass(frozen=True)
-class Folder(File):
+class _Folder(_File):
     """Files and folders of the user that are named by language."""
 
     def languages(self) -> list[str]:
@@ -313,7 +313,7 @@ def _only_all(split: str, what: str) -> None:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class _Manifest:
     """Sources by language, from a JSON file `{"languages": {"ar": {"source": ...}, ...}}`.
 
     An entry may also have split, column, document and licence (a note). Relative folders are relative to the file.
@@ -364,7 +364,7 @@ class Manifest:
 _ENTRY = {"source", "split", "column", "document", "licence"}
 
 
-def _manifest(path: Path, above: tuple[Path, ...]) -> Manifest:
+def _manifest(path: Path, above: tuple[Path, ...]) -> _Manifest:
     """Read a manifest file; raises ValueError that names the file and the entry for anything wrong in it."""
     if path.resolve() in above:
         raise ValueError(f"{path}: a manifest that names itself as a source, or one that names it")
@@ -396,7 +396,7 @@ def _manifest(path: Path, above: tuple[Path, ...]) -> Manifest:
             sources[code] = find(entry["source"], base=path.parent, above=(*above, path.resolve()), **options)
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: the entry of {name!r}: {error}") from None
-    return Manifest(str(path), entries, sources)
+    return _Manifest(str(path), entries, sources)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -424,7 +424,7 @@ def find(
         texts = tuple(name)
         if not all(isinstance(each, str) for each in texts):
             raise ValueError("texts in memory are a list of strings, one a document")
-        return Texts(texts)
+        return _Texts(texts)
     name = str(name)
     if name == "udhr":
         return Udhr()
@@ -434,9 +434,9 @@ def find(
         return tfds.find(name, column)
     path = (base or Path()) / os.path.expanduser(name)
     if path.is_dir():
-        return Folder(name, path, column, document)
+        return _Folder(name, path, column, document)
     if path.is_file() and text.stem(path) != path.name:
-        return File(name, path, column, document)
+        return _File(name, path, column, document)
     if path.suffix == ".json" and path.is_file():
         return _manifest(path, above)
     if path.is_file():
@@ -451,21 +451,21 @@ def most_bytes(source: Source, language: str) -> int | None:
 
     Files that are packed, Parquet among them, say nothing of the text's size: it may be any number of times theirs.
     """
-    if isinstance(source, Manifest):
+    if isinstance(source, _Manifest):
         return most_bytes(source._source(language), language)
-    if not isinstance(source, File):
+    if not isinstance(source, _File):
         return None
     files = source.files(language)
     packed = any(text.kind(path)[1] or text.kind(path)[0] == ".parquet" for path in files)
     return None if packed else sum(path.stat().st_size for path in files)
 
 
-SLICE = re.compile(r"([^\[\]]*)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+_SLICE = re.compile(r"([^\[\]]*)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
 def parse(split: str) -> tuple[str, str, str]:
     """Return (name, start, stop) of a split such as "train[:90%]"; raises ValueError for anything else."""
-    match = SLICE.fullmatch(split.strip())
+    match = _SLICE.fullmatch(split.strip())
     if not match:
         raise ValueError(
             "a split is a name with at most one slice by document, such as all[:90%] or train[1000:2000], not "

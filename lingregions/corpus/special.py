@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from lingregions.models.tokenizer import Tokenizer
 
-BOS = ("none", "document", "sample")
-EOS = ("none", "document")
+_BOS = ("none", "document", "sample")
+_EOS = ("none", "document")
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def policy(tokenizer: Tokenizer, bos: str | None = None, eos: str | None = None)
     """
     bos = bos or ("document" if tokenizer.adds_bos else "none")
     eos = eos or "none"
-    if bos not in BOS:
-        raise ValueError(f"bos is one of {', '.join(BOS)}, not {bos!r}")
-    if eos not in EOS:
-        raise ValueError(f"eos is one of {', '.join(EOS)}, not {eos!r}")
+    if bos not in _BOS:
+        raise ValueError(f"bos is one of {', '.join(_BOS)}, not {bos!r}")
+    if eos not in _EOS:
+        raise ValueError(f"eos is one of {', '.join(_EOS)}, not {eos!r}")
     if bos != "none" and tokenizer.bos is None:
         raise ValueError(f"the tokenizer {tokenizer.name} has no BOS token: set bos='none' instead of {bos!r}")
     if eos != "none" and tokenizer.eos is None:

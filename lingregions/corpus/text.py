@@ -23,10 +23,10 @@ from typing import IO, Any
 READABLE = ".txt and .jsonl (also .gz, .xz, .zst) and .parquet"
 _ENDINGS = re.compile(r"(?:(?P<form>\.txt|\.jsonl)(?P<compression>\.gz|\.xz|\.zst)?|\.parquet)$", re.IGNORECASE)
 _PACKAGES = {".parquet": "pyarrow", ".zst": "zstandard"}
-DOCUMENTS = ("line", "paragraph", "file")
-SHOWN = 20  # messages about skipped texts that are kept; all are counted
-CHUNK = 1 << 20
-ROWS = 1024  # of Parquet that are in memory at a time
+_DOCUMENTS = ("line", "paragraph", "file")
+_SHOWN = 20  # messages about skipped texts that are kept; all are counted
+_CHUNK = 1 << 20
+_ROWS = 1024  # of Parquet that are in memory at a time
 
 
 class TextError(ValueError):
@@ -54,7 +54,7 @@ class Reading:
         if self.strict:
             raise TextError(f"{where}: {what} (strict=False leaves such texts out and counts them)")
         self.skipped += 1
-        if len(self.messages) < SHOWN:
+        if len(self.messages) < _SHOWN:
             self.messages.append(f"{where}: {what}")
 
     def accept(self, text: str, where: str) -> Iterator[str]:
@@ -117,8 +117,8 @@ def read(path: Path, reading: Reading, *, column: str = "text", document: str = 
     `column` names the field of JSONL and Parquet; `document` ("line", "paragraph", "file") applies to `.txt`.
     Raises TextError with file:line in strict reading.
     """
-    if document not in DOCUMENTS:
-        raise ValueError(f"a document of a text file is one of {', '.join(DOCUMENTS)}, not {document!r}")
+    if document not in _DOCUMENTS:
+        raise ValueError(f"a document of a text file is one of {', '.join(_DOCUMENTS)}, not {document!r}")
     form, _ = kind(path)
     require(path)
     if form == ".parquet":
@@ -197,7 +197,7 @@ def _parquet(path: Path, reading: Reading, column: str) -> Iterator[str]:
         if column not in names:
             raise TextError(f"{path}: no column {column!r}; columns there: {', '.join(names)}")
         number = 0
-        batches = table.iter_batches(ROWS, columns=[column])
+        batches = table.iter_batches(_ROWS, columns=[column])
         while True:
             try:
                 rows = next(batches, None)
@@ -262,11 +262,11 @@ def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
 def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
     """Return the stream of plain bytes."""
     if compression == ".gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), CHUNK)
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _CHUNK)
     if compression == ".xz":
-        return io.BufferedReader(lzma.LZMAFile(raw), CHUNK)
+        return io.BufferedReader(lzma.LZMAFile(raw), _CHUNK)
     if compression == ".zst":
-        return io.BufferedReader(_Zstandard(raw), CHUNK)
+        return io.BufferedReader(_Zstandard(raw), _CHUNK)
     return raw
 
 
@@ -289,7 +289,7 @@ class _Zstandard(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` with plain bytes; return how many, 0 at the end."""
         while not self.ready:
-            data = self.left or self.raw.read(CHUNK)
+            data = self.left or self.raw.read(_CHUNK)
             self.left = b""
             if not data:
                 if self.frame is not None:

@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 from lingregions.corpus.languages import LANGUAGES
 from lingregions.corpus.text import Reading
 
-MARKERS = ("_START_ARTICLE_\n", "_START_SECTION_\n", "_START_PARAGRAPH_\n")  # of wiki40b; `_NEWLINE_` is a line feed
+_MARKERS = ("_START_ARTICLE_\n", "_START_SECTION_\n", "_START_PARAGRAPH_\n")  # of wiki40b; `_NEWLINE_` is a line feed
 OWN = "lingregions_text"
 
 
@@ -73,7 +73,7 @@ class LingregionsText(tfds.core.GeneratorBasedBuilder):
 
 
 @dataclass(frozen=True)
-class Tfds:
+class _Tfds:
     """A TFDS data set as a source; `column` is the feature that holds the text."""
 
     name: str
@@ -142,7 +142,7 @@ class Tfds:
             except UnicodeDecodeError as error:
                 reading.refuse(where, f"invalid UTF-8 (byte 0x{value[error.start]:02x} at byte {error.start + 1})")
                 continue
-            yield from reading.accept(unmark(text) if clean else text, where)
+            yield from reading.accept(_unmark(text) if clean else text, where)
 
     def identity(self, language: str, split: str) -> str:
         """Return a sha256 of the data set's name with version, its own description of what was built, and the split."""
@@ -200,16 +200,16 @@ class Tfds:
             ) from error
 
 
-def unmark(text: str) -> str:
+def _unmark(text: str) -> str:
     """Return a text of wiki40b without its structure markers: headings and paragraphs on lines of their own."""
-    for marker in MARKERS:
+    for marker in _MARKERS:
         text = text.replace(marker, "")
     return text.replace("_NEWLINE_", "\n").strip("\n")
 
 
-def find(name: str, column: str = "text") -> Tfds:
+def find(name: str, column: str = "text") -> _Tfds:
     """Return the source of a name `tfds:DATASET[@FOLDER]`."""
     template, _, folder = name.removeprefix("tfds:").partition("@")
     if not template:
         raise ValueError(f"{name!r} names no data set: tfds:wiki40b, tfds:wikipedia/20230601, tfds:NAME/CONFIG@FOLDER")
-    return Tfds(name.partition("@")[0], template, os.path.expanduser(folder) or None, column)
+    return _Tfds(name.partition("@")[0], template, os.path.expanduser(folder) or None, column)

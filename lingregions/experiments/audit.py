@@ -187,7 +187,7 @@ def _labels(config: Any, compute: models.Compute, params: trees.Tree, batch: Bat
         return jax.lax.map(draw, (hidden, jax.random.split(key, hidden.shape[0])))
 
 
-class Predictions(NamedTuple):
+class _Predictions(NamedTuple):
     """What the proxies say of the scalars of one block in one language, per token.
 
     Attributes:
@@ -220,7 +220,7 @@ def predict(
     draws: int,
     nodes: int,
     seed: int,
-) -> Iterator[Predictions]:
+) -> Iterator[_Predictions]:
     """Yield the predictions for every block, on one batch of one language.
 
     Costs 1 + draws + nodes x blocks backward passes, and a forward pass a draw.
@@ -254,7 +254,7 @@ def predict(
         for point, weight in zip(points, weights, strict=True):
             with scalars.replaced(params, block.scalars, own * (1 - point) / 2):
                 path += weight / 2 * own * gradients.split(gradients.gradient(params, batch))[number] / tokens
-        yield Predictions(first[number], drawn[number], path)
+        yield _Predictions(first[number], drawn[number], path)
 
 
 def nudge(value: float) -> np.float32:

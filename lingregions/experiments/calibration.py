@@ -15,7 +15,7 @@ from scipy import stats
 from lingregions.statistics import LEVEL
 
 ROUNDING = "rounding"  # how the stratum of a scalar begins that was only moved by one unit in the last place
-DRAWS = 1000  # of each bootstrap
+_DRAWS = 1000  # of each bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,25 +135,25 @@ def recall(part: Sample, predictor: str, count: int) -> float:
 
 
 # Predictions, effects, and whether these are above the noise floor: arrays [..., n] -> figures [...].
-Figure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+_Figure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def measure(figure: Figure, part: Sample, predictor: str) -> float:
+def measure(figure: _Figure, part: Sample, predictor: str) -> float:
     """Return a figure of a sample; NaN where there is too little of it."""
     return float(figure(part.predicted[predictor], part.exact, part.measurable)) if len(part) > 2 else math.nan
 
 
-def interval(figure: Figure, part: Sample, predictor: str, seed: int) -> list[float | None]:
+def interval(figure: _Figure, part: Sample, predictor: str, seed: int) -> list[float | None]:
     """Return [figure, low, high]: percentiles of a bootstrap over removals, inside each stratum; null: unknown."""
     value = measure(figure, part, predictor)
     if not math.isfinite(value):
         return [None, None, None]
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(part.stratum == name) for name in dict.fromkeys(part.stratum.tolist())]
-    places = np.concatenate([rng.choice(group, (DRAWS, len(group))) for group in groups], axis=1)
+    places = np.concatenate([rng.choice(group, (_DRAWS, len(group))) for group in groups], axis=1)
     drawn = figure(part.predicted[predictor][places], part.exact[places], part.measurable[places])
     known = drawn[np.isfinite(drawn)]
-    if len(known) < DRAWS / 2:
+    if len(known) < _DRAWS / 2:
         return [value, None, None]
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [value, float(low), float(high)]

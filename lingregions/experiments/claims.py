@@ -1,6 +1,6 @@
 """Claims: what a study says in words, from its figures alone; the sentences stand in <study>.j2 beside it.
 
-The first paragraph of a template is the headline, one sentence of at most `WORDS` words that says what the figures
+The first paragraph of a template is the headline, one sentence of at most `_WORDS` words that says what the figures
 mean; the others are the verdict. Every sentence is chosen by the sign of an interval, never by a point estimate.
 """
 
@@ -14,7 +14,7 @@ from lingregions.experiments import tables
 from lingregions.intervention import UNTOUCHED
 from lingregions.report import numerals
 
-WORDS = 25  # of a headline, at most
+_WORDS = 25  # of a headline, at most
 BROKEN = math.log(10)  # nats: ten times the perplexity counts as a broken model
 
 _ENVIRONMENT = jinja2.Environment(

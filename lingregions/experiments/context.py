@@ -149,7 +149,7 @@ def open_texts(context: Context) -> None:
       ValueError: a text is missing, unusable or shorter than asked; the message says which.
     """
     with cluster.ready("the opening of the texts", cluster.WORK):
-        for use in uses(context.settings):
+        for use in _uses(context.settings):
             for language in context.settings[use].languages:
                 _open(context, language, use)
         if "train" in context.settings:
@@ -167,7 +167,7 @@ def _open(context: Context, language: str, use: str) -> None:
         context.run.note(f"{language}: {corpus.counts.skipped} texts could not be read and were skipped")
 
 
-def uses(settings: ConfigDict) -> list[str]:
+def _uses(settings: ConfigDict) -> list[str]:
     """Return what texts are used for in an experiment: "score", and "evaluate" where it evaluates."""
     return [use for use in ("score", "evaluate") if use in settings]
 
@@ -185,7 +185,7 @@ def tabulate(context: Context, name: str, content: Mapping[str, Any]) -> None:
 def texts(context: Context) -> dict[str, Any]:
     """Return the table of texts: what was scored and evaluated, and how each text begins as tokens."""
     settings, rows = context.settings, []
-    for use in uses(settings):
+    for use in _uses(settings):
         for language in settings[use].languages:
             corpus, positions = context.samples(language, use)
             first = " ".join(map(str, corpus.batch([0]).tokens[0, :8].tolist()))

@@ -21,10 +21,10 @@ from lingregions.experiments.study import Study
 from lingregions.intervention import Intervention
 from lingregions.models import roles
 
-SELECTORS = (*regions.SELECTORS, "matched", "magnitude")  # by the scores, and the two controls beside them
+_SELECTORS = (*regions.SELECTORS, "matched", "magnitude")  # by the scores, and the two controls beside them
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse selectors and parts that do not exist, or that need a top which is not removed.
 
     Raises:
@@ -32,8 +32,8 @@ def check(settings: ConfigDict) -> None:
     """
     chosen = settings.select
     for selector in chosen.selectors:
-        if selector not in SELECTORS:
-            raise ValueError(f"there is no selector {selector!r}; select.selectors may hold {', '.join(SELECTORS)}")
+        if selector not in _SELECTORS:
+            raise ValueError(f"there is no selector {selector!r}; select.selectors may hold {', '.join(_SELECTORS)}")
     if "matched" in chosen.selectors and "top" not in chosen.selectors:
         raise ValueError("matched regions are matched to the top: add top to select.selectors")
     if (chosen.modules or chosen.layers) and "top" not in chosen.selectors:
@@ -45,7 +45,7 @@ def check(settings: ConfigDict) -> None:
             raise ValueError(f"there is no part {part!r}; select.modules may hold {', '.join(roles.PARTS)}")
 
 
-def whole(settings: ConfigDict) -> list[Intervention]:
+def _whole(settings: ConfigDict) -> list[Intervention]:
     """Return the regions that are removed whole: every selector at every fraction, with every seed."""
     chosen = settings.select
     return [
@@ -80,23 +80,23 @@ def parts(settings: ConfigDict, layers: int) -> list[Intervention]:
     ]
 
 
-def contrasts(settings: ConfigDict) -> list[tuple[Intervention, Intervention]]:
+def _contrasts(settings: ConfigDict) -> list[tuple[Intervention, Intervention]]:
     """Return every top with each of its controls of the same size."""
-    groups = dict.fromkeys(each.group for each in whole(settings))
+    groups = dict.fromkeys(each.group for each in _whole(settings))
     tops = {each.fraction: each for each in groups if each.kind == "top"}
     return [(tops[each.fraction], each) for each in groups if each.kind != "top" and each.fraction in tops]
 
 
-def steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score, select, remove."""
-    wanted = {each.name: _selection(each) for each in whole(settings)}
+    wanted = {each.name: _selection(each) for each in _whole(settings)}
     if settings.select.monolingual:
         wanted |= monolingual(settings)
     return [
         *step.score(settings, config),
         # The matched ones last: they start from the file of their top.
         step.select(settings, config, dict(sorted(wanted.items(), key=lambda item: item[0].startswith("matched")))),
-        step.measure(settings, [*whole(settings), *parts(settings, config.layers)], contrasts(settings)),
+        step.measure(settings, [*_whole(settings), *parts(settings, config.layers)], _contrasts(settings)),
     ]
 
 
@@ -109,10 +109,10 @@ def _selection(each: Intervention) -> Selection:
     return ranked(each.name, each.fraction, "shapes" if each.kind == "random" else "combined", each.kind, each.seed)
 
 
-def show(context: Context) -> dict[str, Any]:
+def _show(context: Context) -> dict[str, Any]:
     """Return every top against its controls, the parts of it against each other, and the verdict."""
     settings, found = context.settings, context.effects()
-    pairs, pieces = contrasts(settings), parts(settings, context.model.config.layers)
+    pairs, pieces = _contrasts(settings), parts(settings, context.model.config.layers)
     shown: dict[str, Any] = {}
     if pairs:
         columns = {
@@ -149,4 +149,4 @@ def _parts(context: Context, found: Effects, pieces: Sequence[Intervention]) -> 
     return tables.table(f"Parts of the top {pieces[0].fraction}, removed by themselves", columns, rows, tables.NOTE)
 
 
-STUDY = Study(steps, show, check)
+STUDY = Study(_steps, _show, _check)

@@ -33,12 +33,12 @@ from lingregions.regions.select import parse
 from lingregions.run import Run
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse definitions that do not exist, and fewer than two."""
-    passes(settings)
+    _passes(settings)
 
 
-def split(name: str, preset: str) -> tuple[str, str]:
+def _split(name: str, preset: str) -> tuple[str, str]:
     """Return (rule, preset) of a definition's name in the config, "fisher" or "taylor paper".
 
     Args:
@@ -57,7 +57,7 @@ def split(name: str, preset: str) -> tuple[str, str]:
     return rule, given or preset
 
 
-def passes(settings: ConfigDict) -> dict[str, dict[str, str]]:
+def _passes(settings: ConfigDict) -> dict[str, dict[str, str]]:
     """Return {preset: {definition: rule}}, what one pass over a language gathers; what reads no text is left out.
 
     Raises:
@@ -68,7 +68,7 @@ def passes(settings: ConfigDict) -> dict[str, dict[str, str]]:
         raise ValueError(f"score.definitions compares two or more, each named once, not {', '.join(names) or 'none'}")
     found: dict[str, dict[str, str]] = {}
     for name in names:
-        rule, preset = split(name, settings.score.preset)
+        rule, preset = _split(name, settings.score.preset)
         if _reads(name):
             found.setdefault(preset, {})[name] = rule
     return found
@@ -79,14 +79,14 @@ def _reads(name: str) -> bool:
     return scoring.RULES[name.partition(" ")[0]].reads != "nothing"
 
 
-def removal(name: str, fraction: str) -> Intervention:
+def _removal(name: str, fraction: str) -> Intervention:
     """Return the removal of a definition's top."""
     return Intervention(kind="top", definition=name, fraction=fraction, perturbation="zero")
 
 
-def steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score with every definition, remove what each calls the top."""
-    names, fractions, presets = settings.score.definitions, settings.select.fractions, passes(settings)
+    names, fractions, presets = settings.score.definitions, settings.select.fractions, _passes(settings)
     marks = {
         language: tuple(_mark(settings, each, language) for each in presets) for language in settings.score.languages
     }
@@ -98,18 +98,18 @@ def steps(settings: ConfigDict, config: Any) -> list[Step]:
         marks=tuple(mark for each in marks.values() for mark in each),
     )
     wanted = {
-        removal(name, each).name: Selection(each, functools.partial(_top, name=name, fraction=each))
+        _removal(name, each).name: Selection(each, functools.partial(_top, name=name, fraction=each))
         for name in names
         for each in fractions
     }
     first = names[0]
-    pairs = [(removal(name, each), removal(first, each)) for each in fractions for name in names if name != first]
+    pairs = [(_removal(name, each), _removal(first, each)) for each in fractions for name in names if name != first]
     return [
         collected,
         # The sums of scores are gone when the regions are there.
         step.select(settings, config, wanted),
         Step("discard", "the sums of scores", _discard),
-        step.measure(settings, [removal(name, each) for each in fractions for name in names], pairs),
+        step.measure(settings, [_removal(name, each) for each in fractions for name in names], pairs),
     ]
 
 
@@ -117,7 +117,7 @@ def steps(settings: ConfigDict, config: Any) -> list[Step]:
 
 
 def _collect_all(context: Context) -> None:
-    for preset, rules in passes(context.settings).items():
+    for preset, rules in _passes(context.settings).items():
         _collect(context, preset, rules)
 
 
@@ -178,21 +178,21 @@ def _total(context: Context, name: str) -> trees.Tree:
 
 def _complete(context: Context, name: str) -> bool:
     """Whether all regions of a definition are there."""
-    names = [removal(name, fraction).name for fraction in context.settings.select.fractions]
+    names = [_removal(name, fraction).name for fraction in context.settings.select.fractions]
     return all(context.run.done(f"region-{slug(each)}") is not None for each in names)
 
 
 def _top(context: Context, name: str, fraction: str) -> Region:
     """Return the top of one definition."""
     settings = context.settings
-    rule, preset = split(name, settings.score.preset)
+    rule, preset = _split(name, settings.score.preset)
     own = _with_preset(context, preset, ())
     known = scored.provenance(own, settings.score.languages if _reads(name) else (), rule)
     if name not in context.rankings:
         context.rankings.clear()
         context.rankings[name] = _total(own, name) if _reads(name) else scored.magnitudes(own)
     values = roles.restrict(context.rankings[name], settings.select.scope)
-    return regions.select(values, fraction, provenance=known.replace(name=removal(name, fraction).name))
+    return regions.select(values, fraction, provenance=known.replace(name=_removal(name, fraction).name))
 
 
 def _discard(context: Context) -> None:
@@ -203,12 +203,12 @@ def _discard(context: Context) -> None:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def show(context: Context) -> dict[str, Any]:
+def _show(context: Context) -> dict[str, Any]:
     """Return what each definition's top costs, how much they share, and the verdict."""
     settings, found = context.settings, context.effects()
     names, fractions = list(settings.score.definitions), list(settings.select.fractions)
     shared = {
-        fraction: geometry.overlap([selection.read(context, removal(name, fraction).name) for name in names]).iou()
+        fraction: geometry.overlap([selection.read(context, _removal(name, fraction).name) for name in names]).iou()
         for fraction in fractions
     }
     shown: dict[str, Any] = {}
@@ -228,7 +228,7 @@ def show(context: Context) -> dict[str, Any]:
         shown["curve_by_definition"] = tables.curve(
             "Effect against the number of parameters removed, by definition",
             "parameters removed",
-            {name: [(x, found.cell(removal(name, each))) for x, each in points] for name in names},
+            {name: [(x, found.cell(_removal(name, each))) for x, each in points] for name in names},
             logarithmic=True,
             x_format="number",
         )
@@ -236,16 +236,16 @@ def show(context: Context) -> dict[str, Any]:
     facts = {
         "names": names,
         "largest": fractions[-1],
-        "removal": removal,
+        "removal": _removal,
         "sizes": [_compared(names, fraction, found, shared[fraction][0]) for fraction in fractions],
-        "blind": {name: [each for each in fractions if found.value(removal(name, each)) > BROKEN] for name in blind},
+        "blind": {name: [each for each in fractions if found.value(_removal(name, each)) > BROKEN] for name in blind},
     }
     return shown | {"verdict": claims.verdict("definitions", "Does the definition matter?", found, **facts)}
 
 
 def _compared(names: Sequence[str], fraction: str, found: Effects, shared: np.ndarray) -> dict[str, Any]:
     """Return what is said of one fraction: who does more, less or as much harm as the first, and the overlaps."""
-    first, *others = (removal(name, fraction) for name in names)
+    first, *others = (_removal(name, fraction) for name in names)
     ranked = sorted((first, *others), key=lambda each: -found.value(each))
     signs = {sign: [each.definition for each in others if found.sign(each, first) == sign] for sign in (1, -1, 0)}
     low, high = float(shared[1:].min()), float(shared[1:].max())
@@ -257,9 +257,9 @@ def _table(
 ) -> dict[str, Any]:
     rows = []
     for fraction in fractions:
-        first = removal(names[0], fraction)
+        first = _removal(names[0], fraction)
         for place, name in enumerate(names):
-            cells = tables.against(found, removal(name, fraction), first if place else None)
+            cells = tables.against(found, _removal(name, fraction), first if place else None)
             rows.append([name, fraction, float(shared[fraction][0, place]), *cells])
     columns = {
         **{"definition": "text", "fraction": "text", f"overlap with {names[0]} (IoU)": "share"},
@@ -268,4 +268,4 @@ def _table(
     return tables.table("The same removal with each definition", columns, rows, tables.NOTE)
 
 
-STUDY = Study(steps, show, check)
+STUDY = Study(_steps, _show, _check)

@@ -26,16 +26,16 @@ from lingregions.intervention import Intervention
 from lingregions.models import roles
 from lingregions.regions import Region, geometry
 
-AXIS = "embed"
+_AXIS = "embed"
 # Places -> scope; beside them the input norm of one layer.
-PLACES = {"residual": "everything", "outputs": "outputs", "norms": "all_norms"}
-INPUT_NORM = "input norm"
-KINDS = ("top", "massive")  # beside the random ones: where the core is fullest, and of the largest activations
-FILE = "dimensions.json"
-Dimensions = Mapping[str, list[int]]  # {"top", "massive" or "random <seed>": dimensions, the first first}
+_PLACES = {"residual": "everything", "outputs": "outputs", "norms": "all_norms"}
+_INPUT_NORM = "input norm"
+_KINDS = ("top", "massive")  # beside the random ones: where the core is fullest, and of the largest activations
+_FILE = "dimensions.json"
+_Dimensions = Mapping[str, list[int]]  # {"top", "massive" or "random <seed>": dimensions, the first first}
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse places and perturbations that do not exist.
 
     Raises:
@@ -43,8 +43,8 @@ def check(settings: ConfigDict) -> None:
     """
     chosen = settings.dimensions
     for place in chosen.places:
-        if place not in PLACES:
-            raise ValueError(f"there is no place {place!r}; dimensions.places may hold {', '.join(PLACES)}")
+        if place not in _PLACES:
+            raise ValueError(f"there is no place {place!r}; dimensions.places may hold {', '.join(_PLACES)}")
     for change in (*chosen.changes, *chosen.single_changes):
         _change(change, settings.seed)
     if not chosen.counts or min(chosen.counts) < 1:
@@ -61,14 +61,14 @@ def _change(change: str, seed: int) -> dict[str, Any]:
     return {"perturbation": name, "factor": factor, "noise_seed": noise_seed}
 
 
-def changes(settings: ConfigDict) -> list[Intervention]:
+def _changes(settings: ConfigDict) -> list[Intervention]:
     """Return what is done, at dimensions that are not known yet: every place and change of one, then of several."""
     chosen, found = settings.dimensions, []
     for count in chosen.counts:
         places: list[dict[str, Any]] = [{"part": place} for place in chosen.places]
         kinds = list(chosen.changes)
         if count == 1:
-            places += [{"part": INPUT_NORM, "layer": layer} for layer in chosen.input_norms]
+            places += [{"part": _INPUT_NORM, "layer": layer} for layer in chosen.input_norms]
             kinds = list(dict.fromkeys((*kinds, *chosen.single_changes)))
         found += [
             Intervention(kind="dimension", count=count, **place, **_change(change, settings.seed))
@@ -78,19 +78,19 @@ def changes(settings: ConfigDict) -> list[Intervention]:
     return found
 
 
-def special(change: Intervention, kind: str, dimensions: Dimensions) -> Intervention:
+def _special(change: Intervention, kind: str, dimensions: _Dimensions) -> Intervention:
     """Return a change at the first dimensions of a kind; a single one is named by its index."""
     if change.count == 1:
         return dataclasses.replace(change, target=f"dimension {dimensions[kind][0]}")
     return dataclasses.replace(change, kind=f"{kind} dimension")
 
 
-def random(change: Intervention, seed: int | None = None) -> Intervention:
+def _random(change: Intervention, seed: int | None = None) -> Intervention:
     """Return a change at as many random dimensions: the control."""
     return dataclasses.replace(change, kind="random dimension", seed=seed)
 
 
-def steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score, select the core, choose dimensions, perturb."""
     chosen = settings.dimensions
     most = max(chosen.counts)
@@ -100,7 +100,7 @@ def steps(settings: ConfigDict, config: Any) -> list[Step]:
             "dimensions"
         )
     name, fraction = _core(settings), settings.select.fractions[0]
-    number = len(changes(settings)) * (len(KINDS) + len(chosen.seeds))
+    number = len(_changes(settings)) * (len(_KINDS) + len(chosen.seeds))
     return [
         *step.score(settings, config),
         step.select(settings, config, {name: selection.ranked(name, fraction)}),
@@ -119,19 +119,19 @@ def _choose(context: Context) -> None:
         chosen, size = context.settings.dimensions, context.model.config.embed
         most = max(chosen.counts)
         core = selection.read(context, _core(context.settings))
-        top = [int(index) for index, _ in geometry.profile(core, AXIS).leading(most)]
+        top = [int(index) for index, _ in geometry.profile(core, _AXIS).leading(most)]
         massive = models.massive_dimensions(activations.maxima(context), most)
         free = np.setdiff1d(np.arange(size), [*top, *massive])
         found = {"top": top, "massive": massive}
         for seed in chosen.seeds:
             drawn = permutation.permute(np.arange(most), len(free), permutation.derive(seed, "dimensions"))
             found[f"random {seed}"] = [int(free[place]) for place in drawn]
-        context.run.write(FILE, json.dumps(found) + "\n")
-        context.run.finish("dimensions", FILE)
+        context.run.write(_FILE, json.dumps(found) + "\n")
+        context.run.finish("dimensions", _FILE)
 
 
-def _chosen(context: Context) -> Dimensions:
-    found: Dimensions = context.run.agree(json.loads(context.run.path(FILE).read_text()))
+def _chosen(context: Context) -> _Dimensions:
+    found: _Dimensions = context.run.agree(json.loads(context.run.path(_FILE).read_text()))
     return found
 
 
@@ -140,34 +140,34 @@ def _plan(context: Context) -> Planned:
     dimensions, settings = _chosen(context), context.settings
     bound: dict[Intervention, Intervention] = {}
     pairs = []
-    for change in changes(settings):
-        drawn = [(random(change, seed), f"random {seed}") for seed in settings.dimensions.seeds]
-        for each, kind in [*((special(change, kind, dimensions), kind) for kind in KINDS), *drawn]:
-            make = functools.partial(region, context, each, dimensions[kind][: change.count])
+    for change in _changes(settings):
+        drawn = [(_random(change, seed), f"random {seed}") for seed in settings.dimensions.seeds]
+        for each, kind in [*((_special(change, kind, dimensions), kind) for kind in _KINDS), *drawn]:
+            make = functools.partial(_region, context, each, dimensions[kind][: change.count])
             bound.setdefault(each, dataclasses.replace(each, region=make))
-            pairs += [(each, random(change))] if kind in KINDS and drawn else []
+            pairs += [(each, _random(change))] if kind in _KINDS and drawn else []
     return list(bound.values()), pairs
 
 
-def region(context: Context, each: Intervention, indices: list[int]) -> Region:
+def _region(context: Context, each: Intervention, indices: list[int]) -> Region:
     """Return the region of dimensions in the places that an intervention says."""
-    scope = "input_norm" if each.part == INPUT_NORM else PLACES[each.part]
+    scope = "input_norm" if each.part == _INPUT_NORM else _PLACES[each.part]
     part = roles.restrict(context.model.shapes, scope)
-    found = geometry.slab(part, models.declare(context.model.config), AXIS, indices, each.name)
+    found = geometry.slab(part, models.declare(context.model.config), _AXIS, indices, each.name)
     return found if each.layer is None else regions.restrict(found, layers=[each.layer], name=each.name)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def show(context: Context) -> dict[str, Any]:
+def _show(context: Context) -> dict[str, Any]:
     """Return which dimensions they are, each change against the same one at random dimensions, and the verdict."""
     settings, found, dimensions = context.settings, context.effects(), _chosen(context)
     controlled = bool(settings.dimensions.seeds)
     wanted = {
-        change: {kind: special(change, kind, dimensions) for kind in KINDS}
-        | ({"random": random(change)} if controlled else {})
-        for change in changes(settings)
+        change: {kind: _special(change, kind, dimensions) for kind in _KINDS}
+        | ({"random": _random(change)} if controlled else {})
+        for change in _changes(settings)
     }
     columns = {"dimensions": "text", "at once": "count", "change": "text", "where": "text", **tables.AGAINST}
     rows = [
@@ -198,9 +198,9 @@ def _where(change: Intervention) -> str:
     return change.part + ("" if change.layer is None else f" of layer {change.layer}")
 
 
-def _dimensions(context: Context, dimensions: Dimensions) -> dict[str, Any]:
+def _dimensions(context: Context, dimensions: _Dimensions) -> dict[str, Any]:
     """Return the table of which dimensions are meant, with what of the core they hold."""
-    held = geometry.profile(selection.read(context, _core(context.settings)), AXIS).counts
+    held = geometry.profile(selection.read(context, _core(context.settings)), _AXIS).counts
     whole = int(held.sum())
     columns = {
         **{"kind": "text", "dimensions": "text", "part of the core that they hold": "percent"},
@@ -223,10 +223,10 @@ def _dimensions(context: Context, dimensions: Dimensions) -> dict[str, Any]:
     return tables.table("The dimensions", columns, rows, note)
 
 
-Wanted = Mapping[Intervention, Mapping[str, Intervention]]  # {change: {kind: intervention}}
+_Wanted = Mapping[Intervention, Mapping[str, Intervention]]  # {change: {kind: intervention}}
 
 
-def _single(wanted: Wanted, found: Effects) -> dict[str, Any]:
+def _single(wanted: _Wanted, found: Effects) -> dict[str, Any]:
     """Return the heat map of one dimension: kinds over places and changes."""
     values: dict[str, dict[str, float | None]] = {}
     for change, kinds in wanted.items():
@@ -235,7 +235,7 @@ def _single(wanted: Wanted, found: Effects) -> dict[str, Any]:
     return tables.heatmap("One dimension", "dimension", values)
 
 
-def _curve(wanted: Wanted, found: Effects, place: str, what: str) -> dict[str, Any]:
+def _curve(wanted: _Wanted, found: Effects, place: str, what: str) -> dict[str, Any]:
     """Return the curve of the effect over how many dimensions are changed at once."""
     series: dict[str, list[tuple[float, tables.Cell]]] = {}
     for change, kinds in wanted.items():
@@ -245,4 +245,4 @@ def _curve(wanted: Wanted, found: Effects, place: str, what: str) -> dict[str, A
     return tables.curve(f"Several dimensions at once: {what}, {place}", "dimensions", series)
 
 
-STUDY = Study(steps, show, check)
+STUDY = Study(_steps, _show, _check)

@@ -34,7 +34,7 @@ NAME = "frozen_pretraining"
 
 
 @dataclasses.dataclass(frozen=True)
-class Treatment:
+class _Treatment:
     """What a training is held to, beside its language.
 
     Attributes:
@@ -58,23 +58,23 @@ class Treatment:
 
 
 # What `freeze.treatments` may hold: these, and every method that needs no region of its own.
-TREATMENTS: dict[str, Treatment] = {
-    "full": Treatment(),
-    "core": Treatment("hard", "top"),
-    "random": Treatment("hard", "matched"),
-    "bottom": Treatment("hard", "bottom"),
-    "embedding": Treatment("leaves", scope="embedding"),
-    "replay": Treatment(replays=True),
-    "reversion": Treatment(region="top", after=True),
-} | {name: Treatment(name) for name, method in freeze.METHODS.items() if method.option not in ("", "scope")}
+_TREATMENTS: dict[str, _Treatment] = {
+    "full": _Treatment(),
+    "core": _Treatment("hard", "top"),
+    "random": _Treatment("hard", "matched"),
+    "bottom": _Treatment("hard", "bottom"),
+    "embedding": _Treatment("leaves", scope="embedding"),
+    "replay": _Treatment(replays=True),
+    "reversion": _Treatment(region="top", after=True),
+} | {name: _Treatment(name) for name, method in freeze.METHODS.items() if method.option not in ("", "scope")}
 
 
-def treatment(training: Intervention) -> Treatment:
+def _treatment(training: Intervention) -> _Treatment:
     """Return what a training is held to."""
-    return TREATMENTS[training.kind]
+    return _TREATMENTS[training.kind]
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse treatments that do not exist, a language that is not evaluated, a schedule that does not fit.
 
     Raises:
@@ -82,16 +82,16 @@ def check(settings: ConfigDict) -> None:
     """
     chosen, language = settings.freeze, settings.train.language
     for name in chosen.treatments:
-        if name not in TREATMENTS:
-            raise ValueError(f"freeze.treatments holds {name!r}; there are {', '.join(TREATMENTS)}")
-        method = TREATMENTS[name].method
+        if name not in _TREATMENTS:
+            raise ValueError(f"freeze.treatments holds {name!r}; there are {', '.join(_TREATMENTS)}")
+        method = _TREATMENTS[name].method
         if method and freeze.METHODS[method].option == "strength" and method not in chosen:
             raise ValueError(f"the method {method} needs its strength: the config has no freeze.{method}")
-    if any(TREATMENTS[name].after for name in chosen.treatments) and "full" not in chosen.treatments:
+    if any(_TREATMENTS[name].after for name in chosen.treatments) and "full" not in chosen.treatments:
         raise ValueError("reversion is made of the training full: add full to freeze.treatments")
     if language not in settings.evaluate.languages:
         raise ValueError(f"{language} is trained but not evaluated: add it to evaluate.languages")
-    if not kept(settings):
+    if not _kept(settings):
         raise ValueError(f"only {language} is evaluated: what is forgotten is seen in others, add some")
     if not settings.train.seeds:
         raise ValueError("train.seeds is empty: every training has one")
@@ -99,32 +99,32 @@ def check(settings: ConfigDict) -> None:
         raise ValueError(f"ewc needs the scores of the rule fisher: add {', '.join(lacking)} to score.rules")
     for fraction in chosen.fractions:
         parse(fraction)
-    recipe(settings)
+    _recipe(settings)
 
 
-def trainings(settings: ConfigDict, seed: int | None = None) -> list[Intervention]:
+def _trainings(settings: ConfigDict, seed: int | None = None) -> list[Intervention]:
     """Return the trainings of a seed, what is made of them last."""
     chosen = settings.freeze
     return [
         Intervention(kind=name, fraction=fraction, seed=seed)
-        for name in sorted(chosen.treatments, key=lambda name: TREATMENTS[name].after)
-        for fraction in (chosen.fractions if TREATMENTS[name].sized else ("",))
+        for name in sorted(chosen.treatments, key=lambda name: _TREATMENTS[name].after)
+        for fraction in (chosen.fractions if _TREATMENTS[name].sized else ("",))
     ]
 
 
 def _pairs(settings: ConfigDict) -> list[tuple[Intervention, Intervention]]:
     """Return every frozen core with everything that competes with it."""
-    names = trainings(settings)
+    names = _trainings(settings)
     cores = [each for each in names if each.kind == "core"]
     return [(core, other) for core in cores for other in names if other.kind != "core"]
 
 
-def steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score, select, train with every treatment and seed, evaluate on the way, report after each seed."""
     seeds, end = settings.train.seeds, settings.train.samples
     wanted: dict[str, Selection] = {}
     for seed in seeds:
-        for each in trainings(settings, seed):
+        for each in _trainings(settings, seed):
             wanted |= _selections(settings, each)
     planned = [
         Step("texts", f"training text of {settings.train.language}", _open_texts),
@@ -133,10 +133,10 @@ def steps(settings: ConfigDict, config: Any) -> list[Step]:
         step.measure(settings, [], [(_after(core, end), _after(other, end)) for core, other in _pairs(settings)]),
     ]
     for number, seed in enumerate(seeds):
-        made = trainings(settings, seed)
-        reversions = [each for each in made if treatment(each).after]
+        made = _trainings(settings, seed)
+        reversions = [each for each in made if _treatment(each).after]
         for each in made:
-            if not treatment(each).after:
+            if not _treatment(each).after:
                 planned.append(_train(settings, config, each, reversions if each.kind == "full" else []))
         if number < len(seeds) - 1:
             planned.append(Step("report", f"seed {seed}", lambda context: STUDY.publish(context)))
@@ -144,7 +144,7 @@ def steps(settings: ConfigDict, config: Any) -> list[Step]:
 
 
 def _train(settings: ConfigDict, config: Any, training: Intervention, reversions: Sequence[Intervention]) -> Step:
-    evaluated = step.evaluation(settings, len(reached(settings)) + len(reversions))
+    evaluated = step.evaluation(settings, len(_reached(settings)) + len(reversions))
     samples = None if evaluated["samples"] is None else evaluated["samples"] + settings.train.samples
     return Step(
         f"train {training.name}",
@@ -160,8 +160,8 @@ def _train(settings: ConfigDict, config: Any, training: Intervention, reversions
 
 def _open_texts(context: Context) -> None:
     """Open what is trained on, before the first hour of work."""
-    made = trainings(context.settings, 0)
-    _feed(context, next((each for each in made if treatment(each).replays), made[0]))
+    made = _trainings(context.settings, 0)
+    _feed(context, next((each for each in made if _treatment(each).replays), made[0]))
 
 
 # --- what a training needs --------------------------------------------------------------------------------------------
@@ -169,13 +169,15 @@ def _open_texts(context: Context) -> None:
 
 def _beside(settings: ConfigDict) -> tuple[str, ...]:
     """Return the rules whose scores are saved beside the definition's."""
-    given = {freeze.METHODS[method].given for each in settings.freeze.treatments if (method := TREATMENTS[each].method)}
+    given = {
+        freeze.METHODS[method].given for each in settings.freeze.treatments if (method := _TREATMENTS[each].method)
+    }
     return ("fisher",) if "fisher" in given else ()
 
 
 def _selections(settings: ConfigDict, training: Intervention) -> dict[str, Selection]:
     """Return the regions that a training needs: its own last."""
-    wanted, fraction, scope = treatment(training).region, training.fraction, settings.freeze.scope
+    wanted, fraction, scope = _treatment(training).region, training.fraction, settings.freeze.scope
     if not wanted:
         return {}
     core, name = f"top {fraction}", _region(training)
@@ -188,7 +190,7 @@ def _selections(settings: ConfigDict, training: Intervention) -> dict[str, Selec
 
 def _region(training: Intervention) -> str:
     """Return the name of the region that a training freezes, or sets back."""
-    kind = treatment(training).region
+    kind = _treatment(training).region
     return Intervention(kind=kind, fraction=training.fraction, seed=training.seed if kind == "matched" else None).name
 
 
@@ -198,7 +200,7 @@ def _masks(context: Context, training: Intervention) -> trees.Tree:
 
 def _constraints(context: Context, training: Intervention) -> list[freeze.Constraint]:
     """Return what a training is held to, made by the method of its treatment."""
-    chosen, params, settings = treatment(training), context.model.params, context.settings.freeze
+    chosen, params, settings = _treatment(training), context.model.params, context.settings.freeze
     if not chosen.method:
         return []
     method = freeze.METHODS[chosen.method]
@@ -224,7 +226,7 @@ def _given(context: Context, training: Intervention, what: str) -> trees.Tree | 
     return None
 
 
-def recipe(settings: ConfigDict) -> train.Recipe:
+def _recipe(settings: ConfigDict) -> train.Recipe:
     """Return how the config trains.
 
     Raises:
@@ -234,13 +236,13 @@ def recipe(settings: ConfigDict) -> train.Recipe:
     return train.Recipe(**{name: value for name, value in settings.train.to_dict().items() if name in names})
 
 
-def reached(settings: ConfigDict) -> list[int]:
+def _reached(settings: ConfigDict) -> list[int]:
     """Return the sample counts at which a training is evaluated, the end among them."""
     samples = settings.train.samples
     return sorted({*(count for count in settings.train.counts if 0 < count < samples), samples})
 
 
-def kept(settings: ConfigDict) -> list[str]:
+def _kept(settings: ConfigDict) -> list[str]:
     """Return the evaluated languages other than the trained one."""
     return [code for code in settings.evaluate.languages if code != settings.train.language]
 
@@ -250,9 +252,9 @@ def _feed(context: Context, training: Intervention) -> train.Feed:
     settings = context.settings
     assert training.seed is not None
     own = train.Order(context.corpus(settings.train.language, "train"), training.seed)
-    if not treatment(training).replays:
+    if not _treatment(training).replays:
         return own
-    others = (context.corpus(code, "train") for code in settings.freeze.replayed or kept(settings))
+    others = (context.corpus(code, "train") for code in settings.freeze.replayed or _kept(settings))
     return train.Mix(own, tuple(train.Order(each, training.seed) for each in others), settings.freeze.replay)
 
 
@@ -262,7 +264,7 @@ def _trainer(context: Context, training: Intervention) -> train.Trainer:
     micro = context.settings.machine.train_batch * meshes.rows(model.mesh)
     constraints = _constraints(context, training)
     return train.Trainer(
-        model.config, model.compute, recipe(context.settings), constraints, micro=micro, mesh=model.mesh
+        model.config, model.compute, _recipe(context.settings), constraints, micro=micro, mesh=model.mesh
     )
 
 
@@ -287,7 +289,7 @@ def _learn(context: Context, training: Intervention, reversions: Sequence[Interv
     """
     run, settings, model, name = context.run, context.settings, context.model, training.name
     end = settings.train.samples
-    observed = [_after(training, count) for count in reached(settings)] + [_after(each, end) for each in reversions]
+    observed = [_after(training, count) for count in _reached(settings)] + [_after(each, end) for each in reversions]
     # All of them, now: a training that goes on at a checkpoint does not meet the counts before it again.
     lost = [each.name for each in observed if measurement.remember(context, each)]
     if run.done(_mark(training)) is not None:
@@ -305,7 +307,7 @@ def _learn(context: Context, training: Intervention, reversions: Sequence[Interv
             model.params,
             _feed(context, training),
             hook=lambda count, params: measurement.observe(context, _after(training, count), params),
-            counts=reached(settings),
+            counts=_reached(settings),
             keep=settings.machine.keep,
             save_steps=settings.machine.save_steps,
             save_seconds=settings.machine.save_seconds,
@@ -325,7 +327,7 @@ def _learn(context: Context, training: Intervention, reversions: Sequence[Interv
 
 def _verify(context: Context, training: Intervention, params: trees.Tree) -> None:
     """Prove that a frozen region is the base model's, bit for bit."""
-    if treatment(training).method == "hard":
+    if _treatment(training).method == "hard":
         freeze.verify(context.model.params, params, _masks(context, training))
 
 
@@ -343,8 +345,8 @@ def export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: s
       ValueError: there is no such training, or a frozen entry moved; nothing is written then.
       RunError: its checkpoint is not there.
     """
-    made = [each for seed in settings.train.seeds for each in trainings(settings, seed)]
-    known = {each.name: each for each in made if not treatment(each).after}
+    made = [each for seed in settings.train.seeds for each in _trainings(settings, seed)]
+    known = {each.name: each for each in made if not _treatment(each).after}
     if training not in known:
         raise ValueError(f"the run has no training {training!r}; it has {', '.join(known)}")
     context = prepare(settings, run)
@@ -357,7 +359,7 @@ def export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: s
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class _Outcome:
     """What a training ends with, over the seeds: nats per token against the untouched model, or another training.
 
     Attributes:
@@ -373,27 +375,27 @@ class Outcome:
 
 def _outcome(
     settings: ConfigDict, found: Effects, training: Intervention, count: int, control: Intervention = UNTOUCHED
-) -> Outcome:
+) -> _Outcome:
     """Return what a training gained and lost after `count` samples."""
     each = found.differences(_after(training, count), control)
     value, low, high = _cell(statistics.estimate(each[settings.train.language]))
     negative = [None if bound is None else -bound for bound in (value, high, low)]
-    return Outcome(training.name, negative, _cell(statistics.estimate(statistics.mean(each, kept(settings)))))
+    return _Outcome(training.name, negative, _cell(statistics.estimate(statistics.mean(each, _kept(settings)))))
 
 
 def _cell(estimate: statistics.Estimate) -> Cell:
     return [tables.finite(bound) for bound in estimate[:3]]
 
 
-def show(context: Context) -> dict[str, Any]:
+def _show(context: Context) -> dict[str, Any]:
     """Return tables, curves, the Pareto plot and the verdict of the seeds that are done."""
     settings, target, end = context.settings, context.settings.train.language, context.settings.train.samples
-    names = trainings(settings)
+    names = _trainings(settings)
     found = context.effects()
     seeds = len({each.seed for each in found.measured} - {None})
     note = (
         f"Trained on {end:,} samples of {settings.data.length} tokens ({target}), {numerals.plural(seeds, 'seed')}; "
-        f"kept languages: {', '.join(kept(settings))}. Intervals: bootstrap over segments and seeds."
+        f"kept languages: {', '.join(_kept(settings))}. Intervals: bootstrap over segments and seeds."
     )
     outcomes = [_outcome(settings, found, each, end) for each in names]
     compared = [
@@ -415,7 +417,7 @@ def show(context: Context) -> dict[str, Any]:
             NAME,
             "Does freezing the core help?",
             target=target,
-            kept=len(kept(settings)),
+            kept=len(_kept(settings)),
             seeds=seeds,
             full=next((each for each, name in zip(outcomes, names, strict=True) if name.kind == "full"), None),
             compared=compared,
@@ -426,10 +428,10 @@ def show(context: Context) -> dict[str, Any]:
     }
 
 
-def _pareto(target: str, names: Sequence[Intervention], outcomes: Sequence[Outcome], note: str) -> dict[str, Any]:
+def _pareto(target: str, names: Sequence[Intervention], outcomes: Sequence[_Outcome], note: str) -> dict[str, Any]:
     """Return the plot of gain against forgetting."""
 
-    def point(name: Intervention, outcome: Outcome) -> dict[str, Any]:
+    def point(name: Intervention, outcome: _Outcome) -> dict[str, Any]:
         axes = (("x", outcome.loss), ("y", outcome.gain))
         bounds = {f"{axis}{end}": cell[place] for axis, cell in axes for place, end in enumerate(("", "_low", "_high"))}
         return {"label": outcome.name, "group": name.kind, **bounds}
@@ -453,13 +455,13 @@ def _progress(
     series = {
         each.name: [
             start,
-            *((count, getattr(_outcome(settings, found, each, count), side)) for count in reached(settings)),
+            *((count, getattr(_outcome(settings, found, each, count), side)) for count in _reached(settings)),
         ]
         for each in names
-        if not treatment(each).after
+        if not _treatment(each).after
     }
     units = {"upwards": "nats per token", "note": note, "format": "number"}
     return tables.curve(f"{what} while training", "samples trained on", series, **units)
 
 
-STUDY = Study(steps, show, check)
+STUDY = Study(_steps, _show, _check)

@@ -23,9 +23,9 @@ from lingregions.intervention import COLUMNS, UNTOUCHED, Intervention
 from lingregions.run.progress import Bar
 
 # results.csv: one row per (intervention, language).
-KEYS = ("experiment", "intervention", "language")
-RESULTS: dict[str, type] = {
-    **dict.fromkeys(KEYS, str),
+_KEYS = ("experiment", "intervention", "language")
+_RESULTS: dict[str, type] = {
+    **dict.fromkeys(_KEYS, str),
     "nll_nats": float,
     "tokens": int,
     "bytes": int,
@@ -70,7 +70,7 @@ def observe(context: Context, intervention: Intervention, params: trees.Tree) ->
 
 def remember(context: Context, intervention: Intervention) -> list[str]:
     """Count an intervention among the measured ones; returns the languages that are missing or not sound."""
-    context.measured[intervention] = functools.partial(segments, context, intervention.name)
+    context.measured[intervention] = functools.partial(_segments, context, intervention.name)
     rows = results(context)
     return [
         code
@@ -81,7 +81,7 @@ def remember(context: Context, intervention: Intervention) -> list[str]:
 
 def results(context: Context) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the rows of results.csv by (name of the intervention, language)."""
-    context.run.table("results", RESULTS, KEYS)
+    context.run.table("results", _RESULTS, _KEYS)
     return {(row["intervention"], row["language"]): row for row in context.run.rows("results")}
 
 
@@ -139,7 +139,7 @@ def _intact(context: Context, row: Mapping[str, Any]) -> bool:
     return bool(sound)
 
 
-def segments(context: Context, intervention: str, language: str) -> evaluate.Segments:
+def _segments(context: Context, intervention: str, language: str) -> evaluate.Segments:
     """Return the sums by segment of a finished measurement."""
     path = context.run.path(_file(intervention, language))
     rows = list(csv.reader(path.read_text().splitlines()))[1:] if jax.process_index() == 0 else []

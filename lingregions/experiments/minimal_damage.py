@@ -33,12 +33,12 @@ from lingregions.models import roles
 from lingregions.regions import Region, geometry
 from lingregions.regions.select import parse
 
-FIRST = 10  # the largest set whose scalars are named
-RANKED = {"top": "nats", "magnitude": "magnitude"}  # kinds of nested regions -> their ranking
-Points = Sequence[tuple[int, tables.Cell]]  # (scalars removed, [effect, low, high]), the smallest set first
+_FIRST = 10  # the largest set whose scalars are named
+_RANKED = {"top": "nats", "magnitude": "magnitude"}  # kinds of nested regions -> their ranking
+_Points = Sequence[tuple[int, tables.Cell]]  # (scalars removed, [effect, low, high]), the smallest set first
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse fractions and counts that select nothing.
 
     Raises:
@@ -53,13 +53,13 @@ def check(settings: ConfigDict) -> None:
         raise ValueError("select.random asks for random regions, but select.seeds is empty")
 
 
-def nested(settings: ConfigDict, kind: str) -> list[Intervention]:
+def _nested(settings: ConfigDict, kind: str) -> list[Intervention]:
     """Return the removals of the first scalars by score ("top") or by |theta| ("magnitude")."""
     fractions = settings.select.fractions
     return [Intervention(kind=kind, fraction=each, within="scope", perturbation="zero") for each in fractions]
 
 
-def drawn(settings: ConfigDict) -> list[Intervention]:
+def _drawn(settings: ConfigDict) -> list[Intervention]:
     """Return the removals of random regions: a part of every matrix."""
     chosen = settings.select
     return [
@@ -74,7 +74,7 @@ def core(settings: ConfigDict, part: str = "") -> Intervention:
     return Intervention(kind="core", fraction=settings.select.core, part=part, perturbation="zero")
 
 
-SUPER_WEIGHTS = Intervention(kind="super weights", part="only", perturbation="zero")
+_SUPER_WEIGHTS = Intervention(kind="super weights", part="only", perturbation="zero")
 
 
 def pieces(settings: ConfigDict) -> dict[Intervention, Callable[[Context], Region]]:
@@ -84,42 +84,43 @@ def pieces(settings: ConfigDict) -> dict[Intervention, Callable[[Context], Regio
         return regions.subtract(_core(context), part(context))
 
     def bare(context: Context) -> Region:
-        return regions.restrict(without(outlier_dimensions, context), "decoder_without_norms")
+        return regions.restrict(without(_outlier_dimensions, context), "decoder_without_norms")
 
     firsts = {count: functools.partial(first, count) for count in settings.select.counts}
     return {
         **{core(settings, f"top {count} only"): make for count, make in firsts.items()},
-        SUPER_WEIGHTS: super_weights,
+        _SUPER_WEIGHTS: _super_weights,
         **{
             core(settings, f"without its top {count}"): functools.partial(without, make)
             for count, make in firsts.items()
         },
-        core(settings, "without super weights"): functools.partial(without, super_weights),
-        core(settings, "without outlier dimensions"): functools.partial(without, outlier_dimensions),
+        core(settings, "without super weights"): functools.partial(without, _super_weights),
+        core(settings, "without outlier dimensions"): functools.partial(without, _outlier_dimensions),
         core(settings, "without outlier dimensions and norms"): bare,
     }
 
 
-def steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score, select at every fraction, take the core apart, remove."""
-    ranked = [each for kind in RANKED for each in nested(settings, kind)]
+    ranked = [each for kind in _RANKED for each in _nested(settings, kind)]
     whole = core(settings)
     wanted = {
-        each.name: selection.ranked(each.name, each.fraction, RANKED[each.kind], within="scope") for each in ranked
+        each.name: selection.ranked(each.name, each.fraction, _RANKED[each.kind], within="scope") for each in ranked
     }
     wanted |= {
-        each.name: selection.ranked(each.name, each.fraction, "shapes", "random", each.seed) for each in drawn(settings)
+        each.name: selection.ranked(each.name, each.fraction, "shapes", "random", each.seed)
+        for each in _drawn(settings)
     }
     wanted[whole.name] = selection.ranked(whole.name, whole.fraction)
     for each, make in pieces(settings).items():
         wanted[each.name] = Selection(whole.fraction, functools.partial(_named, make, each.name))
-    pairs = list(zip(nested(settings, "top"), nested(settings, "magnitude"), strict=True))
+    pairs = list(zip(_nested(settings, "top"), _nested(settings, "magnitude"), strict=True))
     return [
         *step.score(settings, config),
         step.select(settings, config, wanted),
         step.measure(
             settings,
-            [*ranked, *drawn(settings), whole, *pieces(settings)],
+            [*ranked, *_drawn(settings), whole, *pieces(settings)],
             [*pairs, *((each, whole) for each in pieces(settings))],
             region=lambda context, each: selection.read(context, each.name),
         ),
@@ -146,7 +147,7 @@ def first(count: int, context: Context) -> Region:
     return regions.select(inside, Fraction(count, trees.count(inside)), within="scope", provenance=known)
 
 
-def super_weights(context: Context) -> Region:
+def _super_weights(context: Context) -> Region:
     """Return the super weights, parallel to the core; empty, with a note, where the activations show none."""
     found = models.super_weights(activations.maxima(context), context.settings.select.spike)
     if not found:
@@ -158,7 +159,7 @@ def super_weights(context: Context) -> Region:
     return dataclasses.replace(named, provenance=named.provenance.replace(**known))
 
 
-def outlier_dimensions(context: Context) -> Region:
+def _outlier_dimensions(context: Context) -> Region:
     """Return what of the core lies at its outlier dimensions, wherever the axis `embed` is carried.
 
     As many dimensions as `select.outliers` says: those where the core is fullest, and as many with the largest
@@ -174,7 +175,7 @@ def outlier_dimensions(context: Context) -> Region:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def crossing(points: Points, level: float) -> tables.Cell:
+def _crossing(points: _Points, level: float) -> tables.Cell:
     """Return [value, low, high]: how many scalars it takes until the effect reaches a level.
 
     Between two measured sizes the effect is taken as straight over the logarithm of the size. The bounds are where the
@@ -205,22 +206,22 @@ def crossing(points: Points, level: float) -> tables.Cell:
     return [value, None if open_below else low, reach(1)[0]]
 
 
-def show(context: Context) -> dict[str, Any]:
+def _show(context: Context) -> dict[str, Any]:
     """Return the curves, the smallest sets, the first scalars, the pieces of the core, and the verdict."""
     settings, found = context.settings, context.effects()
     sizes = {each: regions.total(selection.read(context, each.name)) for each in found.measured if each.perturbation}
     languages = list(settings.evaluate.languages)
 
-    def points(interventions: Sequence[Intervention], language: str = ALL) -> Points:
+    def points(interventions: Sequence[Intervention], language: str = ALL) -> _Points:
         every = sorted((sizes[each], found.cell(each, language=language)) for each in interventions)
         return [(size, cell) for size, cell in every if cell[0] is not None]
 
-    tops, largest = nested(settings, "top"), nested(settings, "magnitude")
+    tops, largest = _nested(settings, "top"), _nested(settings, "magnitude")
     smallest = {
-        kind: {code: crossing(points(nested(settings, kind), code), claims.BROKEN) for code in (*languages, ALL)}
-        for kind in RANKED
+        kind: {code: _crossing(points(_nested(settings, kind), code), claims.BROKEN) for code in (*languages, ALL)}
+        for kind in _RANKED
     }
-    groups = {each.group: each for each in drawn(settings)}
+    groups = {each.group: each for each in _drawn(settings)}
     curves = {"top": points(tops), "magnitude": points(largest), "random": points(list(groups.values()))}
     scope = trees.count(roles.restrict(context.model.shapes, settings.select.scope))
     return {
@@ -229,11 +230,11 @@ def show(context: Context) -> dict[str, Any]:
         "smallest_sets": _smallest(smallest, languages, scope),
         "first_scalars": _first(context, sizes),
         "pieces": _pieces(settings, sizes, found),
-        "verdict": verdict(settings, smallest, sizes, found, scope),
+        "verdict": _verdict(settings, smallest, sizes, found, scope),
     }
 
 
-def _curves(series: Mapping[str, Points], what: str) -> dict[str, Any]:
+def _curves(series: Mapping[str, _Points], what: str) -> dict[str, Any]:
     note = (
         "Nested sets: the highest scores of the whole scope, or the largest |theta|; random ones take the same part of "
         "every matrix."
@@ -242,10 +243,10 @@ def _curves(series: Mapping[str, Points], what: str) -> dict[str, Any]:
     return tables.curve(title, "scalars removed", series, note=note, logarithmic=True)
 
 
-Smallest = Mapping[str, Mapping[str, tables.Cell]]  # {kind: {language: scalars, low, high}}
+_Smallest = Mapping[str, Mapping[str, tables.Cell]]  # {kind: {language: scalars, low, high}}
 
 
-def _smallest(smallest: Smallest, languages: Sequence[str], scope: int) -> dict[str, Any]:
+def _smallest(smallest: _Smallest, languages: Sequence[str], scope: int) -> dict[str, Any]:
     def row(code: str) -> list[Any]:
         top, largest = smallest["top"][code], smallest["magnitude"][code]
         return [code, top, None if top[0] is None else top[0] / scope, largest]
@@ -268,13 +269,13 @@ def _first(context: Context, sizes: Mapping[Intervention, int]) -> dict[str, Any
     rows = []
     for kind, words in (("top", "score"), ("magnitude", "|theta|")):
         seen: dict[Scalar, int] = {}
-        for each in sorted(nested(context.settings, kind), key=lambda each: sizes[each]):
-            if 0 < sizes[each] <= FIRST:
+        for each in sorted(_nested(context.settings, kind), key=lambda each: sizes[each]):
+            if 0 < sizes[each] <= _FIRST:
                 for scalar in members(selection.read(context, each.name)):
                     seen.setdefault(scalar, sizes[each])
         rows += [[words, size, str(scalar)] for scalar, size in seen.items()]
     columns = {"by": "text", "in the set of": "count", "scalar": "text"}
-    note = f"Layer, matrix and index of the scalars in the sets of up to {FIRST}."
+    note = f"Layer, matrix and index of the scalars in the sets of up to {_FIRST}."
     return tables.table("The first scalars", columns, rows, note)
 
 
@@ -297,8 +298,8 @@ def _pieces(settings: ConfigDict, sizes: Mapping[Intervention, int], found: Effe
     return tables.table(f"What carries the {whole.name}", columns, rows, tables.NOTE)
 
 
-def verdict(
-    settings: ConfigDict, smallest: Smallest, sizes: Mapping[Intervention, int], found: Effects, scope: int
+def _verdict(
+    settings: ConfigDict, smallest: _Smallest, sizes: Mapping[Intervention, int], found: Effects, scope: int
 ) -> dict[str, Any]:
     """Return what the figures say: how little breaks the model, whether |theta| does it too, what carries the core."""
     counts = {
@@ -321,4 +322,4 @@ def verdict(
     return claims.verdict("minimal_damage", "How little is enough?", found, **facts)
 
 
-STUDY = Study(steps, show, check)
+STUDY = Study(_steps, _show, _check)

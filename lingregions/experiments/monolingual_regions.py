@@ -35,7 +35,7 @@ from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.statistics import Estimate
 
 
-class Neighbours(NamedTuple):
+class _Neighbours(NamedTuple):
     """The evaluated languages, seen from one of them.
 
     Attributes:
@@ -64,7 +64,7 @@ class Neighbours(NamedTuple):
         return near | dict.fromkeys(self.strangers, -1 / len(self.strangers))
 
 
-def neighbours(settings: ConfigDict, language: str) -> Neighbours:
+def _neighbours(settings: ConfigDict, language: str) -> _Neighbours:
     """Return which evaluated languages are of a language's family, and which are not.
 
     Raises:
@@ -81,37 +81,37 @@ def neighbours(settings: ConfigDict, language: str) -> Neighbours:
         raise ValueError(
             f"every evaluated language is of the {settings.select.family} {name}, as {language}: add others"
         )
-    return Neighbours(language, name, relatives, strangers)
+    return _Neighbours(language, name, relatives, strangers)
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse a scored language that is not evaluated, or without an evaluated stranger.
 
     Raises:
       ValueError: says which.
     """
     for language in settings.score.languages:
-        neighbours(settings, language)
+        _neighbours(settings, language)
 
 
-def own(language: str) -> Intervention:
+def _own(language: str) -> Intervention:
     """Return the removal of what only this language has."""
     return Intervention(kind="monolingual", region_language=language, perturbation="zero")
 
 
-def control(language: str, seed: int | None = None) -> Intervention:
+def _control(language: str, seed: int | None = None) -> Intervention:
     """Return the removal of the random region matched to a language's; of all seeds where none is said."""
     return Intervention(kind="matched", region_language=language, perturbation="zero", seed=seed)
 
 
-def steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score, select, remove, write; a region holds less than the fraction from which it is made."""
     languages, fraction = settings.score.languages, settings.select.fractions[0]
-    mine = [own(language) for language in languages]
-    drawn = [control(language, seed) for language in languages for seed in settings.select.seeds]
+    mine = [_own(language) for language in languages]
+    drawn = [_control(language, seed) for language in languages for seed in settings.select.seeds]
     tops = [f"top {fraction} {language}" for language in languages]
     wanted = selection.monolingual(settings) | {
-        each.name: selection.matched(each.name, fraction, own(each.region_language).name, each.seed or 0, tops)
+        each.name: selection.matched(each.name, fraction, _own(each.region_language).name, each.seed or 0, tops)
         for each in drawn
     }
 
@@ -121,7 +121,7 @@ def steps(settings: ConfigDict, config: Any) -> list[Step]:
     return [
         *step.score(settings, config),
         step.select(settings, config, wanted),
-        step.measure(settings, [*mine, *drawn], [(own(each), control(each)) for each in languages if drawn]),
+        step.measure(settings, [*mine, *drawn], [(_own(each), _control(each)) for each in languages if drawn]),
         step.generate(len(mine), bound, [each.name for each in mine]),
     ]
 
@@ -129,64 +129,66 @@ def steps(settings: ConfigDict, config: Any) -> list[Step]:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-class Index(NamedTuple):
+class _Index(NamedTuple):
     """A figure of one region: as it is, and over its control; nats per token."""
 
     plain: Estimate
     over: Estimate
 
 
-class Figures(NamedTuple):
+class _Figures(NamedTuple):
     """The indices of one region, None where there are no weights or no control."""
 
-    specificity: Index | None
-    relatedness: Index | None
+    specificity: _Index | None
+    relatedness: _Index | None
     over_others: Estimate | None
 
 
-def figures(settings: ConfigDict, found: Effects, each: Neighbours) -> Figures:
+def _figures(settings: ConfigDict, found: Effects, each: _Neighbours) -> _Figures:
     """Return the indices of the region of a language."""
 
-    def index(weights: Mapping[str, float]) -> Index | None:
+    def index(weights: Mapping[str, float]) -> _Index | None:
         if not weights or not settings.select.seeds:
             return None
         sides = (
-            statistics.combine(found.differences(own(each.language), reference, tuple(weights)), weights)
-            for reference in (UNTOUCHED, control(each.language))
+            statistics.combine(found.differences(_own(each.language), reference, tuple(weights)), weights)
+            for reference in (UNTOUCHED, _control(each.language))
         )
-        return Index(*map(statistics.estimate, sides))
+        return _Index(*map(statistics.estimate, sides))
 
-    return Figures(index(each.specificity), index(each.relatedness), _over_others(settings, found, each))
+    return _Figures(index(each.specificity), index(each.relatedness), _over_others(settings, found, each))
 
 
-def _over_others(settings: ConfigDict, found: Effects, each: Neighbours) -> Estimate | None:
+def _over_others(settings: ConfigDict, found: Effects, each: _Neighbours) -> Estimate | None:
     """Return the effect on a language of its own region minus the mean of those of scored strangers."""
     code, others = each.language, [other for other in settings.score.languages if other in each.strangers]
     if not others:
         return None
     # One language, one seed: every difference was resampled with the same draws, so they average draw by draw.
-    draws = [found.differences(own(code), own(other), (code,))[code] for other in others]
+    draws = [found.differences(_own(code), _own(other), (code,))[code] for other in others]
     value, values, null = (np.mean(side, axis=0) for side in zip(*((one[:3]) for one in draws), strict=True))
     return statistics.estimate(statistics.Draws(float(value), values, null, draws[0].units))
 
 
-def show(context: Context) -> dict[str, Any]:
+def _show(context: Context) -> dict[str, Any]:
     """Return the matrices, the indices, the relatives one by one, what the models write, and the verdict."""
     settings, found = context.settings, context.effects()
-    near = {language: neighbours(settings, language) for language in settings.score.languages}
-    indices = {language: figures(settings, found, each) for language, each in near.items()}
+    near = {language: _neighbours(settings, language) for language in settings.score.languages}
+    indices = {language: _figures(settings, found, each) for language, each in near.items()}
     shown = {
         "effect_matrix": tables.by_language(
-            found, {code: own(code) for code in near}, "Effect of monolingual regions", "region of"
+            found, {code: _own(code) for code in near}, "Effect of monolingual regions", "region of"
         ),
         "specificity": _specificity(context, near, found, indices),
         "relatives": _relatives(settings, near, found),
-        "continuations": generation.table(context, [own(language) for language in near]),
-        "verdict": verdict(near, found, indices),
+        "continuations": generation.table(context, [_own(language) for language in near]),
+        "verdict": _verdict(near, found, indices),
     }
     if settings.select.seeds:
         title = "Effect of random regions matched to them"
-        shown["control_matrix"] = tables.by_language(found, {code: control(code) for code in near}, title, "matched to")
+        shown["control_matrix"] = tables.by_language(
+            found, {code: _control(code) for code in near}, title, "matched to"
+        )
     return shown
 
 
@@ -199,7 +201,7 @@ def _mean(found: Effects, intervention: Intervention, languages: Sequence[str]) 
 
 
 def _specificity(
-    context: Context, near: Mapping[str, Neighbours], found: Effects, indices: Mapping[str, Figures]
+    context: Context, near: Mapping[str, _Neighbours], found: Effects, indices: Mapping[str, _Figures]
 ) -> dict[str, Any]:
     columns = {
         **{"region of": "text", "scalars": "count", "own": "factor", "family": "factor", "others": "factor"},
@@ -213,11 +215,11 @@ def _specificity(
         rows.append(
             [
                 code,
-                regions.total(selection.read(context, own(code).name)),
-                found.cell(own(code), language=code),
-                _mean(found, own(code), each.relatives),
-                _mean(found, own(code), each.strangers),
-                found.cell(control(code), language=code) if context.settings.select.seeds else None,
+                regions.total(selection.read(context, _own(code).name)),
+                found.cell(_own(code), language=code),
+                _mean(found, _own(code), each.relatives),
+                _mean(found, _own(code), each.strangers),
+                found.cell(_control(code), language=code) if context.settings.select.seeds else None,
                 *(None if each is None else [tables.finite(value) for value in each[:3]] for each in estimates),
             ]
         )
@@ -230,14 +232,14 @@ def _specificity(
     return tables.table("Own language, family, others", columns, rows, note)
 
 
-def _relatives(settings: ConfigDict, near: Mapping[str, Neighbours], found: Effects) -> dict[str, Any]:
+def _relatives(settings: ConfigDict, near: Mapping[str, _Neighbours], found: Effects) -> dict[str, Any]:
     controlled = bool(settings.select.seeds)
     columns = {"region of": "text", "family": "text", "language": "text", "perplexity": "factor"}
     rows = []
     for code, each in near.items():
         for relative in (code, *each.relatives):
-            row = [code, each.family, relative, found.cell(own(code), language=relative)]
-            rows.append([*row, found.cell(own(code), control(code), relative)] if controlled else row)
+            row = [code, each.family, relative, found.cell(_own(code), language=relative)]
+            rows.append([*row, found.cell(_own(code), _control(code), relative)] if controlled else row)
     note = (
         "Perplexity of a language as a multiple of the untouched model's, without the region of its relative; last "
         "column: of what the matched random region gives."
@@ -251,16 +253,16 @@ def _most_harmed(found: Effects, intervention: Intervention) -> str:
     return max(found.languages, key=lambda code: found.value(intervention, language=code))
 
 
-def verdict(near: Mapping[str, Neighbours], found: Effects, indices: Mapping[str, Figures]) -> dict[str, Any]:
+def _verdict(near: Mapping[str, _Neighbours], found: Effects, indices: Mapping[str, _Figures]) -> dict[str, Any]:
     """Return what the figures say."""
     specific = {code: each.specificity for code, each in indices.items() if each.specificity is not None}
     related = {code: each.relatedness for code, each in indices.items() if each.relatedness is not None}
     others = {code: each.over_others for code, each in indices.items() if each.over_others is not None}
     facts = {
-        "own": own,
+        "own": _own,
         "near": near,
-        "strangers": {code: _mean(found, own(code), each.strangers) for code, each in near.items()},
-        "first": [code for code in near if _most_harmed(found, own(code)) == code],
+        "strangers": {code: _mean(found, _own(code), each.strangers) for code, each in near.items()},
+        "first": [code for code in near if _most_harmed(found, _own(code)) == code],
         "others": others,
         "over_others": [code for code, each in others.items() if each.low > 0],
         "specific": specific,
@@ -272,4 +274,4 @@ def verdict(near: Mapping[str, Neighbours], found: Effects, indices: Mapping[str
     return claims.verdict("monolingual_regions", "Does a language lose most without its own region?", found, **facts)
 
 
-STUDY = Study(steps, show, check)
+STUDY = Study(_steps, _show, _check)

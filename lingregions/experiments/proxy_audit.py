@@ -43,15 +43,15 @@ from lingregions.models import roles
 from lingregions.statistics import LEVEL
 
 # audit.csv: one row per (removed set, language); nats per token.
-COLUMNS: dict[str, type] = {
+_COLUMNS: dict[str, type] = {
     **{"matrix": str, "stratum": str, "size": int, "first": int, "language": str, "exact": float},
     **dict.fromkeys(PREDICTORS, float),
 }
-KEYS = ("matrix", "stratum", "size", "first", "language")
-Predicted = Mapping[str, Mapping[str, float]]  # {language: {predictor: nats per token}}
+_KEYS = ("matrix", "stratum", "size", "first", "language")
+_Predicted = Mapping[str, Mapping[str, float]]  # {language: {predictor: nats per token}}
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse a language that is not scored, and strata that do not grow.
 
     Raises:
@@ -66,7 +66,7 @@ def check(settings: ConfigDict) -> None:
     audit.strata(chosen.strata)
 
 
-def steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score, sample, predict, remove; as if every stratum of every kind of matrix held enough scalars."""
     chosen = settings.audit
     blocks = len(step.declared(config, settings.select.scope)) * len(chosen.strata)
@@ -171,8 +171,8 @@ def _remove(context: Context) -> None:
     settings, run, model, params = context.settings, context.run, context.model, context.model.params
     blocks = _blocks(context)
     batches = {language: _text(context, language) for language in settings.audit.languages}
-    run.table("audit", COLUMNS, KEYS)
-    known = {tuple(row[key] for key in KEYS) for row in run.rows("audit")}
+    run.table("audit", _COLUMNS, _KEYS)
+    known = {tuple(row[key] for key in _KEYS) for row in run.rows("audit")}
     languages = list(batches)
     predictions = {language: _predictions(context, language) for language in languages}
     sizes = [len(batch.tokens) for batch in batches.values()]
@@ -183,13 +183,13 @@ def _remove(context: Context) -> None:
     whole = model.place(Batch(*(np.concatenate(each) for each in zip(*batches.values(), strict=True))))
     base = audit.means(model.evaluator(params, whole, None), rows)
 
-    def add(names: tuple[str, str, int, int], members: Sequence[Scalar], values: Any, predicted: Predicted) -> None:
+    def add(names: tuple[str, str, int, int], members: Sequence[Scalar], values: Any, predicted: _Predicted) -> None:
         if all((*names, language) in known for language in languages):
             return
         with scalars.replaced(params, members, values):
             found = audit.means(model.evaluator(params, whole, None), rows)
         for language in languages:
-            cell = dict(zip(KEYS, (*names, language), strict=True))
+            cell = dict(zip(_KEYS, (*names, language), strict=True))
             run.add("audit", {**cell, "exact": found[language] - base[language], **predicted[language]})
         run.check()
 
@@ -214,19 +214,19 @@ def _remove(context: Context) -> None:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-NAMES = {
+_NAMES = {
     "taylor": "score: sum of |theta g|",
     "signed": "first order: |sum of theta g|",
     "second": "second order",
     "integrated": "integrated gradients",
 }
-SINGLE = tuple(name for name in PREDICTORS if name != "signed")  # of one scalar it is the score
+_SINGLE = tuple(name for name in PREDICTORS if name != "signed")  # of one scalar it is the score
 
 
-def show(context: Context) -> dict[str, Any]:
+def _show(context: Context) -> dict[str, Any]:
     """Return how well the proxies agree with what removal did, and the verdict."""
     settings, seed = context.settings, context.settings.seed
-    context.run.table("audit", COLUMNS, KEYS)
+    context.run.table("audit", _COLUMNS, _KEYS)
     sample, noise = collect(context.run.rows("audit"), PREDICTORS)
     alone = sample.take(sample.size == 1)
     languages = list(settings.audit.languages)
@@ -245,12 +245,12 @@ def show(context: Context) -> dict[str, Any]:
 def _proxies(alone: Sample, languages: Sequence[str], seed: int) -> dict[str, Any]:
     few, many = max(1, len(alone) // len(languages) // 10), max(1, len(alone) // len(languages) // 4)
     rows = []
-    for name in SINGLE:
+    for name in _SINGLE:
         for language in languages:
             part = alone.take(alone.language == language)
             ranks, shares = interval(spearman, part, name, seed), [recall(part, name, most) for most in (few, many)]
             sizes = [interval(figure, part, name, seed) for figure in (slope, factor)]
-            rows.append([NAMES[name], language, len(part), ranks, *shares, *sizes])
+            rows.append([_NAMES[name], language, len(part), ranks, *shares, *sizes])
     columns = {
         **{"proxy": "text", "language": "text", "scalars": "count", "Spearman": "interval"},
         **{f"recall at {few}": "share", f"recall at {many}": "share", "slope": "interval", "median ratio": "factor"},
@@ -303,9 +303,9 @@ def _groups(sample: Sample, seed: int) -> dict[str, Any]:
     rows = []
     for size in sorted(set(sample.size.tolist())):
         part = sample.take(sample.size == size)
-        for name in PREDICTORS if size > 1 else SINGLE:
+        for name in PREDICTORS if size > 1 else _SINGLE:
             figures = [interval(figure, part, name, seed) for figure in (spearman, factor)]
-            rows.append([int(size), NAMES[name], len(part), int((~part.measurable).sum()), *figures])
+            rows.append([int(size), _NAMES[name], len(part), int((~part.measurable).sum()), *figures])
     columns = {
         **{"scalars removed": "count", "proxy": "text", "groups x languages": "count"},
         **{"below the noise floor": "count", "Spearman": "interval", "ratio exact / predicted": "factor"},
@@ -368,7 +368,7 @@ def _verdict(sample: Sample, names: Sequence[str], noise: Mapping[str, float], s
         "Is the score a measure of removal?",
         scalars=len(alone) // languages,
         languages=len(noise),
-        ranks={name: interval(spearman, alone, name, seed) for name in SINGLE},
+        ranks={name: interval(spearman, alone, name, seed) for name in _SINGLE},
         inside={name: interval(spearman, part, "taylor", seed) for name, part in inside.items()},
         ratios={name: interval(factor, part, "taylor", seed) for name, part in inside.items()},
         tenth=tenth,
@@ -383,4 +383,4 @@ def _verdict(sample: Sample, names: Sequence[str], noise: Mapping[str, float], s
     )
 
 
-STUDY = Study(steps, show, check)
+STUDY = Study(_steps, _show, _check)

@@ -27,7 +27,7 @@ from lingregions.regions import reliability as agreement
 from lingregions.regions.select import parse
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse a single sample.
 
     Raises:
@@ -37,7 +37,7 @@ def check(settings: ConfigDict) -> None:
         raise ValueError("score.samples is 1: halves need two or more")
 
 
-def steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score with every rule, select at every stop."""
     languages, fraction = settings.score.languages, settings.select.fractions[0]
     stop = settings.score.samples
@@ -121,7 +121,7 @@ def _whole(context: Context, language: str) -> Region:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def show(context: Context) -> dict[str, Any]:
+def _show(context: Context) -> dict[str, Any]:
     """Return the tables: definitions, languages, halves, layers, growth and the noise ceiling."""
     settings, rule = context.settings, context.definition.rule
     languages, rules = list(settings.score.languages), context.scorer.rules
@@ -232,4 +232,4 @@ def _ceiling(
     )
 
 
-STUDY = Study(steps, show, check)
+STUDY = Study(_steps, _show, _check)

@@ -115,7 +115,7 @@ def save(context: Context, name: str, language: str, at: Snapshot) -> None:
     context.run.save(name, values, facts(context, language, at))
 
 
-def load(context: Context, language: str, folder: str = "scores") -> trees.Tree:
+def _load(context: Context, language: str, folder: str = "scores") -> trees.Tree:
     """Return the saved scores of a language, on the shards of the parameters."""
     like = roles.restrict(context.model.shapes, context.definition.scope)
     found: trees.Tree = context.run.load(f"{folder}/{language}", like)
@@ -134,7 +134,7 @@ def combine(context: Context, normalised: bool | None = None, folder: str = "sco
     total: trees.Tree | None = None
     scaled = context.definition.normalised if normalised is None else normalised
     for language in context.settings.score.languages:
-        total = scoring.combine(total, load(context, language, folder), scaled)
+        total = scoring.combine(total, _load(context, language, folder), scaled)
     assert total is not None  # `study.check` has seen to it
     return total
 
@@ -146,7 +146,7 @@ def magnitudes(context: Context) -> trees.Tree:
 
 
 # Name of a ranking -> what regions are selected from, beside the languages by their codes.
-RANKINGS: dict[str, Callable[[Context], trees.Tree]] = {
+_RANKINGS: dict[str, Callable[[Context], trees.Tree]] = {
     "combined": combine,
     "nats": functools.partial(combine, normalised=False),
     "magnitude": magnitudes,
@@ -159,12 +159,12 @@ def ranking(context: Context, name: str, scope: str = "") -> trees.Tree:
 
     Args:
       context: after the languages were scored.
-      name: a key of `RANKINGS`, or a scored language.
+      name: a key of `_RANKINGS`, or a scored language.
       scope: in place of `select.scope`.
     """
     if name not in context.rankings:
         context.rankings.clear()  # one at a time: each is as large as the model
-        context.rankings[name] = RANKINGS[name](context) if name in RANKINGS else load(context, name)
+        context.rankings[name] = _RANKINGS[name](context) if name in _RANKINGS else _load(context, name)
     return roles.restrict(context.rankings[name], scope or context.settings.select.scope)
 
 

@@ -109,8 +109,8 @@ def make(context: Context, wanted: Mapping[str, Selection]) -> None:
     for name, selection in wanted.items():
         mark = f"region-{slug(name)}"
         if context.run.done(mark) is None:
-            save(context, selection.make(context), file(name))
-            context.run.finish(mark, file(name), region=name)
+            save(context, selection.make(context), _file(name))
+            context.run.finish(mark, _file(name), region=name)
         context.run.check()
     context.rankings.clear()
 
@@ -127,7 +127,7 @@ def save(context: Context, region: Region, path: str) -> None:
     regions.save(region, place)
 
 
-def file(name: str) -> str:
+def _file(name: str) -> str:
     """Return the file of a region in the work directory."""
     return f"regions/{slug(name)}.safetensors"
 
@@ -135,7 +135,7 @@ def file(name: str) -> str:
 def read(context: Context, name: str, path: str = "") -> Region:
     """Return a region of this run by its name (or its file), on the shards of the parameters."""
     model = context.model
-    place = context.run.path(path or file(name))
+    place = context.run.path(path or _file(name))
     return regions.load(place, model.shapes, model.fingerprint, model.tokenizer.fingerprint)
 
 

@@ -32,15 +32,15 @@ from lingregions.intervention import SCALAR, UNTOUCHED, Intervention
 from lingregions.models import ActivationMaxima, roles
 from lingregions.regions import Region, geometry
 
-FILE = "scalars.json"
+_FILE = "scalars.json"
 SCORE, SUPER, MASSIVE = "high score", "super weight", "gain at a massive dimension"
 TWIN, ORDINARY = "twin of a super weight", "gain at an ordinary dimension"
-CONTROLS = (TWIN, ORDINARY)
-CLIPPED = Intervention(bounded=True)  # the untouched model with its activations clipped
-RESTORED = Intervention(kind="restored")  # measured last, when every change has been undone
+_CONTROLS = (TWIN, ORDINARY)
+_CLIPPED = Intervention(bounded=True)  # the untouched model with its activations clipped
+_RESTORED = Intervention(kind="restored")  # measured last, when every change has been undone
 
 
-class Candidate(NamedTuple):
+class _Candidate(NamedTuple):
     """A scalar and why it was chosen."""
 
     scalar: Scalar
@@ -49,7 +49,7 @@ class Candidate(NamedTuple):
     @property
     def control(self) -> bool:
         """Whether nothing but the comparison speaks for it."""
-        return set(self.reasons) <= set(CONTROLS)
+        return set(self.reasons) <= set(_CONTROLS)
 
     def times(self, factor: float, clipped: bool = False) -> Intervention:
         """Return the intervention that multiplies it: "layer 11 mlp.down_proj [507 1229] x0"."""
@@ -58,7 +58,7 @@ class Candidate(NamedTuple):
         return Intervention(kind=SCALAR, target=str(self.scalar), bounded=clipped, **change)
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse a rescue from a factor that no scalar is multiplied by.
 
     Raises:
@@ -71,7 +71,7 @@ def check(settings: ConfigDict) -> None:
         raise ValueError("scalars.factors is empty: say by what the scalars are multiplied")
 
 
-def steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score, choose scalars, multiply each, write; if no scalar is chosen twice and every super weight is found."""
     chosen = settings.scalars
     special = chosen.leading + chosen.supers + chosen.massive
@@ -91,17 +91,17 @@ def steps(settings: ConfigDict, config: Any) -> list[Step]:
 def _choose(context: Context) -> None:
     """Choose the scalars once, special ones first."""
     if context.run.done("scalars") is None:
-        context.run.write(FILE, json.dumps(_candidates(context), indent=1) + "\n")
-        context.run.finish("scalars", FILE)
+        context.run.write(_FILE, json.dumps(_candidates(context), indent=1) + "\n")
+        context.run.finish("scalars", _FILE)
 
 
-def candidates(context: Context) -> list[Candidate]:
+def candidates(context: Context) -> list[_Candidate]:
     """Return the scalars that were chosen, special ones first."""
-    raw = context.run.agree(json.loads(context.run.path(FILE).read_text()))
-    return [Candidate(Scalar(matrix, tuple(entry)), tuple(reasons)) for (matrix, entry), reasons in raw]
+    raw = context.run.agree(json.loads(context.run.path(_FILE).read_text()))
+    return [_Candidate(Scalar(matrix, tuple(entry)), tuple(reasons)) for (matrix, entry), reasons in raw]
 
 
-def _candidates(context: Context) -> list[Candidate]:
+def _candidates(context: Context) -> list[_Candidate]:
     settings, chosen, params = context.settings, context.settings.scalars, context.model.params
     found: dict[Scalar, list[str]] = {}
 
@@ -122,7 +122,7 @@ def _candidates(context: Context) -> list[Candidate]:
     add(MASSIVE, gains(massive))
     add(TWIN, [scalars.twin(params, each, permutation.derive(settings.seed, each.matrix)) for each in supers])
     add(ORDINARY, gains([dimension for dimension in chosen.ordinary if dimension not in massive]))
-    everything = [Candidate(scalar, tuple(reasons)) for scalar, reasons in found.items()]
+    everything = [_Candidate(scalar, tuple(reasons)) for scalar, reasons in found.items()]
     return sorted(everything, key=lambda each: each.control)
 
 
@@ -141,7 +141,7 @@ def _prompted(context: Context) -> ActivationMaxima:
 # --- what is done to them ---------------------------------------------------------------------------------------------
 
 
-def bounds(context: Context) -> trees.Tree:
+def _bounds(context: Context) -> trees.Tree:
     """Return the bounds of the rescue: the largest output of each layer's down projection on the scored text."""
     most = activations.maxima(context).down_out.max(axis=1) * np.float32(context.settings.rescue.slack)
     return roles.tree({"down": most.astype(np.float32)})
@@ -149,19 +149,19 @@ def bounds(context: Context) -> trees.Tree:
 
 def _plan(context: Context) -> Planned:
     """Return every scalar with every factor, the rescues, and last the model with everything put back."""
-    settings, chosen, most = context.settings, candidates(context), bounds(context)
+    settings, chosen, most = context.settings, candidates(context), _bounds(context)
 
-    def bound(each: Candidate, factor: float, clipped: bool = False) -> Intervention:
+    def bound(each: _Candidate, factor: float, clipped: bool = False) -> Intervention:
         make = functools.partial(_point, context, each.scalar)
         return dataclasses.replace(each.times(factor, clipped), region=make, bounds=most if clipped else None)
 
     changed = [bound(each, factor) for each in chosen for factor in settings.scalars.factors]
-    rescued = [bound(each, factor, True) for each, factor in rescues(settings, chosen)]
-    pairs = [(each.times(factor, True), each.times(factor)) for each, factor in rescues(settings, chosen)]
-    return [*changed, dataclasses.replace(CLIPPED, bounds=most), *rescued, RESTORED], pairs
+    rescued = [bound(each, factor, True) for each, factor in _rescues(settings, chosen)]
+    pairs = [(each.times(factor, True), each.times(factor)) for each, factor in _rescues(settings, chosen)]
+    return [*changed, dataclasses.replace(_CLIPPED, bounds=most), *rescued, _RESTORED], pairs
 
 
-def rescues(settings: ConfigDict, chosen: Sequence[Candidate]) -> list[tuple[Candidate, float]]:
+def _rescues(settings: ConfigDict, chosen: Sequence[_Candidate]) -> list[tuple[_Candidate, float]]:
     """Return every special scalar with every factor that it is rescued from."""
     return [(each, factor) for each in chosen if not each.control for factor in settings.rescue.factors]
 
@@ -174,9 +174,9 @@ def _point(context: Context, scalar: Scalar) -> Region:
 
 def _written(context: Context) -> list[Intervention]:
     """Return the worst of each scalar's models, and what its rescue makes of it, with their regions."""
-    chosen, factors = candidates(context), worst(context.settings, candidates(context), context.effects())
+    chosen, factors = candidates(context), _worst(context.settings, candidates(context), context.effects())
     wanted = [each.times(factors[each]) for each in chosen]
-    rescued = rescues(context.settings, chosen)
+    rescued = _rescues(context.settings, chosen)
     wanted += [each.times(factors[each], True) for each in chosen if (each, factors[each]) in rescued]
     measured = {each: each for each in context.measured}
     return [measured[each] for each in wanted]
@@ -185,29 +185,29 @@ def _written(context: Context) -> list[Intervention]:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def harm(found: Effects, intervention: Intervention) -> float:
+def _harm(found: Effects, intervention: Intervention) -> float:
     """Return an effect, infinite where it is not a number: a model that gives NaN is broken most."""
     value = found.value(intervention)
     return math.inf if math.isnan(value) else value
 
 
-def worst(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) -> dict[Candidate, float]:
+def _worst(settings: ConfigDict, chosen: Sequence[_Candidate], found: Effects) -> dict[_Candidate, float]:
     """Return the factor of each scalar that harms most."""
     factors = settings.scalars.factors
-    return {each: max(factors, key=lambda factor: harm(found, each.times(factor))) for each in chosen}
+    return {each: max(factors, key=lambda factor: _harm(found, each.times(factor))) for each in chosen}
 
 
-def undone(context: Context) -> bool:
+def _undone(context: Context) -> bool:
     """Tell whether the model with everything put back loses what the untouched one loses, to the last bit."""
     rows, codes = measurement.results(context), context.settings.evaluate.languages
-    losses = [[rows[each.name, code]["nll_nats"] for code in codes] for each in (UNTOUCHED, RESTORED)]
+    losses = [[rows[each.name, code]["nll_nats"] for code in codes] for each in (UNTOUCHED, _RESTORED)]
     return losses[0] == losses[1]
 
 
-def show(context: Context) -> dict[str, Any]:
+def _show(context: Context) -> dict[str, Any]:
     """Return the scalars, what multiplying each does, the rescues, what the models write, and the verdict."""
     settings, found, chosen = context.settings, context.effects(), candidates(context)
-    factors = worst(settings, chosen, found)
+    factors = _worst(settings, chosen, found)
     most = {each: each.times(factors[each]) for each in chosen}
     title = "The worst factor of each scalar, by language"
     return {
@@ -217,12 +217,12 @@ def show(context: Context) -> dict[str, Any]:
         "effect_by_language": tables.by_language(found, {each.name: each for each in most.values()}, title, "scalar"),
         "rescue": _rescue(settings, chosen, found),
         "continuations": generation.table(context, _written(context)),
-        "verdict": verdict(settings, most, found, undone(context)),
+        "verdict": _verdict(settings, most, found, _undone(context)),
     }
 
 
-def verdict(
-    settings: ConfigDict, most: Mapping[Candidate, Intervention], found: Effects, restored: bool
+def _verdict(
+    settings: ConfigDict, most: Mapping[_Candidate, Intervention], found: Effects, restored: bool
 ) -> dict[str, Any]:
     """Return what the figures say.
 
@@ -233,24 +233,24 @@ def verdict(
       restored: whether everything put back gave the untouched losses to the bit.
     """
     broken = list(_broken(settings, most, found))
-    hurt = [pair for pair in rescues(settings, list(most)) if harm(found, pair[0].times(pair[1])) > claims.BROKEN]
+    hurt = [pair for pair in _rescues(settings, list(most)) if _harm(found, pair[0].times(pair[1])) > claims.BROKEN]
     special = {each: intervention for each, intervention in most.items() if not each.control}
     facts = {
         "most": most,
         "special": [each for each in most if not each.control],
         "controls": [each for each in most if each.control],
         "broken": {False: sum(not each.control for each in broken), True: sum(each.control for each in broken)},
-        "first": max(special.values(), key=functools.partial(harm, found), default=None),
+        "first": max(special.values(), key=functools.partial(_harm, found), default=None),
         "hurt": hurt,
-        "saved": [pair for pair in hurt if harm(found, pair[0].times(pair[1], True)) < claims.BROKEN],
-        "clipped": CLIPPED,
+        "saved": [pair for pair in hurt if _harm(found, pair[0].times(pair[1], True)) < claims.BROKEN],
+        "clipped": _CLIPPED,
         "restored": restored,
         "breaking": claims.BROKEN,
     }
     return claims.verdict("single_parameter", "How much hangs on one parameter?", found, **facts)
 
 
-def _broken(settings: ConfigDict, chosen: Mapping[Candidate, Intervention], found: Effects) -> Iterator[Candidate]:
+def _broken(settings: ConfigDict, chosen: Mapping[_Candidate, Intervention], found: Effects) -> Iterator[_Candidate]:
     """Yield the scalars that break the model with some factor, interval included."""
     for each in chosen:
         cells = [found.cell(each.times(factor)) for factor in settings.scalars.factors]
@@ -258,7 +258,7 @@ def _broken(settings: ConfigDict, chosen: Mapping[Candidate, Intervention], foun
             yield each
 
 
-def _scalars(context: Context, chosen: Sequence[Candidate]) -> dict[str, Any]:
+def _scalars(context: Context, chosen: Sequence[_Candidate]) -> dict[str, Any]:
     members = [each.scalar for each in chosen]
     values = scalars.gather(context.model.params, members)
     scores = scalars.gather(scored.ranking(context, "nats"), members) / len(context.settings.score.languages)
@@ -274,7 +274,7 @@ def _scalars(context: Context, chosen: Sequence[Candidate]) -> dict[str, Any]:
     return tables.table("The scalars", columns, rows, note)
 
 
-def _effects(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) -> dict[str, Any]:
+def _effects(settings: ConfigDict, chosen: Sequence[_Candidate], found: Effects) -> dict[str, Any]:
     factors = settings.scalars.factors
     columns = {"scalar": "text", "chosen as": "text"} | {f"times {factor:g}": "factor" for factor in factors}
     rows = [
@@ -284,17 +284,17 @@ def _effects(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) 
     return tables.table("One scalar, multiplied", columns, rows, f"{tables.NOTE} Controls are below.")
 
 
-def _curve(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) -> dict[str, Any]:
+def _curve(settings: ConfigDict, chosen: Sequence[_Candidate], found: Effects) -> dict[str, Any]:
     factors = sorted({*settings.scalars.factors} - {1.0})
     series = {str(each.scalar): [(factor, found.cell(each.times(factor))) for factor in factors] for each in chosen}
     note = "Over all languages (geometric mean). At factor 1 every curve is at 1."
     return tables.curve("Effect by factor", "factor", series, note=note)
 
 
-def _rescue(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) -> dict[str, Any]:
+def _rescue(settings: ConfigDict, chosen: Sequence[_Candidate], found: Effects) -> dict[str, Any]:
     columns = {"model": "text", "as it is": "factor", "clipped": "factor", "clipped over as it is": "factor"}
-    rows: list[list[Any]] = [[UNTOUCHED.name, [0.0, None, None], found.cell(CLIPPED), None]]
-    for each, factor in rescues(settings, chosen):
+    rows: list[list[Any]] = [[UNTOUCHED.name, [0.0, None, None], found.cell(_CLIPPED), None]]
+    for each, factor in _rescues(settings, chosen):
         plain, clipped = each.times(factor), each.times(factor, True)
         rows.append([plain.name, found.cell(plain), found.cell(clipped), found.cell(clipped, plain)])
     note = (
@@ -305,4 +305,4 @@ def _rescue(settings: ConfigDict, chosen: Sequence[Candidate], found: Effects) -
     return tables.table("Rescue by clipping", columns, rows, note)
 
 
-STUDY = Study(steps, show, check)
+STUDY = Study(_steps, _show, _check)

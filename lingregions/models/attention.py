@@ -28,7 +28,7 @@ from lingregions import mesh as meshes
 from lingregions.models import splash
 
 # Far below every logit, yet finite: a row that sees nothing becomes uniform instead of NaN.
-HIDDEN = -1e30
+_HIDDEN = -1e30
 
 
 class Logits(NamedTuple):
@@ -47,7 +47,7 @@ class Logits(NamedTuple):
         return head_dim**-0.5 if self.scale is None else self.scale
 
 
-def resolve(implementation: str, dtype: jnp.dtype, softcap: float | None = None) -> str:
+def _resolve(implementation: str, dtype: jnp.dtype, softcap: float | None = None) -> str:
     """Return the implementation that a name stands for with activations of this dtype: itself, or what "auto" takes."""
     if implementation != "auto":
         return implementation
@@ -91,7 +91,7 @@ def attend(
       RuntimeError: "cudnn", asked for by name, cannot run here ("auto" then warns and takes "blocked").
     """
     logits = logits or Logits()
-    chosen = resolve(implementation, query.dtype, logits.softcap)
+    chosen = _resolve(implementation, query.dtype, logits.softcap)
     if start is None and chosen == "splash":
         return splash.attend(query, key, value, segments, logits.factor(query.shape[3]), logits.softcap, windows, kind)
     window = _window(windows, kind)
@@ -166,7 +166,7 @@ def _logits(query: jax.Array, key: jax.Array, seen: jax.Array, how: Logits) -> j
     logits = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32) * scale
     if how.softcap is not None:
         logits = np.float32(how.softcap) * jnp.tanh(logits / np.float32(how.softcap))
-    return jnp.where(seen[:, None, None], logits, np.float32(HIDDEN))
+    return jnp.where(seen[:, None, None], logits, np.float32(_HIDDEN))
 
 
 def _softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,9 +13,9 @@ REMAT: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATTENTIONS = ("auto", "blocked", "splash", "cudnn", "reference")
+_ATTENTIONS = ("auto", "blocked", "splash", "cudnn", "reference")
 # Of float32 matrix products. A TPU multiplies in bfloat16 at "default", in three or six such passes at the others.
-PRECISIONS = ("highest", "high", "default")
+_PRECISIONS = ("highest", "high", "default")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Compute:
 
     Attributes:
       dtype: of activations and matrix products, "float32" or "bfloat16"; parameters, softmax and loss stay float32.
-      precision: of float32 matrix products, one of `PRECISIONS`; no difference on a CPU, a factor in both time and
+      precision: of float32 matrix products, one of `_PRECISIONS`; no difference on a CPU, a factor in both time and
         error on a TPU.
       remat: a key of `REMAT`; "full" lowers the memory of the backward pass for about a fifth more time.
-      attention: one of `ATTENTIONS`, which `models.attention` describes; "auto" takes what suits the platform.
+      attention: one of `_ATTENTIONS`, which `models.attention` describes; "auto" takes what suits the platform.
       block: queries a block of "blocked".
       chunk: tokens a step of the vocabulary-wide loss, so that no [B, T, V] array exists.
       unroll: layers a step of the scan; more compiles longer and copies less.
@@ -43,7 +43,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         """Refuse settings that do not exist."""
-        choices = {"dtype": DTYPES, "precision": PRECISIONS, "remat": REMAT, "attention": ATTENTIONS}
+        choices = {"dtype": DTYPES, "precision": _PRECISIONS, "remat": REMAT, "attention": _ATTENTIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"compute.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")

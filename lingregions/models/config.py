@@ -7,7 +7,7 @@ architecture, this decoder or another one.
 import dataclasses
 from typing import Literal, NamedTuple, Protocol
 
-SIZES = ("vocab", "embed", "mlp", "layers", "heads", "kv_heads", "head_dim", "context")
+_SIZES = ("vocab", "embed", "mlp", "layers", "heads", "kv_heads", "head_dim", "context")
 
 
 class Config(Protocol):
@@ -55,7 +55,7 @@ class RotaryScaling:
     """Stretching of the rotary frequencies beyond the original context; `rotary.frequencies` says what each kind does.
 
     Attributes:
-      kind: one of `SCALINGS`.
+      kind: one of `_SCALINGS`.
       factor: how many times longer the context becomes.
       low_frequency_factor, high_frequency_factor: of "llama3".
       original_context: positions that were trained for before the stretching.
@@ -79,8 +79,8 @@ class RotaryScaling:
 
     def __post_init__(self) -> None:
         """Refuse kinds that are not implemented."""
-        if self.kind not in SCALINGS:
-            raise ValueError(f"rope scaling {self.kind!r} is not implemented; there are {', '.join(SCALINGS)}")
+        if self.kind not in _SCALINGS:
+            raise ValueError(f"rope scaling {self.kind!r} is not implemented; there are {', '.join(_SCALINGS)}")
 
     @property
     def by_length(self) -> bool:
@@ -88,7 +88,7 @@ class RotaryScaling:
         return self.kind in ("dynamic", "longrope")
 
 
-SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
+_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 class LayerKind(NamedTuple):
@@ -171,7 +171,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no decoder has."""
-        for field in SIZES:
+        for field in _SIZES:
             if getattr(self, field) < 1:
                 raise ValueError(f"config {field} is {getattr(self, field)}; it must be at least 1")
         if self.window is not None and self.window < 1:

@@ -11,7 +11,7 @@ from typing import Any
 from lingregions.models.config import DecoderConfig, RotaryScaling
 
 # Keys that change nothing here: names, training, serving, generation.
-INERT = frozenset(
+_INERT = frozenset(
     """architectures model_type torch_dtype dtype transformers_version _name_or_path name_or_path use_cache pad_token_id
     bos_token_id eos_token_id is_llama_config return_dict output_hidden_states output_attentions tokenizer_class
     pretraining_tp id2label label2id problem_type task_specific_params chunk_size_feed_forward is_encoder_decoder
@@ -20,7 +20,7 @@ INERT = frozenset(
     _sliding_window_pattern""".split()  # noqa: SIM905
 )
 # Keys whose value must be this one: any other changes the maths in a way that the decoder does not have.
-FIXED: dict[str, Any] = {
+_FIXED: dict[str, Any] = {
     "attention_dropout": 0.0,
     "attention_bias": False,
     "mlp_bias": False,
@@ -73,12 +73,12 @@ class Fields:
         return self.rest.pop(key, None)
 
     def require(self, **values: Any) -> None:
-        """Take `FIXED` and these keys.
+        """Take `_FIXED` and these keys.
 
         Raises:
           ValueError: one has another value than this.
         """
-        expected = {key: value for key, value in (FIXED | values).items() if key in self.rest}
+        expected = {key: value for key, value in (_FIXED | values).items() if key in self.rest}
         given = {key: self.rest.pop(key) for key in expected}
         wrong = [
             f"{key} = {given[key]!r} (supported: {value!r})" for key, value in expected.items() if given[key] != value
@@ -133,7 +133,7 @@ class Fields:
             "std": float(self.take("initializer_range", 0.02)),
         }
         config = DecoderConfig(**common | differences)
-        unknown = sorted(key for key, value in self.rest.items() if key not in INERT and value is not None)
+        unknown = sorted(key for key, value in self.rest.items() if key not in _INERT and value is not None)
         if unknown:
             raise ValueError(
                 f"config.json has keys that are not known here and might change the maths: {', '.join(unknown)}; "

@@ -25,8 +25,8 @@ from lingregions.models.evidence import EMBEDDING, HEAD
 from lingregions.models.tokenizer import Tokenizer
 
 # Buffers that old checkpoints carry: functions of the config, and recomputed.
-BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
-SHARD = 5_000_000_000  # bytes of an exported file, the size that Hugging Face uses
+_BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+_SHARD = 5_000_000_000  # bytes of an exported file, the size that Hugging Face uses
 
 
 class Weights(Protocol):
@@ -132,7 +132,7 @@ def check(weights: Weights, config: Any) -> Weights:
         raise ValueError(f"{weights.where}: the config has {config.layers} layers, and the weights have {layers}")
     if tied and HEAD in weights.shapes and EMBEDDING not in weights.shapes:
         weights = _Renamed(weights, EMBEDDING, HEAD)
-    found = {name: shape for name, shape in weights.shapes.items() if not BUFFERS.fullmatch(name)}
+    found = {name: shape for name, shape in weights.shapes.items() if not _BUFFERS.fullmatch(name)}
     expected = {name: _shape(parts) for name, parts in _stored(declaration).items()}
     if tied and EMBEDDING in found:
         found.pop(HEAD, None)
@@ -177,7 +177,7 @@ def export(
     folder: str | Path,
     tokenizer: Tokenizer | None = None,
     dtype: str = "float32",
-    limit: int = SHARD,
+    limit: int = _SHARD,
 ) -> None:
     """Write a Hugging Face folder that transformers loads: config.json, safetensors, and the tokenizer's files.
 

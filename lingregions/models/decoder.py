@@ -1,6 +1,6 @@
 """The decoder that all families share: RMSNorm, rotary positions, grouped-query attention, gated MLP; in Flax Linen.
 
-Each weight is declared once (`parameters`); the modules read the declaration for shapes, and initialisation, shardings,
+Each weight is declared once (`_parameters`); the modules read the declaration for shapes, and initialisation, shards,
 import and export read it too. Weights are in the index space of Hugging Face, [out, in], with the layers stacked on a
 leading axis that `nn.scan` walks. What families vary stands in `DecoderConfig`. Legend: B batch, T tokens, D embed,
 N heads, K kv heads, H head_dim, F mlp, V vocab, L layers.
@@ -27,7 +27,7 @@ from lingregions.models.rotary import angles, rotate
 
 
 @functools.cache
-def parameters(config: DecoderConfig) -> dict[str, Parameter]:
+def _parameters(config: DecoderConfig) -> dict[str, Parameter]:
     """Return every parameter of the model by its role: the one declaration."""
     std, out = config.std, config.std / math.sqrt(2 * config.layers)
     sizes = {
@@ -71,14 +71,14 @@ def parameters(config: DecoderConfig) -> dict[str, Parameter]:
     return {each.role: each for each in declared}
 
 
-def distinct_kinds(config: DecoderConfig) -> tuple[LayerKind, ...]:
+def _distinct_kinds(config: DecoderConfig) -> tuple[LayerKind, ...]:
     """Return the kinds of layers that the model has, in the order in which they come."""
     return tuple(dict.fromkeys(config.kinds))
 
 
 def declare(config: DecoderConfig) -> trees.Tree:
     """Return the declaration in the structure of the parameter tree."""
-    return trees.unflatten({each.path: each for each in parameters(config).values()})
+    return trees.unflatten({each.path: each for each in _parameters(config).values()})
 
 
 def head(params: Mapping[str, Any]) -> jax.Array:
@@ -88,7 +88,7 @@ def head(params: Mapping[str, Any]) -> jax.Array:
     return table
 
 
-def narrow(values: jax.Array, dtype: Any) -> jax.Array:
+def _narrow(values: jax.Array, dtype: Any) -> jax.Array:
     """Return float32 values in a compute dtype."""
     if dtype == jnp.bfloat16:
         # The same numbers as the cast alone, which XLA would do before its loop over the layers, for all of them at
@@ -98,21 +98,21 @@ def narrow(values: jax.Array, dtype: Any) -> jax.Array:
 
 
 @jax.custom_vjp
-def narrow_into(values: jax.Array, buffer: jax.Array) -> jax.Array:
+def _narrow_into(values: jax.Array, buffer: jax.Array) -> jax.Array:
     """Return `narrow(values, buffer.dtype)`; the gradient goes to `buffer`, in its dtype, and none to `values`.
 
     JAX gives a gradient the dtype of its argument: that of a float32 weight is what bfloat16 found, in twice the bytes.
     """
-    return narrow(values, buffer.dtype)
+    return _narrow(values, buffer.dtype)
 
 
-narrow_into.defvjp(
-    lambda values, buffer: (narrow_into(values, buffer), None),
+_narrow_into.defvjp(
+    lambda values, buffer: (_narrow_into(values, buffer), None),
     lambda _, cotangent: (None, cotangent),
 )
 
 
-def normalize(values: jax.Array, eps: float) -> jax.Array:
+def _normalize(values: jax.Array, eps: float) -> jax.Array:
     """Return values / sqrt(mean(values^2) + eps) over the last axis: RMSNorm without its gain, in float32 inside."""
     wide = values.astype(jnp.float32)
     return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + np.float32(eps))).astype(values.dtype)
@@ -126,11 +126,11 @@ class _Block(nn.Module):
 
     def weight(self, role: str) -> jax.Array:
         """Return one declared parameter in the compute dtype."""
-        declared = parameters(self.config)[role]
+        declared = _parameters(self.config)[role]
         values = self.param(declared.key, declared.initialize, declared.matrix)
         if self.has_variable("gradient_buffers", declared.key):
-            return narrow_into(values, self.get_variable("gradient_buffers", declared.key))
-        return narrow(values, DTYPES[self.compute.dtype])
+            return _narrow_into(values, self.get_variable("gradient_buffers", declared.key))
+        return _narrow(values, DTYPES[self.compute.dtype])
 
     def capture_input(self, values: jax.Array, role: str, segments: jax.Array) -> None:
         """Put the sums of squares of a weight's input, float32 [in], into the collection "inputs" if it is asked for.
@@ -142,7 +142,7 @@ class _Block(nn.Module):
             real = (segments != 0).astype(jnp.float32).reshape(*segments.shape, *(1,) * (values.ndim - 2))
             wide = values.astype(jnp.float32) * real
             total = jnp.sum(wide * wide, axis=tuple(range(values.ndim - 1)))
-            self.put_variable("inputs", parameters(self.config)[role].key, total)
+            self.put_variable("inputs", _parameters(self.config)[role].key, total)
 
     def capture_maxima(self, values: jax.Array, key: str, segments: jax.Array) -> None:
         """Put the largest magnitude of each channel over all tokens into the collection "maxima" if it is asked for.
@@ -155,7 +155,7 @@ class _Block(nn.Module):
 
     def bound(self, values: jax.Array, role: str) -> jax.Array:
         """Clip what comes from a weight to [-bound, bound] if the collection "bounds" holds a bound for it."""
-        key = parameters(self.config)[role].key
+        key = _parameters(self.config)[role].key
         if not self.has_variable("bounds", key):
             return values
         most: jax.Array = self.get_variable("bounds", key).astype(values.dtype)
@@ -176,7 +176,7 @@ class _Block(nn.Module):
         """Return the RMSNorm of the last axis times the declared gain, within its bound; [B, T, D] or [B, T, N, H]."""
         offset = self.config.norm_offset
         # With an offset the product is in float32 too, as Gemma has it: 1 + w has more digits than w.
-        scaled = normalize(values.astype(jnp.float32) if offset else values, self.config.eps)
+        scaled = _normalize(values.astype(jnp.float32) if offset else values, self.config.eps)
         self.capture_input(scaled, role, segments)
         gain = self.weight(role).reshape((1,) * (values.ndim - 1) + (-1,))
         if offset:
@@ -184,7 +184,7 @@ class _Block(nn.Module):
         return self.bound((gain * scaled).astype(values.dtype), role)
 
 
-class Attention(_Block):
+class _Attention(_Block):
     """Grouped-query self-attention with rotary positions."""
 
     def remember(self, values: jax.Array, key: str, start: jax.Array | None) -> jax.Array:
@@ -220,19 +220,19 @@ class Attention(_Block):
         start: jax.Array | None = None,
         kind: jax.Array | None = None,
     ) -> jax.Array:
-        """Map [B, T, D] to [B, T, D]; with `start` the tokens follow those in the cache; `kind` as in `Layer`."""
+        """Map [B, T, D] to [B, T, D]; with `start` the tokens follow those in the cache; `kind` as in `_Layer`."""
         B, T, _ = x.shape
         query, key = self.heads(x, "q", segments, rope), self.heads(x, "k", segments, rope)
         value = self.project(x, "v", segments).reshape(B, T, self.config.kv_heads, self.config.head_dim)
         key, value = self.remember(key, "key", start), self.remember(value, "value", start)
         logits = Logits(self.config.attention_scale, self.config.attention_softcap)
-        windows = tuple(each.window for each in distinct_kinds(self.config))
+        windows = tuple(each.window for each in _distinct_kinds(self.config))
         how = self.compute.attention, self.compute.block
         out = attend(query, key, value, segments, *how, start, logits, windows, kind)
         return self.project(out.reshape(B, T, -1), "o", segments)
 
 
-class Mlp(_Block):
+class _Mlp(_Block):
     """The gated MLP: down(activation(gate x) * up x)."""
 
     @nn.compact
@@ -246,7 +246,7 @@ class Mlp(_Block):
         return out
 
 
-class Layer(_Block):
+class _Layer(_Block):
     """One decoder layer: x + attention(x), then x + mlp(x), with norms before, after or around the two."""
 
     @nn.compact
@@ -260,7 +260,7 @@ class Layer(_Block):
     ) -> tuple[jax.Array, None]:
         """Map [B, T, D] to ([B, T, D], nothing), the form that a scan over layers wants.
 
-        Where the layers are not all of one kind, `kind`, int32 [], says which of `distinct_kinds` this one is, and the
+        Where the layers are not all of one kind, `kind`, int32 [], says which of `_distinct_kinds` this one is, and the
         angles in `rope` have an axis of kinds in front.
         """
         self.capture_maxima(x, "residual", segments)
@@ -279,7 +279,7 @@ class Layer(_Block):
         return meshes.constrain(x + mapped, "batch", "tokens", "features"), None
 
 
-_BLOCKS: tuple[tuple[Any, str], ...] = ((Attention, "self_attn"), (Mlp, "mlp"))
+_BLOCKS: tuple[tuple[Any, str], ...] = ((_Attention, "self_attn"), (_Mlp, "mlp"))
 # Collections that the scan over layers stacks on their first axis.
 _STACKED = ("params", "inputs", "maxima", "bounds", "cache", "gradient_buffers")
 
@@ -302,9 +302,9 @@ class Decoder(_Block):
         x = meshes.constrain(x, "batch", "tokens", "features")
         if self.config.scaled_embedding:
             x = x * jnp.asarray(math.sqrt(self.config.embed), x.dtype)
-        layer: Any = Layer
+        layer: Any = _Layer
         if REMAT[self.compute.remat] is not None:
-            layer = nn.remat(Layer, policy=REMAT[self.compute.remat], prevent_cse=False)
+            layer = nn.remat(_Layer, policy=REMAT[self.compute.remat], prevent_cse=False)
         stack = nn.scan(
             layer,
             variable_axes=dict.fromkeys(_STACKED, 0),
@@ -313,7 +313,7 @@ class Decoder(_Block):
             length=self.config.layers,
             unroll=self.compute.unroll,
         )
-        kinds, places = distinct_kinds(self.config), None
+        kinds, places = _distinct_kinds(self.config), None
         turns = [angles(self.config.head_dim, kind, tokens.shape[1], start) for kind in kinds]
         rope = turns[0]
         if len(kinds) > 1:

@@ -13,16 +13,16 @@ from lingregions.models.json_object import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-ADAPTER = "adapter_config.json"
-QUANTISED = (
+_ADAPTER = "adapter_config.json"
+_QUANTISED = (
     "a quantised checkpoint, whose weights are no longer numbers to take apart: take the one before quantisation"
 )
-MERGE = "merge them into the model first (peft's merge_and_unload), save it, and give that folder"
+_MERGE = "merge them into the model first (peft's merge_and_unload), save it, and give that folder"
 
 # What a name that does not belong tells about the checkpoint, the strongest evidence first.
 _NAMES = (
-    (r"qweight|qzeros|\.scales|\.SCB|absmax|weight_scale|weight_packed|quant_state|quant_map", QUANTISED),
-    (r"lora_|base_model\.|modules_to_save", f"these are adapter weights: {MERGE}"),
+    (r"qweight|qzeros|\.scales|\.SCB|absmax|weight_scale|weight_packed|quant_state|quant_map", _QUANTISED),
+    (r"lora_|base_model\.|modules_to_save", f"these are adapter weights: {_MERGE}"),
     (
         r"_orig_mod\.",
         "the names have the prefix '_orig_mod.' of torch.compile: remove the prefix, or save the model that was "
@@ -51,7 +51,7 @@ def refuse_config(folder: Path, raw: Mapping[str, Any]) -> None:
     method = raw.get("quantization_config") or raw.get("compression_config")
     if method:
         kind = method.get("quant_method") if isinstance(method, Mapping) else None
-        raise ValueError(f"{folder}: {QUANTISED} (config.json: quant_method {kind!r})")
+        raise ValueError(f"{folder}: {_QUANTISED} (config.json: quant_method {kind!r})")
 
 
 def refuse_adapter(folder: Path) -> None:
@@ -60,9 +60,9 @@ def refuse_adapter(folder: Path) -> None:
     Raises:
       ValueError: names the model that the adapter belongs to.
     """
-    if (folder / ADAPTER).is_file() and not ((folder / SINGLE).is_file() or (folder / INDEX).is_file()):
-        base = read_object(folder / ADAPTER).get("base_model_name_or_path")
-        raise ValueError(f"{folder}: the weights of an adapter of {base or 'another model'}, not a model: {MERGE}")
+    if (folder / _ADAPTER).is_file() and not ((folder / SINGLE).is_file() or (folder / INDEX).is_file()):
+        base = read_object(folder / _ADAPTER).get("base_model_name_or_path")
+        raise ValueError(f"{folder}: the weights of an adapter of {base or 'another model'}, not a model: {_MERGE}")
 
 
 def no_weights(folder: Path) -> str:

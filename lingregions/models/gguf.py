@@ -81,7 +81,7 @@ _TEXT, _ARRAY = 8, 9
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 
 
-class Entry(NamedTuple):
+class _Entry(NamedTuple):
     """Where one tensor lies: file, shape as Hugging Face has it, quantisation, first byte, shape of its bytes."""
 
     file: Path
@@ -92,7 +92,7 @@ class Entry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Gguf:
+class _Gguf:
     """One GGUF model.
 
     Attributes:
@@ -105,7 +105,7 @@ class Gguf:
     path: Path
     files: tuple[Path, ...]
     metadata: Mapping[str, Any] = dataclasses.field(repr=False)
-    tensors: Mapping[str, Entry] = dataclasses.field(repr=False)
+    tensors: Mapping[str, _Entry] = dataclasses.field(repr=False)
 
     @property
     def where(self) -> str:
@@ -209,7 +209,7 @@ class Gguf:
             raise ValueError(f"{self.path}: {name} is quantised as {kind.name}, which `gguf` cannot undo") from error
 
 
-def load(path: Path) -> Gguf:
+def load(path: Path) -> _Gguf:
     """Return a GGUF model, its head parsed; values are read later.
 
     Args:
@@ -241,7 +241,7 @@ def load(path: Path) -> Gguf:
         if twice:
             raise ValueError(f"{file}: the tensor {min(twice)} is in another part too")
         tensors |= more
-    return Gguf(files[0], files, metadata, tensors)
+    return _Gguf(files[0], files, metadata, tensors)
 
 
 def parts(path: Path) -> tuple[Path, ...]:
@@ -252,7 +252,7 @@ def parts(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{match[1]}-{n:05}-of-{match[2]}.gguf") for n in range(1, int(match[2]) + 1))
 
 
-def _open(path: Path, architecture: Any = None) -> tuple[dict[str, Any], dict[str, Entry]]:
+def _open(path: Path, architecture: Any = None) -> tuple[dict[str, Any], dict[str, _Entry]]:
     """Return the metadata and the tensors of one file; only the first of several says what architecture they are."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
@@ -308,7 +308,7 @@ class _Cursor:
         return np.frombuffer(self.content[start : self.place], dtype).tolist()
 
 
-def _parse(head: _Cursor, path: Path, architecture: Any) -> tuple[dict[str, Any], dict[str, Entry]]:
+def _parse(head: _Cursor, path: Path, architecture: Any) -> tuple[dict[str, Any], dict[str, _Entry]]:
     """Return the metadata, and where each tensor lies, of a file."""
     version = head.number("<I")
     if version not in (2, 3):
@@ -334,7 +334,7 @@ def _parse(head: _Cursor, path: Path, architecture: Any) -> tuple[dict[str, Any]
     kind = metadata.get("general.architecture", architecture)
     stems = _DIALECTS[kind].stems if isinstance(kind, str) and kind in _DIALECTS else {}
     base = -(-head.place // alignment) * alignment
-    tensors: dict[str, Entry] = {}
+    tensors: dict[str, _Entry] = {}
     for name, shape, quantisation, offset in raw:
         if not all(shape) or offset % alignment:
             raise ValueError(f"{name} has the shape {list(shape)} and starts at {offset}")
@@ -344,12 +344,12 @@ def _parse(head: _Cursor, path: Path, architecture: Any) -> tuple[dict[str, Any]
             raise ValueError(f"the tensor {name} occurs twice")
         if base + offset + math.prod(stored) > len(head.content):
             raise ValueError(f"{len(head.content)} bytes, {name} ends at {base + offset + math.prod(stored)}")
-        tensors[known] = Entry(path, shape, quantisation, base + offset, stored)
+        tensors[known] = _Entry(path, shape, quantisation, base + offset, stored)
     _check_overlap(tensors)
     return metadata, tensors
 
 
-def _check_overlap(tensors: Mapping[str, Entry]) -> None:
+def _check_overlap(tensors: Mapping[str, _Entry]) -> None:
     reached = 0
     for name, entry in sorted(tensors.items(), key=lambda item: item[1].start):
         if entry.start < reached:

@@ -30,7 +30,7 @@ def _llama3() -> list[Any]:
 
 
 # `tokenizer.ggml.pre` of a GGUF file -> the pre-tokenizer of the Hugging Face tokenizer that it was converted from.
-PRETOKENIZERS: dict[str, Callable[[], list[Any]]] = {"gpt-2": _gpt2, "smollm": _digits, "llama-bpe": _llama3}
+_PRETOKENIZERS: dict[str, Callable[[], list[Any]]] = {"gpt-2": _gpt2, "smollm": _digits, "llama-bpe": _llama3}
 
 # `tokenizer.ggml.token_type` of GGUF.
 _CONTROL, _USER_DEFINED = 3, 4
@@ -45,7 +45,7 @@ def build(metadata: Mapping[str, Any], name: str) -> tuple[tokenizers.Tokenizer,
 
     Raises:
       ValueError: no tokenizer, another kind than byte-level BPE or Gemma's, a pre-tokenizer that is not in
-        `PRETOKENIZERS`, or metadata of wrong types.
+        `_PRETOKENIZERS`, or metadata of wrong types.
     """
 
     def refuse(what: str) -> ValueError:
@@ -56,8 +56,8 @@ def build(metadata: Mapping[str, Any], name: str) -> tuple[tokenizers.Tokenizer,
     if kind != "gpt2" and not gemma:
         raise refuse(f"tokenizer model {kind!r} is not byte-level BPE ('gpt2')")
     pre = metadata.get("tokenizer.ggml.pre")
-    if not gemma and (not isinstance(pre, str) or pre not in PRETOKENIZERS):
-        raise refuse(f"pre-tokenizer {pre!r} is not known (known: {', '.join(PRETOKENIZERS)})")
+    if not gemma and (not isinstance(pre, str) or pre not in _PRETOKENIZERS):
+        raise refuse(f"pre-tokenizer {pre!r} is not known (known: {', '.join(_PRETOKENIZERS)})")
     tokens: Any = metadata.get("tokenizer.ggml.tokens")
     merges: Any = metadata.get("tokenizer.ggml.merges")
     types: Any = metadata.get("tokenizer.ggml.token_type") or [0] * len(tokens or ())
@@ -78,7 +78,7 @@ def build(metadata: Mapping[str, Any], name: str) -> tuple[tokenizers.Tokenizer,
         if gemma:
             backend = _gemma(tokens)
         else:
-            backend = _byte_level(tokens, merges, PRETOKENIZERS[str(pre)](), whole=pre == "llama-bpe")
+            backend = _byte_level(tokens, merges, _PRETOKENIZERS[str(pre)](), whole=pre == "llama-bpe")
         _add(backend, tokens, types)
         if adds_bos:
             backend.post_processor = processors.TemplateProcessing(

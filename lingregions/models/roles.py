@@ -15,7 +15,7 @@ from lingregions import tree as trees
 
 LAYERS = "layers"  # the subtree whose leaves stack the layers on their first axis
 
-Kind = Literal["matrix", "norm", "bias", "table"]
+_Kind = Literal["matrix", "norm", "bias", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Role:
     stem: str
     label: str
     gguf: str
-    kind: Kind = "matrix"
+    kind: _Kind = "matrix"
     stacked: bool = True
 
     @property
@@ -193,7 +193,7 @@ PARTS: dict[str, str] = {role.name: role.name for role in ROLES.values() if role
 }
 
 
-def patterns(scope: str) -> tuple[str, ...]:
+def _patterns(scope: str) -> tuple[str, ...]:
     """Return the path patterns of a scope: scopes, roles (a matrix with its bias) and `fnmatch` patterns, by commas."""
     found: list[str] = []
     for word in filter(None, map(str.strip, scope.split(","))):
@@ -208,7 +208,7 @@ def restrict(tree: Mapping[str, Any], scope: str) -> trees.Tree:
     Raises:
       ValueError: no path lies in the scope.
     """
-    wanted = patterns(scope)
+    wanted = _patterns(scope)
     leaves = {path: leaf for path, leaf in trees.walk(tree) if any(fnmatch.fnmatchcase(path, each) for each in wanted)}
     if not leaves:
         raise ValueError(

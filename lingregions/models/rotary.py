@@ -9,7 +9,7 @@ import numpy as np
 from lingregions.models.config import LayerKind, RotaryScaling
 
 
-def frequencies(head_dim: int, theta: float, scaling: RotaryScaling | None = None, T: int = 1) -> np.ndarray:
+def _frequencies(head_dim: int, theta: float, scaling: RotaryScaling | None = None, T: int = 1) -> np.ndarray:
     """Return float32 [H / 2], the rotary angle per position of each pair, in texts of T tokens.
 
     The kinds of scaling are those of transformers' `modeling_rope_utils`:
@@ -70,7 +70,7 @@ def angles(head_dim: int, kind: LayerKind, T: int, start: jax.Array | None = Non
     # A layer without positions turns by nothing: times one, plus zero.
     each = np.zeros(head_dim // 2, np.float32)
     if kind.theta is not None:
-        each = frequencies(head_dim, kind.theta, kind.scaling, T)
+        each = _frequencies(head_dim, kind.theta, kind.scaling, T)
     turn = jnp.multiply.outer(positions, jnp.asarray(each))[..., None, :]
     cos, sin = jnp.cos(turn), jnp.sin(turn)
     if kind.scaling is None or kind.scaling.attention_factor == 1:

@@ -22,7 +22,7 @@ from lingregions.models.evidence import INDEX, SINGLE
 from lingregions.models.json_object import parse_object, read_object
 
 # Name in the header -> NumPy dtype of the stored values; weights in other types (quantised ones) are refused.
-DTYPES = {
+_DTYPES = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -33,7 +33,7 @@ BLOCK = 32 << 20  # bytes read and widened at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class _Entry:
     """Where one tensor lies: file, dtype (name in the header), shape, first byte."""
 
     file: Path
@@ -43,7 +43,7 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
-class Safetensors:
+class _Safetensors:
     """The tensors of one or several safetensors files.
 
     Attributes:
@@ -52,7 +52,7 @@ class Safetensors:
     """
 
     where: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, _Entry]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -66,12 +66,15 @@ class Safetensors:
           ValueError: the tensor is quantised, or holds NaN or infinity.
         """
         entry = self.entries[name]
-        if entry.dtype not in DTYPES:
+        if entry.dtype not in _DTYPES:
             raise ValueError(
-                f"{entry.file}: {name} is stored as {entry.dtype}, which is not a plain weight ({', '.join(DTYPES)}); "
+                f"{entry.file}: {name} is stored as {entry.dtype}, which is not a plain weight ({', '.join(_DTYPES)}); "
                 "use the checkpoint before quantisation"
             )
-        dtype, bounds = DTYPES[entry.dtype], [part.indices(size) for part, size in zip(index, entry.shape, strict=True)]
+        dtype, bounds = (
+            _DTYPES[entry.dtype],
+            [part.indices(size) for part, size in zip(index, entry.shape, strict=True)],
+        )
         out = np.empty([stop - start for start, stop, _ in bounds], np.float32)
         row = math.prod(entry.shape[1:])
         block = max(1, BLOCK // max(1, row * dtype.itemsize))
@@ -101,7 +104,7 @@ def check_finite(values: np.ndarray, what: str) -> None:
         )
 
 
-def load(folder: Path) -> Safetensors:
+def load(folder: Path) -> _Safetensors:
     """Return the tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
 
     Only headers are read here.
@@ -112,7 +115,7 @@ def load(folder: Path) -> Safetensors:
         tensor that occurs twice.
     """
     if (folder / SINGLE).is_file():
-        return Safetensors(str(folder / SINGLE), header(folder / SINGLE))
+        return _Safetensors(str(folder / SINGLE), header(folder / SINGLE))
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(evidence.no_weights(folder))
     mapping = _mapping(folder / INDEX)
@@ -123,7 +126,7 @@ def load(folder: Path) -> Safetensors:
             f"{folder}: {len(absent)} of the {len(files)} shards that {INDEX} names are missing: "
             f"{', '.join(absent[:5])}; download them again"
         )
-    entries: dict[str, Entry] = {}
+    entries: dict[str, _Entry] = {}
     for file in files:
         for name, entry in header(folder / file).items():
             if name in entries:
@@ -138,7 +141,7 @@ def load(folder: Path) -> Safetensors:
         raise ValueError(
             f"{folder}: {mapping[lost[0]]} lacks {lost[0]}, which {INDEX} says it holds; download it again"
         )
-    return Safetensors(str(folder / INDEX), entries)
+    return _Safetensors(str(folder / INDEX), entries)
 
 
 def _mapping(path: Path) -> dict[str, str]:
@@ -157,7 +160,7 @@ def _mapping(path: Path) -> dict[str, str]:
     return files
 
 
-def header(path: Path) -> dict[str, Entry]:
+def header(path: Path) -> dict[str, _Entry]:
     """Return where each tensor of one file lies.
 
     The library checks the file first: its length, its header (at most 100 MB), and that the tensors fill it without gap
@@ -181,7 +184,7 @@ def header(path: Path) -> dict[str, Entry]:
         content = parse_object(file.read(length), str(path))
     content.pop("__metadata__", None)
     return {
-        name: Entry(path, value["dtype"], tuple(value["shape"]), 8 + length + value["data_offsets"][0])
+        name: _Entry(path, value["dtype"], tuple(value["shape"]), 8 + length + value["data_offsets"][0])
         for name, value in content.items()
     }
 
@@ -208,7 +211,7 @@ def save(
       ValueError: a value that is not finite in `dtype`.
     """
     code = CODES[dtype]
-    stored = DTYPES[code]
+    stored = _DTYPES[code]
     size = {name: math.prod(shape) * stored.itemsize for name, shape in shapes.items()}
     shards: list[list[str]] = [[]]
     for name in shapes:

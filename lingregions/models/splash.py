@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec
 
 from lingregions import mesh as meshes
 
-LANES = 128  # of a TPU register
-BLOCKS = (512, 384, 256, LANES)  # tokens a block of the kernels: the first that divides the sequence
+_LANES = 128  # of a TPU register
+_BLOCKS = (512, 384, 256, _LANES)  # tokens a block of the kernels: the first that divides the sequence
 
 
 class _Mask(NamedTuple):
@@ -54,7 +54,7 @@ def attend(
       [B, T, N, H].
     """
     T = query.shape[1]
-    short = -T % LANES
+    short = -T % _LANES
     # The kernels do not scale. Padding behind the last token is seen by no real query.
     query = _turn(query * jnp.asarray(scale, query.dtype), short)
     key, value = _turn(key, short), _turn(value, short)
@@ -102,7 +102,7 @@ def _times(heads: int, kv_heads: int, parts: int) -> int:
 
 
 def _local(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, mask: _Mask) -> jax.Array:
-    """Attend on one device: query [B, N, T, H], key and value [B, K, T, H], T a multiple of `LANES`."""
+    """Attend on one device: query [B, N, T, H], key and value [B, K, T, H], T a multiple of `_LANES`."""
     asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     # In bfloat16 the kernels know one precision; in float32 two.
     exact = query.dtype == jnp.float32 and asked not in (None, "default", "bfloat16")
@@ -136,7 +136,7 @@ _precise.defvjp(_forward, _backward)
 
 def _kernel(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, mask: _Mask) -> jax.Array:
     N, T = query.shape[1:3]
-    size = next(block for block in BLOCKS if T % block == 0)
+    size = next(block for block in _BLOCKS if T % block == 0)
     sizes = splash_attention_kernel.BlockSizes(
         block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
     )

@@ -24,7 +24,7 @@ from lingregions.models import gguf_tokenizer, huggingface
 _MOST = 1 << 24  # ids; the largest vocabularies have 2^18
 
 
-class Encoding(NamedTuple):
+class _Encoding(NamedTuple):
     """What `Tokenizer.encode` returns.
 
     Attributes:
@@ -138,7 +138,7 @@ class Tokenizer:
             widths[index] = len(added.content.encode())
         return widths
 
-    def encode(self, text: str) -> Encoding:
+    def encode(self, text: str) -> _Encoding:
         """Return the ids of a text without any special token, and the UTF-8 bytes that each stands for.
 
         Where several tokens share one character, its bytes are spread over them; characters that the tokenizer drops
@@ -155,7 +155,7 @@ class Tokenizer:
                 "not Unicode; read the file as UTF-8 and repair or skip this document"
             ) from error
         if not size:
-            return Encoding(np.zeros(0, np.int32), np.zeros(0, np.int32))
+            return _Encoding(np.zeros(0, np.int32), np.zeros(0, np.int32))
         encoded = self.backend.encode(text, add_special_tokens=False)
         ids = np.asarray(encoded.ids, np.int32)
         if not len(ids):
@@ -166,9 +166,9 @@ class Tokenizer:
             counts = _spread(text, size, np.asarray(encoded.offsets, np.int64).reshape(-1, 2))
         if self._specials[ids].any():
             return self._spell(ids, counts)
-        return Encoding(ids, counts)
+        return _Encoding(ids, counts)
 
-    def _spell(self, ids: np.ndarray, counts: np.ndarray) -> Encoding:
+    def _spell(self, ids: np.ndarray, counts: np.ndarray) -> _Encoding:
         """Replace control tokens that the merges of the vocabulary built from text by the letters they are made of."""
         letters = self.backend.get_vocab(with_added_tokens=False)
         spelled: list[tuple[int, int]] = []
@@ -188,7 +188,7 @@ class Tokenizer:
                 (letters[letter], base + (place >= len(content) - rest)) for place, letter in enumerate(content)
             ]
         pairs = np.asarray(spelled, np.int32)
-        return Encoding(pairs[:, 0], pairs[:, 1])
+        return _Encoding(pairs[:, 0], pairs[:, 1])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ids, special tokens written out; a cut character becomes U+FFFD."""

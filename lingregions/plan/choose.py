@@ -13,11 +13,11 @@ from lingregions.plan import cost, hardware
 from lingregions.plan.compiled import Step
 from lingregions.plan.hardware import Topology
 
-MARGIN = 0.92  # part of the memory that an estimate may fill
-ROWS = 64  # largest micro-batch on one part of the batch axes
+_MARGIN = 0.92  # part of the memory that an estimate may fill
+_ROWS = 64  # largest micro-batch on one part of the batch axes
 
 
-def meshes(step: Step, topology: Topology) -> Iterator[tuple[int, int, int]]:
+def _meshes(step: Step, topology: Topology) -> Iterator[tuple[int, int, int]]:
     """Yield the candidates (data, fsdp, tensor) of a topology; `data` is a multiple of the slices."""
     tensor = 1
     while tensor <= topology.chips:
@@ -29,17 +29,17 @@ def meshes(step: Step, topology: Topology) -> Iterator[tuple[int, int, int]]:
         tensor *= 2
 
 
-def candidates(step: Step, topology: Topology) -> Iterator[Step]:
+def _candidates(step: Step, topology: Topology) -> Iterator[Step]:
     """Yield the step on every mesh and in every micro-batch; a mesh or micro-batch that it has (not -1, 0) is kept."""
     most = step.batch if step.job == "train" else step.group if step.job == "score" else 0
     own = step.mesh[0] > 0
-    for mesh in [step.mesh] if own else meshes(step, topology):
+    for mesh in [step.mesh] if own else _meshes(step, topology):
         parts = mesh[0] * mesh[1]
         if step.job == "select":
             yield dataclasses.replace(step, mesh=mesh, micro=parts)
             continue
         rows = 1
-        while rows <= ROWS:
+        while rows <= _ROWS:
             micro = step.micro or parts * rows
             whole = micro % parts == 0
             if whole and (not most or micro <= max(most, parts)):
@@ -49,14 +49,14 @@ def candidates(step: Step, topology: Topology) -> Iterator[Step]:
             rows *= 2
 
 
-def filled(step: Step) -> Step:
+def _filled(step: Step) -> Step:
     """Return a training step whose batch is a whole number of micro-batches."""
     if step.job != "train":
         return dataclasses.replace(step, batch=step.micro)
     return dataclasses.replace(step, batch=-(-max(step.batch, step.micro) // step.micro) * step.micro)
 
 
-def time(step: Step, topology: Topology) -> float:
+def _time(step: Step, topology: Topology) -> float:
     """Return seconds a sample (a selection: in all), a third of all work but the longest kind not overlapping."""
     seconds = cost.cost(step, topology).seconds(topology).values()
     total = max(seconds) + (sum(seconds) - max(seconds)) / 3
@@ -65,14 +65,14 @@ def time(step: Step, topology: Topology) -> float:
 
 def ranked(step: Step, topology: Topology) -> list[Step]:
     """Return what fits by the estimate, best first: the least time a sample, within 2 % of it the least memory."""
-    found = [filled(each) for each in candidates(step, topology)]
-    found = [each for each in found if cost.memory(each).peak <= MARGIN * topology.chip.memory]
+    found = [_filled(each) for each in _candidates(step, topology)]
+    found = [each for each in found if cost.memory(each).peak <= _MARGIN * topology.chip.memory]
     if not found:
         return []
-    best = min(time(each, topology) for each in found)
+    best = min(_time(each, topology) for each in found)
 
     def key(each: Step) -> tuple[float, int]:
-        seconds = time(each, topology)
+        seconds = _time(each, topology)
         return (0.0 if seconds <= 1.02 * best else seconds), cost.memory(each).peak
 
     return sorted(found, key=key)
@@ -80,7 +80,7 @@ def ranked(step: Step, topology: Topology) -> list[Step]:
 
 def least(step: Step, topology: Topology) -> Step:
     """Return the candidate of the least memory, whether it fits or not."""
-    found = [filled(each) for each in candidates(step, topology)]
+    found = [_filled(each) for each in _candidates(step, topology)]
     if not found:
         raise ValueError(
             f"no mesh of {topology.name} takes this {step.job} step: a micro-batch of {step.micro} samples does not "

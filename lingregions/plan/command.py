@@ -19,7 +19,7 @@ from lingregions.plan.compiled import Step
 from lingregions.plan.hardware import Topology
 
 
-def local() -> Topology:
+def _local() -> Topology:
     """Return the local devices as a topology; what an unknown device does a second is taken as without limit."""
     import jax
 
@@ -34,7 +34,7 @@ def local() -> Topology:
     return Topology(dataclasses.replace(chip, memory=memory), len(devices) // slices, slices)
 
 
-def model(name: str) -> Any:
+def _model(name: str) -> Any:
     """Return the config of a preset, or of a folder with a Hugging Face config.json.
 
     Raises:
@@ -68,8 +68,8 @@ def main(words: Sequence[str]) -> int:
             raise ValueError(f"--{name} is {getattr(asked, name)}; it must be at least 1")
     if asked.length < 2:
         raise ValueError(f"--length is {asked.length}; a sample needs at least 2 tokens")
-    config = model(asked.model)
-    topology = hardware.parse(asked.topology) if asked.topology else local()
+    config = _model(asked.model)
+    topology = hardware.parse(asked.topology) if asked.topology else _local()
     if asked.topology and not asked.estimate and not compiled.installed():
         raise ValueError(f"{compiled.ADVICE}; or add --estimate, which compiles nothing")
     if asked.mesh[0] > 0 and math.prod(asked.mesh) != topology.devices:

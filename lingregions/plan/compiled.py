@@ -35,7 +35,7 @@ from lingregions.regions.select import rank
 JOBS = ("score", "evaluate", "select", "train")
 ADVICE = "compiling for a TPU needs libtpu, which is not installed: pip install 'lingregions[tpu]'"
 # Silence, no questions to a metadata server that is not there, and room for other processes that load libtpu.
-ENVIRONMENT = {
+_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -44,7 +44,7 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 # Fast and careless: says that a step compiles, and not how much memory it needs.
-QUICK = {"jax_optimization_level": "O0", "jax_memory_fitting_level": "O0"}
+_QUICK = {"jax_optimization_level": "O0", "jax_memory_fitting_level": "O0"}
 SCOPE = "decoder_without_norms"  # what training freezes a region of
 
 
@@ -136,13 +136,13 @@ def compile(step: Step, quick: bool = False, timeout: float = 3600) -> Compiled:
       ValueError: libtpu is missing, or the step cannot be built (the message of its last line).
     """
     if not step.topology:
-        return examine(step, quick)
+        return _examine(step, quick)
     if not installed():
         raise ValueError(ADVICE)
     fields = dataclasses.asdict(step) | {"model": models.dump(step.model), "quick": quick}
     done = subprocess.run(
         [sys.executable, "-m", "lingregions.plan.compiled", json.dumps(fields)],
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | _ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -154,7 +154,7 @@ def compile(step: Step, quick: bool = False, timeout: float = 3600) -> Compiled:
     return Compiled(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def read(text: str) -> Step:
+def _read(text: str) -> Step:
     """Return the step that `compile` wrote as JSON."""
     fields = json.loads(text)
     fields.pop("quick", None)
@@ -162,7 +162,7 @@ def read(text: str) -> Step:
     return Step(**fields | {"mesh": tuple(fields["mesh"])})
 
 
-def lower(step: Step) -> Any:
+def _lower(step: Step) -> Any:
     """Return the step lowered for its devices, from shapes alone."""
     devices: Any = None
     if step.topology:
@@ -220,12 +220,12 @@ def _select(params: trees.Tree, mesh: jax.sharding.Mesh) -> Any:
     return jax.jit(one, out_shardings=where, keep_unused=True).lower(leaves, masks, count)
 
 
-def examine(step: Step, quick: bool = False) -> Compiled:
+def _examine(step: Step, quick: bool = False) -> Compiled:
     """Lower and compile a step in this process, and return what the compiler says of it."""
-    lowered = lower(step)
+    lowered = _lower(step)
     begin = time.monotonic()
     try:
-        with _options(QUICK if quick else {}):
+        with _options(_QUICK if quick else {}):
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = re.search(r"([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(error))
@@ -243,7 +243,7 @@ def examine(step: Step, quick: bool = False) -> Compiled:
         temporaries=stats.temp_size_in_bytes,
         peak=peak,
         reused=stats.alias_size_in_bytes,
-        gathers=gathers(compiled.as_text()),
+        gathers=_gathers(compiled.as_text()),
         seconds=time.monotonic() - begin,
     )
 
@@ -261,7 +261,7 @@ def _options(values: Mapping[str, str]) -> Iterator[None]:
             jax.config.update(name, value)
 
 
-def gathers(text: str) -> dict[str, int]:
+def _gathers(text: str) -> dict[str, int]:
     """Return how often each shape comes out of an all-gather in the text of a compiled program."""
     found: dict[str, int] = {}
     for line in text.splitlines():
@@ -277,4 +277,4 @@ def gathers(text: str) -> dict[str, int]:
 
 if __name__ == "__main__":
     asked = sys.argv[1]
-    print(json.dumps(dataclasses.asdict(examine(read(asked), json.loads(asked)["quick"]))))
+    print(json.dumps(dataclasses.asdict(_examine(_read(asked), json.loads(asked)["quick"]))))

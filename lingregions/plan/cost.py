@@ -23,9 +23,9 @@ from lingregions.models.parameter import Parameter
 from lingregions.plan.compiled import SCOPE, Step
 from lingregions.plan.hardware import BETWEEN_SLICES, Topology
 
-WIDTHS = {"float32": 4, "bfloat16": 2}
+_WIDTHS = {"float32": 4, "bfloat16": 2}
 # Passes of the exact selection over the scores: 32 counts for the threshold, ties, better ones, the mask, the survey.
-SELECT_PASSES = 36
+_SELECT_PASSES = 36
 
 
 class Memory(NamedTuple):
@@ -86,7 +86,7 @@ class _Sizes:
 
     @property
     def width(self) -> int:
-        return WIDTHS[self.step.compute.dtype]
+        return _WIDTHS[self.step.compute.dtype]
 
     def part(self, paths: Any, split: tuple[str, ...] = meshes.MESH_AXES) -> int:
         """Parameters of one device when only these mesh axes split them: without "fsdp" they are gathered."""
@@ -126,7 +126,7 @@ def _sizes(step: Step) -> _Sizes:
     return _Sizes(step, declared, AbstractMesh(step.mesh, meshes.MESH_AXES))
 
 
-def flops(step: Step) -> float:
+def _flops(step: Step) -> float:
     """Return the operations of a step on all devices."""
     if step.job == "select":
         return 0.0
@@ -150,7 +150,7 @@ def cost(step: Step, topology: Topology | None = None) -> Cost:
     data, fsdp, tensor = step.mesh
     slices = 1 if topology is None else topology.slices
     if step.job == "select":
-        return Cost(0.0, sizes.part(sizes.layers) * (4.0 * SELECT_PASSES + 1), 0.0, 0.0)
+        return Cost(0.0, sizes.part(sizes.layers) * (4.0 * _SELECT_PASSES + 1), 0.0, 0.0)
     passes = {"evaluate": 1, "score": 2, "train": 2}[step.job]
     if step.job != "evaluate" and step.compute.remat == "full":
         passes += 1
@@ -182,7 +182,7 @@ def cost(step: Step, topology: Topology | None = None) -> Cost:
         inside = data // slices
         link += turns * 2 * gradients * (inside - 1) / inside
         between = turns * 2 * gradients * (slices - 1) / slices
-    return Cost(flops(step), traffic, link, between)
+    return Cost(_flops(step), traffic, link, between)
 
 
 def _parts(parameter: Parameter, mesh: AbstractMesh) -> tuple[float, ...]:

@@ -12,12 +12,12 @@ from lingregions.plan.hardware import Topology
 
 # Samples of a whole job, where --samples does not say: the paper's scoring of six languages, the evaluation of one arm
 # in thirty, and its further pre-training.
-SAMPLES = {"score": 600_000, "evaluate": 30_000, "train": 100_000, "select": 1}
+_SAMPLES = {"score": 600_000, "evaluate": 30_000, "train": 100_000, "select": 1}
 TRAIN_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class _Plan:
     """What is known of one job on one topology, as a record of plain values.
 
     Attributes:
@@ -92,14 +92,14 @@ def make(
     samples: int = 0,
     compiling: bool = True,
     quick: bool = False,
-) -> Plan:
+) -> _Plan:
     """Return the plan of a job: the best mesh and micro-batch that fit, confirmed by the compiler.
 
     Args:
       name: of the model, for the record.
       topology: where it is to run.
       step: job, model and sizes; a mesh of -1s and a micro-batch of 0 are chosen.
-      samples: of the whole job; 0: `SAMPLES`.
+      samples: of the whole job; 0: `_SAMPLES`.
       compiling: False: estimate only.
       quick: compile fast; the memory is then no more than a bound.
 
@@ -117,7 +117,7 @@ def make(
     wanted = dataclasses.replace(step, batch=step.batch if step.job == "train" else 0)
     smallest = choose.smallest(wanted, topology.chip) if topology.chip.name in hardware.CHIPS else None
     reached = cost.cost(chosen, topology)
-    return Plan(
+    return _Plan(
         model=name,
         parameters=sum(math.prod(each.shape) for each in trees.flatten(models.declare(step.model)).values()),
         topology=topology.name,
@@ -134,18 +134,18 @@ def make(
         estimate=cost.memory(chosen),
         cost=reached,
         seconds=reached.seconds(topology),
-        samples=samples or SAMPLES[step.job],
+        samples=samples or _SAMPLES[step.job],
         smallest="" if smallest is None else smallest.name,
     )
 
 
-def record(plan: Plan) -> dict[str, Any]:
+def record(plan: _Plan) -> dict[str, Any]:
     """Return a plan as JSON values: its fields and what follows from them."""
     fields = dataclasses.asdict(plan) | {"cost": plan.cost._asdict()}
     return fields | {"peak": plan.peak, "fits": plan.fits, "steps": plan.steps, "hours": plan.hours}
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: _Plan) -> str:
     """Return a plan as lines of text."""
     size = f"{plan.parameters / 1e9:.2f} billion" if plan.parameters > 1e9 else f"{plan.parameters / 1e6:.1f} million"
     lines = [
@@ -185,7 +185,7 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _times(plan: Plan) -> list[str]:
+def _times(plan: _Plan) -> list[str]:
     """Return what is counted and how long it takes at best; what the chip does a second is known of some only."""
     counted = (
         f"{plan.cost.flops / 1e12:,.1f} TFLOP a step; a chip moves {plan.cost.traffic / 1e9:,.1f} GB to and from its "

@@ -7,7 +7,7 @@ from typing import Any
 from lingregions.plan import hardware
 from lingregions.plan.compiled import JOBS
 
-HEAD = """# Slices
+_HEAD = """# Slices
 
 What the XLA:TPU compiler says of one step of each job, compiled ahead of time: the peak of memory a chip, with the mesh
 (data x fsdp x tensor) and the micro-batch that `lingregions plan` chose; then the least hours of the whole job, by a
@@ -19,7 +19,7 @@ estimate where nothing was compiled. Written by
 """
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[dict[str, Any]]:
     """Return the recorded plans; of two of the same job the later one counts.
 
     Raises:
@@ -38,9 +38,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def render(path: Path) -> str:
     """Return the recorded plans as Markdown."""
-    plans = read(path)
+    plans = _read(path)
     places = sorted({_place(plan) for plan in plans})
-    lines = [HEAD]
+    lines = [_HEAD]
     for samples in _jobs(plans):
         lines.append(samples)
     lines += ["", f"| model | slice | GiB a chip | {' | '.join(JOBS)} |", f"|---|---|---:|{'---|' * len(JOBS)}"]

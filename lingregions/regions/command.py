@@ -1,6 +1,6 @@
 """`lingregions regions VERB`: look at region files, make new ones, check and publish them.
 
-They print to the console they are given; `combine`, `export` and `import` write one file or folder.
+They print to the console they are given; `_combine`, `_export` and `import` write one file or folder.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from lingregions.models import source as sources
 from lingregions.regions import algebra, file, geometry, publish, region, released, reliability
 from lingregions.regions.region import Provenance, Region
 
-OPERATIONS: dict[str, Callable[..., Region]] = {
+_OPERATIONS: dict[str, Callable[..., Region]] = {
     "union": algebra.union,
     "intersect": algebra.intersect,
     "subtract": algebra.subtract,
@@ -29,7 +29,7 @@ OPERATIONS: dict[str, Callable[..., Region]] = {
 }
 
 
-def show(path: Path, console: Console, *, axis: str = "embed", leading: int = 8) -> None:
+def _show(path: Path, console: Console, *, axis: str = "embed", leading: int = 8) -> None:
     """Print what a region file says of itself, its density in every matrix, and the indices that carry it."""
     header = file.header(path)
     what = file.load(path)
@@ -85,7 +85,7 @@ def _percent(part: float) -> str:
     return f"{100 * part:.3g}"
 
 
-def diff(first: Path, second: Path, console: Console) -> None:
+def _diff(first: Path, second: Path, console: Console) -> None:
     """Print what two region files share, overall, per kind of matrix and per layer, and where their headers differ.
 
     Raises:
@@ -121,22 +121,22 @@ def diff(first: Path, second: Path, console: Console) -> None:
             console.print(f"{field}: {escape(str(ours[field]))} | {escape(str(theirs[field]))}")
 
 
-def combine(operation: str, paths: Sequence[Path], out: Path, console: Console, *, name: str = "") -> None:
+def _combine(operation: str, paths: Sequence[Path], out: Path, console: Console, *, name: str = "") -> None:
     """Write the union, intersection, difference or complement of region files.
 
     Raises:
       ValueError: an unknown operation, or regions that are not parallel or of different models.
     """
-    if operation not in OPERATIONS:
-        raise ValueError(f"there is no operation {operation!r}; there are {', '.join(OPERATIONS)}")
+    if operation not in _OPERATIONS:
+        raise ValueError(f"there is no operation {operation!r}; there are {', '.join(_OPERATIONS)}")
     if operation == "complement" and len(paths) != 1:
         raise ValueError(f"a complement is of one region, not of {len(paths)}")
-    result = OPERATIONS[operation](*(file.load(path) for path in paths), name=name)
+    result = _OPERATIONS[operation](*(file.load(path) for path in paths), name=name)
     file.save(result, out)
     console.print(f"{escape(str(out))}: {geometry.total(result):,} entries, {out.stat().st_size:,} bytes")
 
 
-def verify(path: Path, console: Console, *, model: str = "", tokenizer: str = "") -> None:
+def _verify(path: Path, console: Console, *, model: str = "", tokenizer: str = "") -> None:
     """Read every mask of a file and check its digest; with a model, also that it is a region of that model.
 
     Args:
@@ -152,7 +152,7 @@ def verify(path: Path, console: Console, *, model: str = "", tokenizer: str = ""
     if model and not _is_hash(model):
         source = sources.resolve(model)
         params = source.load(meshes.build(devices=jax.devices()[:1]))
-        wanted = identity(params, source.config)
+        wanted = _identity(params, source.config)
         tokenizer = tokenizer or source.tokenizer.fingerprint
     header = file.verify(path, params, wanted or None, tokenizer or None)
     checked = ["content"] + ["model"] * bool(wanted) + ["tokenizer"] * bool(tokenizer)
@@ -162,7 +162,7 @@ def verify(path: Path, console: Console, *, model: str = "", tokenizer: str = ""
     )
 
 
-def identity(params: trees.Tree, config: object) -> str:
+def _identity(params: trees.Tree, config: object) -> str:
     """Return the model hash of parameters and their config, as runs record it."""
     return trees.fingerprint(params, json.dumps(models.dump(config), sort_keys=True))
 
@@ -171,7 +171,7 @@ def _is_hash(text: str) -> bool:
     return len(text) >= 16 and all(letter in "0123456789abcdef" for letter in text)
 
 
-def export(path: Path, folder: Path, console: Console) -> None:
+def _export(path: Path, folder: Path, console: Console) -> None:
     """Write a region file as a folder of boolean `.pt` files, as the paper's released code reads it."""
     what = file.load(path)
     released.save(what, folder)
@@ -180,25 +180,25 @@ def export(path: Path, folder: Path, console: Console) -> None:
     )
 
 
-def import_(folder: Path, out: Path, console: Console, *, provenance: Provenance) -> None:
+def _import(folder: Path, out: Path, console: Console, *, provenance: Provenance) -> None:
     """Write the region file of a folder of boolean `.pt` files, as the paper's released code writes it."""
     what = released.load(folder, None, provenance)
     file.save(what, out)
     console.print(f"{escape(str(out))}: {geometry.total(what):,} entries, {out.stat().st_size:,} bytes")
 
 
-def card(path: Path, console: Console) -> None:
+def _card(path: Path, console: Console) -> None:
     """Write the card of a region file beside it, as JSON and Markdown."""
     for written in publish.write_card(path):
         console.print(escape(str(written)))
 
 
-def push(path: Path, repository: str, console: Console, *, private: bool = False) -> None:
+def _push(path: Path, repository: str, console: Console, *, private: bool = False) -> None:
     """Put a region file and its card into a repository of the Hugging Face hub."""
     console.print(escape(publish.push(path, repository, private)))
 
 
-def pull(address: str, console: Console, *, out: Path | None = None) -> None:
+def _pull(address: str, console: Console, *, out: Path | None = None) -> None:
     """Copy a region file from the Hugging Face hub, and check it."""
     target = publish.pull(address, out or Path(publish.parse(address).path).name)
     header = file.header(target)
@@ -213,15 +213,15 @@ def main(words: Sequence[str], console: Console | None = None) -> int:
         known = {field.name for field in dataclasses.fields(Provenance)} & flags.keys()
         flags["provenance"] = Provenance(**{field: flags.pop(field) for field in known})
     functions: dict[str, Callable[..., None]] = {
-        "show": show,
-        "diff": diff,
-        "combine": combine,
-        "verify": verify,
-        "export": export,
-        "import": import_,
-        "card": card,
-        "push": push,
-        "pull": pull,
+        "show": _show,
+        "diff": _diff,
+        "combine": _combine,
+        "verify": _verify,
+        "export": _export,
+        "import": _import,
+        "card": _card,
+        "push": _push,
+        "pull": _pull,
     }
     functions[verb](**flags, console=console or Console())
     return 0

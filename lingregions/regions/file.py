@@ -37,9 +37,9 @@ from lingregions.regions.region import Provenance, Region
 from lingregions.run import replacing
 from lingregions.run.files import checksum
 
-FORMAT = 2
-KEY = "lingregions"
-LAYOUT = (
+_FORMAT = 2
+_KEY = "lingregions"
+_LAYOUT = (
     "one tensor a matrix under its Hugging Face name; the mask [out, in] is flattened in C order; "
     "uint8: packed bits, lowest bit first; uint32 or uint64: sorted flat indices"
 )
@@ -48,7 +48,7 @@ _logger = logging.getLogger("lingregions")
 
 
 @dataclasses.dataclass(frozen=True)
-class Matrix:
+class _Matrix:
     """What the header says of one matrix.
 
     Attributes:
@@ -80,7 +80,7 @@ class Header:
     """
 
     provenance: Provenance
-    matrices: dict[str, Matrix]
+    matrices: dict[str, _Matrix]
     digest: str
 
     @property
@@ -102,12 +102,12 @@ def save(what: Region, path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     leaves = what.leaves()
-    matrices: dict[str, Matrix] = {}
+    matrices: dict[str, _Matrix] = {}
     places: dict[str, tuple[str, int]] = {}
     for where, counts in geometry.counts(what).items():
         for layer, (name, count) in enumerate(zip(region.matrices(where, leaves[where]), counts, strict=True)):
             full = region.shape(where, leaves[where])
-            matrices[name] = Matrix(full, count, _coding(math.prod(full), count), "0" * 8)
+            matrices[name] = _Matrix(full, count, _coding(math.prod(full), count), "0" * 8)
             places[name] = (where, layer)
     # Wide types first, so that every tensor starts at a multiple of its item size.
     order = sorted(matrices, key=lambda name: -np.dtype(matrices[name].coding).itemsize)
@@ -154,11 +154,11 @@ def _total(digests: Mapping[str, bytes]) -> str:
     return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
 
 
-def _head(provenance: Provenance, matrices: Mapping[str, Matrix], order: list[str], digest: str) -> bytes:
+def _head(provenance: Provenance, matrices: Mapping[str, _Matrix], order: list[str], digest: str) -> bytes:
     """Return the first bytes of the file, length and JSON as of safetensors; checksums do not change how many."""
     own = {
-        "format": FORMAT,
-        "layout": LAYOUT,
+        "format": _FORMAT,
+        "layout": _LAYOUT,
         "digest": digest,
         "entries": sum(each.count for each in matrices.values()),
         "scope_entries": sum(each.size for each in matrices.values()),
@@ -166,7 +166,7 @@ def _head(provenance: Provenance, matrices: Mapping[str, Matrix], order: list[st
         "provenance": provenance.describe(),
     }
     sealed = own | {"crc32": checksum(own)}
-    fields: dict[str, Any] = {"__metadata__": {KEY: json.dumps(sealed, allow_nan=False)}}
+    fields: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(sealed, allow_nan=False)}}
     offset = 0
     for name in order:
         kind = np.dtype(matrices[name].coding)
@@ -198,18 +198,18 @@ class _Reader:
         self.header = self._header()
 
     def _header(self) -> Header:
-        text = (self.tensors.metadata() or {}).get(KEY)
+        text = (self.tensors.metadata() or {}).get(_KEY)
         if text is None:
-            raise ValueError(f"{self.path} is a safetensors file, but not a region file: it has no {KEY!r} metadata")
+            raise ValueError(f"{self.path} is a safetensors file, but not a region file: it has no {_KEY!r} metadata")
         try:
             fields = json.loads(text)
             self.format = fields["format"]
-            if self.format not in (1, FORMAT):
+            if self.format not in (1, _FORMAT):
                 raise ValueError(
-                    f"region format {self.format!r}, this version reads {FORMAT}; "
+                    f"region format {self.format!r}, this version reads {_FORMAT}; "
                     "read it with the version of lingregions that wrote it (see its provenance)"
                 )
-            if self.format == FORMAT and fields.pop("crc32", None) != checksum(fields):
+            if self.format == _FORMAT and fields.pop("crc32", None) != checksum(fields):
                 raise ValueError(
                     "the header does not match its checksum; the file was damaged or changed: copy it again"
                 )
@@ -283,9 +283,9 @@ class _Reader:
             )
 
 
-def _matrix(name: str, fields: Mapping[str, Any]) -> Matrix:
+def _matrix(name: str, fields: Mapping[str, Any]) -> _Matrix:
     """Return what the header says of a matrix; raises ValueError where that cannot be."""
-    matrix = Matrix(tuple(fields["shape"]), fields["count"], fields["coding"], fields.get("crc32", ""))
+    matrix = _Matrix(tuple(fields["shape"]), fields["count"], fields["coding"], fields.get("crc32", ""))
     numbers = (*matrix.shape, matrix.count)
     if (
         not all(type(each) is int and each >= 0 for each in numbers)
@@ -301,7 +301,7 @@ def header(path: str | os.PathLike[str]) -> Header:
     return _Reader(path).header
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return {Hugging Face name: bool mask [out, in]}, for tools that want NumPy; raises as `load` does."""
     reader = _Reader(path)
     reader.check(reader.header.size)

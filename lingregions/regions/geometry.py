@@ -19,7 +19,7 @@ from lingregions import tree as trees
 from lingregions.regions import algebra, region, stack
 from lingregions.regions.region import Provenance, Region
 
-FULLEST = 0.01  # "share of the fullest 1 %": part of the indices of an axis
+_FULLEST = 0.01  # "share of the fullest 1 %": part of the indices of an axis
 
 
 @functools.lru_cache(maxsize=256)
@@ -67,7 +67,7 @@ def density(what: Region) -> dict[str, list[float]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Concentration:
+class _Concentration:
     """How unevenly a region lies along a named axis.
 
     Attributes:
@@ -91,7 +91,7 @@ class Concentration:
     @property
     def fullest(self) -> float:
         """Share of the region at the fullest 1 % of the indices (at least one index); 0 if empty."""
-        whole, places = int(self.counts.sum()), max(1, math.floor(FULLEST * self.counts.size))
+        whole, places = int(self.counts.sum()), max(1, math.floor(_FULLEST * self.counts.size))
         return int(np.sort(self.counts)[-places:].sum()) / whole if whole else 0.0
 
     def leading(self, number: int) -> list[tuple[int, int]]:
@@ -115,7 +115,7 @@ def _named(what: Region, axis: str) -> dict[str, int]:
     return found
 
 
-def concentration(what: Region, axis: str) -> list[Concentration]:
+def _concentration(what: Region, axis: str) -> list[_Concentration]:
     """Return the concentration along `axis` in every matrix that carries it, by path and layer.
 
     Raises:
@@ -126,15 +126,15 @@ def concentration(what: Region, axis: str) -> list[Concentration]:
         mask = what.leaves()[path]
         table = _along(path, mask, (0, place) if region.stacked(path) else (place,))
         rows = table if region.stacked(path) else table[None]
-        result += [Concentration(name, axis, row) for name, row in zip(region.matrices(path, mask), rows, strict=True)]
+        result += [_Concentration(name, axis, row) for name, row in zip(region.matrices(path, mask), rows, strict=True)]
     return result
 
 
-def profile(what: Region, axis: str) -> Concentration:
+def profile(what: Region, axis: str) -> _Concentration:
     """Return the concentration along `axis` over all matrices together: for "embed", the whole residual axis.
 
     Raises:
-      ValueError: as `concentration`; also when matrices give the axis different lengths.
+      ValueError: as `_concentration`; also when matrices give the axis different lengths.
     """
     tables = [_along(path, what.leaves()[path], (place,)) for path, place in _named(what, axis).items()]
     lengths = sorted({table.size for table in tables})
@@ -142,7 +142,7 @@ def profile(what: Region, axis: str) -> Concentration:
         raise ValueError(
             f"axis {axis!r} has lengths {lengths} in region {what.name!r}; restrict it to one kind of matrix"
         )
-    return Concentration("all", axis, np.stack(tables).sum(axis=0))
+    return _Concentration("all", axis, np.stack(tables).sum(axis=0))
 
 
 # ---- regions given by place ----
@@ -210,7 +210,7 @@ def points(like: Mapping[str, Any], places: Sequence[tuple[str, Sequence[int]]],
 
 
 @dataclasses.dataclass(frozen=True)
-class Overlap:
+class _Overlap:
     """How much regions share, two by two.
 
     Attributes:
@@ -272,7 +272,7 @@ def _packed(path: str, leaves: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
     return shared
 
 
-def overlap(regions: Sequence[Region]) -> Overlap:
+def overlap(regions: Sequence[Region]) -> _Overlap:
     """Return what regions share, two by two, overall and per layer and matrix.
 
     Costs n (n + 1) / 2 readings of a mask on the devices; where one CPU holds the masks, n packings of them to bits and
@@ -285,7 +285,7 @@ def overlap(regions: Sequence[Region]) -> Overlap:
         raise ValueError("an overlap needs at least one region")
     leaves = [trees.flatten(algebra.align(each, regions[0])) for each in regions]
     if all(stack.simple(mask) for each in leaves for mask in each.values()):
-        return Overlap(tuple(each.name for each in regions), {path: _packed(path, leaves) for path in leaves[0]})
+        return _Overlap(tuple(each.name for each in regions), {path: _packed(path, leaves) for path in leaves[0]})
     shared = {}
     for path, mask in leaves[0].items():
         axes = tuple(range(1, mask.ndim)) if region.stacked(path) else tuple(range(mask.ndim))
@@ -297,11 +297,11 @@ def overlap(regions: Sequence[Region]) -> Overlap:
         shared[path] = np.zeros((layers, len(regions), len(regions)), np.int64)
         for (i, j), each in pending.items():
             shared[path][:, i, j] = shared[path][:, j, i] = np.asarray(each)
-    return Overlap(tuple(each.name for each in regions), shared)
+    return _Overlap(tuple(each.name for each in regions), shared)
 
 
 @dataclasses.dataclass(frozen=True)
-class Dendrogram:
+class _Dendrogram:
     """Average-linkage clustering of n things.
 
     Attributes:
@@ -314,14 +314,14 @@ class Dendrogram:
     order: tuple[int, ...]
 
 
-def cluster(similarity: np.ndarray) -> Dendrogram:
+def cluster(similarity: np.ndarray) -> _Dendrogram:
     """Return the average-linkage (UPGMA) dendrogram of a symmetric similarity matrix such as `Overlap.iou()`.
 
     The distance is 1 - similarity.
     """
     size = len(similarity)
     if size < 2:
-        return Dendrogram((), tuple(range(size)))
+        return _Dendrogram((), tuple(range(size)))
     found = hierarchy.linkage(1.0 - np.asarray(similarity, np.float64)[np.triu_indices(size, 1)], "average")
     merges = [(int(first), int(second), float(gap), int(count)) for first, second, gap, count in found]
-    return Dendrogram(tuple(merges), tuple(map(int, hierarchy.leaves_list(found))))
+    return _Dendrogram(tuple(merges), tuple(map(int, hierarchy.leaves_list(found))))

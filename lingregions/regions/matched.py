@@ -4,7 +4,7 @@ A region found by a score is anything but a uniform draw: it sits on large weigh
 control that differs in all of that shows nothing about language. `match` draws, in every matrix, as many entries as the
 region has
 
-- as many in each bin of |theta| (`QUANTILES` of the matrix), and
+- as many in each bin of |theta| (`_QUANTILES` of the matrix), and
 - as many in each row and column, in expectation.
 
 The probabilities are the ones that iterative proportional fitting finds for these three margins, starting from no other
@@ -29,7 +29,7 @@ from lingregions.regions import region, stack
 from lingregions.regions.region import Region
 
 # Edges of the bins of |theta|: finer towards the top, where a score that is a product with theta selects.
-QUANTILES = (*(step / 20 for step in range(1, 19)), 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+_QUANTILES = (*(step / 20 for step in range(1, 19)), 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
 _FLOOR = np.float32(1e-20)  # stands for a probability of zero: a cell that is taken only where no other is left
 _ROUNDS = 30  # of proportional fitting; margins then agree to well under one entry
 
@@ -103,12 +103,12 @@ def _draw(wanted: np.ndarray, closed: np.ndarray, theta: np.ndarray, seed: int, 
     if not wanted.any():
         return
     kept = wanted.reshape(-1, wanted.shape[-1])
-    bins = np.searchsorted(np.quantile(theta, QUANTILES), theta.reshape(kept.shape), side="right")
+    bins = np.searchsorted(np.quantile(theta, _QUANTILES), theta.reshape(kept.shape), side="right")
     chance = _fit(kept, closed.reshape(kept.shape), bins, margins=wanted.ndim == 2).reshape(-1)
     luck = (permutation.permute(np.arange(wanted.size), wanted.size, seed) + 0.5) / wanted.size
     rank = luck / (1 - luck) * (1 / chance.astype(np.float64) - 1)
     free = ~closed.reshape(-1)
-    held = np.bincount(bins[kept], minlength=len(QUANTILES) + 1)
+    held = np.bincount(bins[kept], minlength=len(_QUANTILES) + 1)
     flat, short = out.reshape(-1), 0
     # From the top down, and what is still short then from anywhere.
     for each in [*reversed(range(held.size)), None]:
@@ -122,7 +122,7 @@ def _draw(wanted: np.ndarray, closed: np.ndarray, theta: np.ndarray, seed: int, 
 
 def _fit(kept: np.ndarray, closed: np.ndarray, bins: np.ndarray, margins: bool) -> np.ndarray:
     """Return the probability of each cell, float32, whose sums over bins (and rows and columns) are those of `kept`."""
-    size = len(QUANTILES) + 1
+    size = len(_QUANTILES) + 1
     held = np.bincount(bins[kept], minlength=size)
     chance = (held / np.maximum(np.bincount(bins.reshape(-1), minlength=size), 1)).astype(np.float32)[bins]
     chance[closed] = 0

@@ -18,13 +18,13 @@ import jinja2
 from lingregions.regions import file
 from lingregions.run import replacing
 
-SCHEME = "hf://"
-SCHEMA = 1
-LEADING = 5  # of the fullest matrices that a card names
+_SCHEME = "hf://"
+_SCHEMA = 1
+_LEADING = 5  # of the fullest matrices that a card names
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?/(.+\.safetensors)")
 
 
-class Address(NamedTuple):
+class _Address(NamedTuple):
     """Where a region file lies on the hub."""
 
     repository: str
@@ -32,7 +32,7 @@ class Address(NamedTuple):
     path: str
 
 
-def card(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _card(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what the card of a region file says, as plain values."""
     header = file.header(path)
     own = header.provenance.describe()
@@ -46,7 +46,7 @@ def card(path: str | os.PathLike[str]) -> dict[str, Any]:
     )
     density = {key: count / size for key, (count, size) in parts.items()}
     return {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "file": Path(path).name,
         "digest": header.digest,
         "entries": header.count,
@@ -57,7 +57,7 @@ def card(path: str | os.PathLike[str]) -> dict[str, Any]:
         "density_by_part": {key: value for key, value in density.items() if not key.startswith("layer ")},
         "density_by_layer": [value for key, value in density.items() if key.startswith("layer ")],
         "fullest_matrices": {
-            name: header.matrices[name].count / header.matrices[name].size for name in fullest[:LEADING]
+            name: header.matrices[name].count / header.matrices[name].size for name in fullest[:_LEADING]
         },
     }
 
@@ -78,16 +78,16 @@ def write_card(path: str | os.PathLike[str]) -> tuple[Path, Path]:
       ValueError: the file is damaged.
       RunError: the folder cannot be written.
     """
-    said = card(path)
+    said = _card(path)
     json_path, text_path = (Path(path).with_suffix(suffix) for suffix in (".json", ".md"))
     with replacing(json_path) as partial:
         partial.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with replacing(text_path) as partial:
-        partial.write_text(render(said), encoding="utf-8")
+        partial.write_text(_render(said), encoding="utf-8")
     return json_path, text_path
 
 
-def render(said: dict[str, Any]) -> str:
+def _render(said: dict[str, Any]) -> str:
     """Return a card as Markdown, with the front matter of the hub."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -101,7 +101,7 @@ def render(said: dict[str, Any]) -> str:
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def parse(address: str) -> Address:
+def parse(address: str) -> _Address:
     """Return the parts of hf://org/name/path.safetensors.
 
     Raises:
@@ -110,7 +110,7 @@ def parse(address: str) -> Address:
     found = _ADDRESS.fullmatch(address)
     if found is None:
         raise ValueError(f"{address!r} is no region on the hub: write hf://org/name/core.safetensors")
-    return Address(found[1], found[2], found[3])
+    return _Address(found[1], found[2], found[3])
 
 
 def push(path: str | os.PathLike[str], repository: str, private: bool = False, api: Any = None) -> str:
@@ -146,7 +146,7 @@ def push(path: str | os.PathLike[str], repository: str, private: bool = False, a
             f"{source.name} could not be pushed to {repository} ({type(error).__name__}); go online, and log in with "
             "`hf auth login`, with a token that may write there"
         ) from error
-    return f"{SCHEME}{repository}/{source.name}"
+    return f"{_SCHEME}{repository}/{source.name}"
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
@@ -156,7 +156,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
       ValueError: it is no address.
       ConnectionError: it is not in the cache, and the hub cannot be reached or has no such file.
     """
-    if not str(path).startswith(SCHEME):
+    if not str(path).startswith(_SCHEME):
         return Path(path)
     address = parse(str(path))
     from huggingface_hub import hf_hub_download

@@ -147,7 +147,7 @@ class Provenance:
             return {"kind": self.name or "region"}
         found: dict[str, Any] = {
             "kind": kind,
-            "fraction": percent(self.fraction) if self.fraction else "",
+            "fraction": _percent(self.fraction) if self.fraction else "",
             "within": self.within if self.within == "scope" else "",
             "region_language": self.languages[0] if len(self.languages) == 1 else "",
             "part": self.part,
@@ -466,7 +466,7 @@ class Region(Shown):
         }
 
 
-def percent(fraction: str) -> str:
+def _percent(fraction: str) -> str:
     """Return an exact part as percent, as interventions name it: "0.01" -> "1%"."""
     value = 100 * fractions.Fraction(fraction)
     text = f"{float(value):g}"

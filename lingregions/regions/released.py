@@ -145,7 +145,7 @@ def _stored(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return archive.read(entry)
 
 
-def read(path: str | os.PathLike[str]) -> np.ndarray:
+def _read(path: str | os.PathLike[str]) -> np.ndarray:
     """Return the boolean tensor of a `.pt` file.
 
     Raises:
@@ -184,7 +184,7 @@ def _strided(values: np.ndarray, found: _Tensor) -> np.ndarray:
     return np.array(np.lib.stride_tricks.as_strided(values[offset:], size, stride)).view(np.bool_)
 
 
-def write(path: str | os.PathLike[str], mask: np.ndarray) -> None:
+def _write(path: str | os.PathLike[str], mask: np.ndarray) -> None:
     """Write a boolean tensor as `torch.save` does: `torch.load(path, weights_only=True)` returns it.
 
     Raises:
@@ -267,7 +267,7 @@ def load(
         named = region.matrices(path, leaf)
 
         def fill(layer: int, out: np.ndarray, named: list[str] = named) -> None:
-            mask = read(files[named[layer]])
+            mask = _read(files[named[layer]])
             if mask.shape != out.shape:
                 raise ValueError(f"{files[named[layer]]} has shape {mask.shape}, expected {out.shape}")
             out[...] = mask
@@ -288,7 +288,7 @@ def _guess(files: Mapping[str, Path]) -> dict[str, ShapeDtypeStruct]:
     for name, file in files.items():
         path, layer = region.locate(name)
         if layer is None or layer == 0:
-            shapes[path] = read(file).shape
+            shapes[path] = _read(file).shape
         if layer is not None:
             layers.setdefault(path, []).append(layer)
     deepest = max((max(found) for found in layers.values()), default=0)
@@ -311,4 +311,4 @@ def save(what: Region, folder: str | os.PathLike[str]) -> None:
         raise ValueError(f"{place} holds .pt files already; name a new folder, so that two regions are never mixed")
     for path, leaf in what.leaves().items():
         for name, mask in stack.walk(path, leaf):
-            write(place / f"{name}.pt", mask)
+            _write(place / f"{name}.pt", mask)

@@ -29,7 +29,7 @@ from lingregions.regions.select import select
 
 
 @dataclasses.dataclass(frozen=True)
-class Agreement:
+class _Agreement:
     """Intersection over union of two regions that should be one.
 
     Attributes:
@@ -43,10 +43,10 @@ class Agreement:
     matrices: dict[str, tuple[float, ...]]
 
 
-def agree(first: Region, second: Region) -> Agreement:
+def agree(first: Region, second: Region) -> _Agreement:
     """Return the agreement of two parallel regions, overall, per layer and per matrix."""
     overlap = geometry.overlap([first, second])
-    return Agreement(
+    return _Agreement(
         float(overlap.iou()[0, 1]),
         tuple(float(overlap.iou(layer=layer)[0, 1]) for layer in range(overlap.layers)),
         {path: tuple(float(_iou(each)) for each in shared) for path, shared in overlap.shared.items()},
@@ -58,18 +58,18 @@ def _iou(shared: np.ndarray) -> float:
     return int(shared[0, 1]) / union if union else 1.0
 
 
-def halves(
+def _halves(
     first: Mapping[str, Any], second: Mapping[str, Any], fraction: float | str, selector: str = "top"
-) -> Agreement:
+) -> _Agreement:
     """Return the split-half agreement of one language: of the regions of two score trees from disjoint halves."""
     return agree(select(first, fraction, selector), select(second, fraction, selector))
 
 
-def growth(snapshots: Mapping[int, Region]) -> dict[int, Agreement]:
+def _growth(snapshots: Mapping[int, Region]) -> dict[int, _Agreement]:
     """Return the agreement of the region at each number of samples with the one of the most samples.
 
     Where the smaller samples are part of the larger, as snapshots of one run are, this overstates stability: say so,
-    and show `halves` beside it (docs/method.md 5).
+    and show `_halves` beside it (docs/method.md 5).
     """
     last = snapshots[max(snapshots)]
     return {samples: agree(each, last) for samples, each in sorted(snapshots.items()) if each is not last}
@@ -80,7 +80,7 @@ def _often(least: int, *masks: jax.Array) -> jax.Array:
     return sum((mask.astype(jnp.int32) for mask in masks), start=jnp.zeros(masks[0].shape, jnp.int32)) >= least
 
 
-def stable(regions: Sequence[Region], least: int, name: str = "") -> Region:
+def _stable(regions: Sequence[Region], least: int, name: str = "") -> Region:
     """Return the stable core: the entries that lie in at least `least` of the regions (halves, bootstraps, seeds).
 
     Raises:

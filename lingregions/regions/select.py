@@ -93,7 +93,7 @@ def parse(fraction: float | str | fractions.Fraction) -> fractions.Fraction:
     return value
 
 
-def decimal(fraction: fractions.Fraction) -> str:
+def _decimal(fraction: fractions.Fraction) -> str:
     """Return a fraction as text that `parse` reads back exactly: a decimal where there is one, else a quotient."""
     text = repr(float(fraction))
     return text if fractions.Fraction(text) == fraction else str(fraction)
@@ -146,7 +146,7 @@ def select(
             )
     exact = parse(fraction)
     found = SELECTORS[selector](dict(scores), _Request(exact, within, seed, method))
-    text = decimal(exact)
+    text = _decimal(exact)
     return Region(
         trees.unflatten({path: each.mask for path, each in found.items()}),
         provenance.replace(

@@ -16,11 +16,11 @@ from lingregions.report import numerals
 from lingregions.report.figures import ROWS, SERIES, Figure, choice, figure, hover
 from lingregions.report.survey import Overlap, Profile, Survey
 
-OPENED = 1300  # profiles of matrices on a page, 0.6 kB each
-RESIDUAL_BINS = 1024  # of the density along the residual axis
+_OPENED = 1300  # profiles of matrices on a page, 0.6 kB each
+_RESIDUAL_BINS = 1024  # of the density along the residual axis
 # Sides of a matrix, and what its indices are called.
-SIDES = {"out": "outputs", "in": "inputs"}
-HELD = {side: f"held by the fullest 1 % of {words}" for side, words in SIDES.items()}
+_SIDES = {"out": "outputs", "in": "inputs"}
+_HELD = {side: f"held by the fullest 1 % of {words}" for side, words in _SIDES.items()}
 
 
 def _grid(chart: Any, roles: Sequence[str], layers: Sequence[str], row: str, colour: alt.Color) -> Any:
@@ -33,16 +33,16 @@ def _grid(chart: Any, roles: Sequence[str], layers: Sequence[str], row: str, col
 
 def atlas(surveys: Sequence[Survey]) -> list[Figure]:
     """Layer and role of every region, and inside the matrix that is chosen the density along its two named axes."""
-    columns = ["region", "layer", "role", "entries", "size", "density", *SIDES]
+    columns = ["region", "layer", "role", "entries", "size", "density", *_SIDES]
     frame = pd.DataFrame([row for survey in surveys for row in _cells(survey)], columns=columns)
     profiles: list[tuple[str, Profile]] = []
     for survey in surveys:  # the first regions, as many as a page can carry
-        if not profiles or len(profiles) + len(survey.profiles) <= OPENED:
+        if not profiles or len(profiles) + len(survey.profiles) <= _OPENED:
             profiles += [(survey.name, profile) for profile in survey.profiles]
     inside = _inside(profiles) if profiles else []
     # Where every matrix holds the same share its map would be one colour: what differs is how a matrix holds it.
     even = all(survey.even for survey in surveys)
-    held, share = {HELD[side]: side for side in SIDES}, {} if even else {"share of the matrix": "density"}
+    held, share = {_HELD[side]: side for side in _SIDES}, {} if even else {"share of the matrix": "density"}
     offered = held | share if surveys and surveys[0].even else share | held
     measures = {words: field for words, field in offered.items() if frame[field].nunique() > 1}
     if not measures:
@@ -58,7 +58,7 @@ def atlas(surveys: Sequence[Survey]) -> list[Figure]:
             tooltip=hover(
                 *(("region:N",), ("layer:N",), ("role:N",), ("entries:Q", "entries", ",")),
                 ("density:Q", "share of the matrix", ".3~%"),
-                *((f"{side}:Q", HELD[side], ".3~%") for side in SIDES),
+                *((f"{side}:Q", _HELD[side], ".3~%") for side in _SIDES),
             )
         )
         .add_params(
@@ -77,7 +77,7 @@ def _cells(survey: Survey) -> list[tuple[Any, ...]]:
     held = {(profile.layer, profile.role, profile.side): profile.held for profile in survey.profiles}
     return [
         (survey.name, layer, role, count, size, count / size)
-        + tuple(held.get((layer, role, side), math.nan) for side in SIDES)
+        + tuple(held.get((layer, role, side), math.nan) for side in _SIDES)
         for layer, counts, sizes in zip(survey.layers, survey.counts, survey.sizes, strict=True)
         for role, count, size in zip(survey.roles, counts, sizes, strict=True)
         if size and count is not None
@@ -115,7 +115,7 @@ def _inside(profiles: Sequence[tuple[str, Profile]]) -> list[Figure]:
     start = {"region": name, "layer": peak.layer, "role": peak.role}
     places = [{"region": name, "layer": profile.layer, "role": profile.role} for name, profile in profiles]
     figures = []
-    for side, words in SIDES.items():
+    for side, words in _SIDES.items():
         frame = pd.DataFrame(
             [
                 {**place, **_profile(profile)}
@@ -159,7 +159,7 @@ def residual(surveys: Sequence[Survey]) -> Figure | None:
         if not sum(survey.carried):
             continue
         density = np.array(survey.carried) / np.maximum(np.array(survey.capacity), 1)
-        edges = np.linspace(0, len(density), min(RESIDUAL_BINS, len(density)) + 1).astype(int)
+        edges = np.linspace(0, len(density), min(_RESIDUAL_BINS, len(density)) + 1).astype(int)
         tallest = np.argsort(-density, kind="stable")[: 6 if density.max() >= 2 * density.mean() else 0]
         rows.append(
             {

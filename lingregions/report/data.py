@@ -131,7 +131,7 @@ def _regions(
     return surveys, overlap, records
 
 
-IDENTITY = ("model", "tokenizer", "data")  # events of metrics.jsonl whose fields say what was measured
+_IDENTITY = ("model", "tokenizer", "data")  # events of metrics.jsonl whose fields say what was measured
 
 
 def read(folder: Path) -> ReportData:
@@ -162,7 +162,7 @@ def read(folder: Path) -> ReportData:
         event = record.get("event")
         if event == "note":
             notes.append(str(record.get("text", "")))
-        elif event in IDENTITY:
+        elif event in _IDENTITY:
             identity[event] = {key: value for key, value in record.items() if key not in ("event", "time")}
         elif event == "timed":
             timings.append(record)

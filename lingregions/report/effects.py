@@ -24,7 +24,7 @@ EFFECTS = (
     *("effect_nats", "low", "high", "p", "p_adjusted"),
 )
 # Columns of work directories of before, and what they are called now.
-BEFORE = {"arm": "intervention", "reference": "control", "passages": "segments", "damage_nats": "effect_nats"}
+_BEFORE = {"arm": "intervention", "reference": "control", "passages": "segments", "damage_nats": "effect_nats"}
 
 
 class ReportError(ValueError):
@@ -39,7 +39,7 @@ def _lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, s
         raise ReportError(str(error)) from None
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
-        columns = [BEFORE.get(name, name) for name in reader.fieldnames or ()]
+        columns = [_BEFORE.get(name, name) for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         if lacking := [name for name in needed if name not in columns]:
             raise ReportError(f"{path}:1: columns {', '.join(lacking)} are missing; expected {', '.join(needed)}")

@@ -13,8 +13,8 @@ from lingregions.report.effects import ReportError
 from lingregions.report.figures import THEMES, Figure
 from lingregions.run import replacing
 
-WIDTH = 760  # of an exported figure, in pixels of its SVG
-SCALE = 2  # pixels of a PNG for one of the SVG
+_WIDTH = 760  # of an exported figure, in pixels of its SVG
+_SCALE = 2  # pixels of a PNG for one of the SVG
 
 
 def write(folder: Path, pictures: bool = True) -> Path:
@@ -30,8 +30,8 @@ def write(folder: Path, pictures: bool = True) -> Path:
         if isinstance(item, Figure):
             _put(folder / "figures" / f"{item.name}.csv", item.frame.to_csv(index=False, lineterminator="\n"))
             if pictures:
-                _put(folder / "figures" / f"{item.name}.svg", svg(item.spec))
-                _put(folder / "figures" / f"{item.name}.png", png(item.spec))
+                _put(folder / "figures" / f"{item.name}.svg", _svg(item.spec))
+                _put(folder / "figures" / f"{item.name}.png", _png(item.spec))
         else:
             _put(folder / "tables" / f"{item.name}.md", tables.markdown(item))
             _put(folder / "tables" / f"{item.name}.csv", tables.spreadsheet(item))
@@ -47,16 +47,16 @@ def _put(path: Path, content: str | bytes) -> None:
 
 
 def _fixed(specification: Mapping[str, Any]) -> str:
-    return json.dumps({**specification, "width": WIDTH}, allow_nan=False)
+    return json.dumps({**specification, "width": _WIDTH}, allow_nan=False)
 
 
-def svg(specification: Mapping[str, Any]) -> str:
-    """A specification as an SVG of `WIDTH`, on white."""
+def _svg(specification: Mapping[str, Any]) -> str:
+    """A specification as an SVG of `_WIDTH`, on white."""
     return str(vl_convert.vegalite_to_svg(_fixed(specification), vl_version=page.VEGA_LITE, config=THEMES["light"]))
 
 
-def png(specification: Mapping[str, Any]) -> bytes:
-    """A specification as a PNG of `WIDTH` times `SCALE`, on white."""
+def _png(specification: Mapping[str, Any]) -> bytes:
+    """A specification as a PNG of `_WIDTH` times `_SCALE`, on white."""
     return vl_convert.vegalite_to_png(
-        _fixed(specification), vl_version=page.VEGA_LITE, config=THEMES["light"], scale=SCALE
+        _fixed(specification), vl_version=page.VEGA_LITE, config=THEMES["light"], scale=_SCALE
     )

@@ -23,10 +23,10 @@ from lingregions.report.survey import Overlap
 
 # Okabe and Ito (2008), told apart with any colour vision.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87F00", "#3C97CF", "#777777", "#8F8500")
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
-DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2])
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2])
 BESIDE = 4  # interventions drawn over each other; of more, two are chosen
-SMALL = 0.01  # nats; below it a logarithmic axis of effects is linear
+_SMALL = 0.01  # nats; below it a logarithmic axis of effects is linear
 
 
 def _theme(
@@ -60,7 +60,7 @@ def _theme(
         "rule": {"color": quiet},
         "range": {
             "category": list(SERIES),
-            "symbol": list(SHAPES),
+            "symbol": list(_SHAPES),
             "ramp": list(ramp),
             "heatmap": list(ramp),
             "diverging": list(diverging),
@@ -202,7 +202,7 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
     together = frame["label"][frame["control"] == BASE].nunique()
     whole = 0 < together <= BESIDE  # all against the untouched model are drawn over each other
     ends = frame[["effect_nats", "low", "high"]].to_numpy(dtype=float)
-    low, high = min(0.0, float(np.nanmin(ends, initial=0.0))), max(0.0, float(np.nanmax(ends, initial=0.0)), SMALL)
+    low, high = min(0.0, float(np.nanmin(ends, initial=0.0))), max(0.0, float(np.nanmax(ends, initial=0.0)), _SMALL)
     base, order = _marks(whole), None if whole else "ascending"
     across = alt.Axis(
         values=alt.ExprRef(f"axis == 'linear' ? {_round_ticks(low, high)} : {_log_ticks(low, high)}"),
@@ -286,20 +286,20 @@ def _extremes(frame: pd.DataFrame) -> str:
 
 
 def _scaled(value: str) -> str:
-    """Expression of the place of an effect on the axis that is chosen; logarithmic beyond `SMALL`."""
-    folded = f"({value} < 0 ? -1 : 1) * log(1 + abs({value}) / {SMALL}) / LN10"
+    """Expression of the place of an effect on the axis that is chosen; logarithmic beyond `_SMALL`."""
+    folded = f"({value} < 0 ? -1 : 1) * log(1 + abs({value}) / {_SMALL}) / LN10"
     return f"axis == 'linear' || !isValid({value}) ? {value} : {folded}"
 
 
 def _unscaled(value: str) -> str:
-    return f"({value} < 0 ? -1 : 1) * {SMALL} * (pow(10, abs({value})) - 1)"
+    return f"({value} < 0 ? -1 : 1) * {_SMALL} * (pow(10, abs({value})) - 1)"
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
     found = [0.0]
     for step in range(8):
-        size = SMALL * 10**step
-        place = math.log10(1 + size / SMALL)
+        size = _SMALL * 10**step
+        place = math.log10(1 + size / _SMALL)
         found += ([place] if size <= 3 * high else []) + ([-place] if size <= -3 * low else [])
     return sorted(found)
 
@@ -317,7 +317,7 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
         tooltip=[_HOVER[0], *_HOVER[2:6]],
     )
     span = float(frame["effect_nats"].abs().max())
-    scale = alt.Scale(type="symlog", constant=SMALL, domain=[-span, span], range="diverging", interpolate="lab")
+    scale = alt.Scale(type="symlog", constant=_SMALL, domain=[-span, span], range="diverging", interpolate="lab")
     colour = alt.Color(
         "effect_nats:Q",
         title="nats per token",
@@ -326,7 +326,7 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
     )
     chart = alt.layer(
         base.mark_rect().encode(color=colour),
-        base.mark_text().encode(text="mark:N", color=legible("effect_nats")),
+        base.mark_text().encode(text="mark:N", color=_legible("effect_nats")),
     ).properties(height=alt.Step(18))
     many = frame["label"].nunique()
     words = f"Heat map of the effects of {many} comparisons in {len(columns)} languages: {_extremes(frame)}."
@@ -336,7 +336,7 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
     return figure(chart, drawn, name, title, words, frame, note=note, folded=many > 40)
 
 
-def legible(field: str) -> Any:
+def _legible(field: str) -> Any:
     """Black or white, whichever is read on the colour of the cell in any theme."""
     return (
         alt.when(f"luminance(scale('color', datum['{field}'])) > 0.35")
@@ -398,7 +398,7 @@ def heatmap(
         ),
         base.mark_text(opacity=alt.ExprRef(f"width / {len(columns)} > {widest} ? 1 : 0"))
         .transform_filter("isValid(datum.value)")
-        .encode(text="reading:N", color=legible("value")),
+        .encode(text="reading:N", color=_legible("value")),
     ).properties(height=alt.Step(20))
     lowest, highest = frame.loc[frame["value"].idxmin()], frame.loc[frame["value"].idxmax()]
     words = f"Heat map of {len(rows)} rows and {len(columns)} columns, {unit or 'values'} from " + " to ".join(
@@ -481,7 +481,7 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
             strokeDash=alt.StrokeDash(
                 "series:N",
                 sort=None,
-                scale=alt.Scale(range=[list(dash) for dash in DASHES]),
+                scale=alt.Scale(range=[list(dash) for dash in _DASHES]),
                 legend=None,
             ),
         ),

@@ -95,17 +95,17 @@ def _verdict(name: str, content: Mapping[str, Any]) -> Section:
     return Section(content["title"], (*paragraphs, *_paragraphs(content)))
 
 
-FIELDS = {axis: (axis, f"{axis}_low", f"{axis}_high") for axis in "xy"}
+_FIELDS = {axis: (axis, f"{axis}_low", f"{axis}_high") for axis in "xy"}
 
 
 def _scatter(name: str, content: Mapping[str, Any]) -> Section:
     points = pd.DataFrame(
         [
             {"label": str(entry["label"]), "group": str(entry.get("group", ""))}
-            | {key: _number(entry.get(key)) for keys in FIELDS.values() for key in keys}
+            | {key: _number(entry.get(key)) for keys in _FIELDS.values() for key in keys}
             for entry in content["points"]
         ]
-    ).astype({key: float for keys in FIELDS.values() for key in keys})
+    ).astype({key: float for keys in _FIELDS.values() for key in keys})
     drawn = points.dropna(subset=["x", "y"])
     if drawn.empty:
         raise ValueError("points holds none that has both an x and a y")
@@ -113,7 +113,7 @@ def _scatter(name: str, content: Mapping[str, Any]) -> Section:
     if better and (len(better) != 2 or not set(better) <= {"low", "high"}):
         raise ValueError(f"better has to say low or high for x and for y, not {list(better)}")
     said = []
-    if front := pareto(drawn, better):
+    if front := _pareto(drawn, better):
         said.append(
             f"No other point is better on both axes than {numerals.listed(front)} (the Pareto front, dotted; of the "
             "values as measured, intervals aside)."
@@ -128,7 +128,7 @@ def _scatter(name: str, content: Mapping[str, Any]) -> Section:
         (
             row["label"],
             row["group"],
-            *(Span(*(None if math.isnan(row[key]) else row[key] for key in keys)) for keys in FIELDS.values()),
+            *(Span(*(None if math.isnan(row[key]) else row[key] for key in keys)) for keys in _FIELDS.values()),
         )
         for row in points.to_dict("records")
     )
@@ -137,7 +137,7 @@ def _scatter(name: str, content: Mapping[str, Any]) -> Section:
     return Section(content["title"], (*_paragraphs(content), *said), (figure, listing))
 
 
-def pareto(points: pd.DataFrame, better: Sequence[str]) -> list[str]:
+def _pareto(points: pd.DataFrame, better: Sequence[str]) -> list[str]:
     """Labels of the points that no other point beats on both axes; none where `better` says nothing."""
     if not better:
         return []
@@ -206,7 +206,7 @@ def _series(label: str, content: Any) -> list[tuple[Any, ...]]:
 
 
 def _densities(name: str, content: Mapping[str, Any]) -> Section:
-    section = sections.regions([survey(entry) for entry in content["regions"]])
+    section = sections.regions([_survey(entry) for entry in content["regions"]])
     return Section(content["title"], (*section.paragraphs, *_paragraphs(content)), section.items)
 
 
@@ -214,7 +214,7 @@ def _integers(values: Any) -> tuple[tuple[int | None, ...], ...]:
     return tuple(tuple(None if value is None else int(value) for value in row) for row in values)
 
 
-def survey(content: Mapping[str, Any]) -> Survey:
+def _survey(content: Mapping[str, Any]) -> Survey:
     """A survey from the JSON object that describes it."""
     return Survey(
         name=content["name"],
@@ -229,7 +229,7 @@ def survey(content: Mapping[str, Any]) -> Survey:
     )
 
 
-BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], Section]] = {
+_BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], Section]] = {
     "table": _table,
     "texts": _texts,
     "verdict": _verdict,
@@ -245,6 +245,6 @@ BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], Section]] = {
 def build(name: str, content: Mapping[str, Any]) -> Section:
     """The section of one file's content; KeyError, TypeError or ValueError where it describes none."""
     kind = content.get("kind", "table")
-    if kind not in BUILDERS:
-        raise ValueError(f"kind {kind!r} is unknown; there are {', '.join(BUILDERS)}")
-    return BUILDERS[kind](name, content)
+    if kind not in _BUILDERS:
+        raise ValueError(f"kind {kind!r} is unknown; there are {', '.join(_BUILDERS)}")
+    return _BUILDERS[kind](name, content)

@@ -17,20 +17,20 @@ _FAMILIES = list(
 _BRANCHES = list(dict.fromkeys(entry.branch for entry in LANGUAGES.values()))
 
 
-def find(code: str) -> Language | None:
+def _find(code: str) -> Language | None:
     """The language of a code, or None."""
     return LANGUAGES.get(understood(code) or "")
 
 
 def name(code: str) -> str:
     """English name of a language code."""
-    entry = find(code)
+    entry = _find(code)
     return entry.name if entry else code
 
 
 def family(code: str) -> str:
     """Family of a language code, the branch within Indo-European; empty if it is not known."""
-    entry = find(code)
+    entry = _find(code)
     if entry is None:
         return ""
     return entry.branch if entry.family == "Indo-European" else entry.family
@@ -40,7 +40,7 @@ def arrange(codes: Sequence[str]) -> list[str]:
     """Codes with relatives side by side, families as in the registry, unknown ones last; otherwise as they came."""
 
     def place(code: str) -> tuple[int, int]:
-        entry = find(code)
+        entry = _find(code)
         if entry is None:
             return len(_FAMILIES), 0
         return _FAMILIES.index(entry.family), _BRANCHES.index(entry.branch)

@@ -21,40 +21,40 @@ class Span(NamedTuple):
 
 Cell = str | int | float | Span | None
 
-DASH = "–"
+_DASH = "–"
 MINUS = "−"
 UNSURE = "°"  # after a figure whose interval holds zero
 NARROW = "\u00a0"  # a space that does not break: a number and its power stay on one line
-LARGEST = 1e5  # from here on, and below SMALLEST, a number is printed with a power of ten
-SMALLEST = 1e-3
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_LARGEST = 1e5  # from here on, and below SMALLEST, a number is printed with a power of ten
+_SMALLEST = 1e-3
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def finite(value: Cell) -> bool:
+def _finite(value: Cell) -> bool:
     """Whether a cell holds a finite number (a bool or a text does not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def scientific(logarithm: float, digits: int = 2) -> str:
+def _scientific(logarithm: float, digits: int = 2) -> str:
     """exp(logarithm) as `1.7 × 10⁶`, whatever its size; `digits` significant digits in the mantissa."""
     exponent = math.floor(logarithm / math.log(10))
     mantissa = round(10 ** (logarithm / math.log(10) - exponent), digits - 1)
     if mantissa >= 10:  # 9.96 rounds to 10.0
         mantissa, exponent = mantissa / 10, exponent + 1
-    return f"{mantissa:.{digits - 1}f}{NARROW}×{NARROW}10{str(exponent).translate(SUPERSCRIPTS)}"
+    return f"{mantissa:.{digits - 1}f}{NARROW}×{NARROW}10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
 def number(value: Cell, digits: int = 3) -> str:
     """A number with `digits` significant digits, thousands apart; with a power of ten when very large or small."""
-    if not finite(value):
-        return DASH
+    if not _finite(value):
+        return _DASH
     assert isinstance(value, int | float)
     size = abs(value)
     sign = MINUS if value < 0 else ""
     if size == 0:
         return "0"
-    if size >= LARGEST or size < SMALLEST:
-        return sign + scientific(math.log(size))
+    if size >= _LARGEST or size < _SMALLEST:
+        return sign + _scientific(math.log(size))
     exponent = int(f"{size:.{digits - 1}e}".partition("e")[2])  # of the rounded number: 0.9998 is 1.00, not 1.000
     decimals = max(0, digits - 1 - exponent)
     return f"{sign}{size:,.{decimals}f}"
@@ -62,31 +62,31 @@ def number(value: Cell, digits: int = 3) -> str:
 
 def exponential(logarithm: Cell, digits: int = 3) -> str:
     """exp(logarithm) for reading: a perplexity from nats per token, a factor from a damage in nats."""
-    if not finite(logarithm):
-        return DASH
+    if not _finite(logarithm):
+        return _DASH
     assert isinstance(logarithm, int | float)
-    if math.log(SMALLEST) <= logarithm < math.log(LARGEST):
+    if math.log(_SMALLEST) <= logarithm < math.log(_LARGEST):
         return number(math.exp(logarithm), digits)
-    return scientific(logarithm)
+    return _scientific(logarithm)
 
 
-def decimal(value: Cell) -> str:
+def _decimal(value: Cell) -> str:
     """A number with three decimals, so that a column of nats or bits lines up."""
-    if not finite(value):
-        return DASH
+    if not _finite(value):
+        return _DASH
     assert isinstance(value, int | float)
-    if abs(value) >= LARGEST:
+    if abs(value) >= _LARGEST:
         return number(value)
     text = f"{abs(value):,.3f}"
     return text if value >= 0 or text == "0.000" else MINUS + text
 
 
-def tenths(value: Cell) -> str:
+def _tenths(value: Cell) -> str:
     """A number with one decimal, for a narrow column."""
-    if not finite(value):
-        return DASH
+    if not _finite(value):
+        return _DASH
     assert isinstance(value, int | float)
-    if abs(value) >= LARGEST:
+    if abs(value) >= _LARGEST:
         return number(value)
     text = f"{abs(value):,.1f}"
     return text if value >= 0 or text == "0.0" else MINUS + text
@@ -94,16 +94,16 @@ def tenths(value: Cell) -> str:
 
 def count(value: Cell) -> str:
     """A whole number with its thousands apart."""
-    if not finite(value):
-        return DASH
+    if not _finite(value):
+        return _DASH
     assert isinstance(value, int | float)
     return f"{value:,.0f}".replace("-", MINUS)
 
 
 def share(value: Cell) -> str:
     """A share between 0 and 1 (an intersection over union): two decimals, two significant digits below 0.01."""
-    if not finite(value):
-        return DASH
+    if not _finite(value):
+        return _DASH
     assert isinstance(value, int | float)
     if 0 < abs(value) < 0.01:
         return number(value, 2)
@@ -112,35 +112,35 @@ def share(value: Cell) -> str:
 
 def percent(value: Cell) -> str:
     """A fraction of 1 as a percentage: 0.01 is `1 %`."""
-    if not finite(value):
-        return DASH
+    if not _finite(value):
+        return _DASH
     assert isinstance(value, int | float)
-    scaled = round(100 * value, 9) if abs(value) < LARGEST else value * 100
-    digits = count(scaled) if abs(scaled) < LARGEST and scaled == int(scaled) else number(scaled)
+    scaled = round(100 * value, 9) if abs(value) < _LARGEST else value * 100
+    digits = count(scaled) if abs(scaled) < _LARGEST and scaled == int(scaled) else number(scaled)
     return f"{digits}{NARROW}%"
 
 
 def _bounded(span: Cell, write: Callable[[Cell], str], mark: str = "") -> str:
-    if not isinstance(span, Span) or not finite(span.value):
-        return DASH
+    if not isinstance(span, Span) or not _finite(span.value):
+        return _DASH
     words = mark + write(span.value)
-    if not finite(span.low) and not finite(span.high):
+    if not _finite(span.low) and not _finite(span.high):
         return words
     return f"{words} ({write(span.low)} to {write(span.high)})"
 
 
 def interval(span: Cell) -> str:
     """A value with its interval, all to the same decimals: `0.12 (0.10 to 0.15)`."""
-    sizes = [abs(part) for part in span if part is not None and finite(part)] if isinstance(span, Span) else []
+    sizes = [abs(part) for part in span if part is not None and _finite(part)] if isinstance(span, Span) else []
     largest = max(sizes, default=0.0)
-    if largest == 0 or not SMALLEST <= largest < LARGEST:
+    if largest == 0 or not _SMALLEST <= largest < _LARGEST:
         return _bounded(span, number)
     exponent = math.floor(math.log10(largest))
     decimals = max(0, (2 if exponent >= 0 else 1) - exponent)
 
     def write(value: Cell) -> str:
-        if not finite(value):
-            return DASH
+        if not _finite(value):
+            return _DASH
         assert isinstance(value, int | float)
         digits = f"{abs(value):,.{decimals}f}"
         return MINUS + digits if value < 0 and float(digits.replace(",", "")) else digits
@@ -153,15 +153,15 @@ def factor(span: Cell) -> str:
     return _bounded(span, exponential, "×")
 
 
-def percentage(value: float) -> str:
+def _percentage(value: float) -> str:
     """A fraction of 1 as a name or a tick has it: `0.1 %`, where a column of numbers has `0.100 %`."""
     return f"{100 * value:g}{NARROW}%" if value == 0 or value >= 1e-6 else percent(value)
 
 
 def probability(value: Cell) -> str:
     """A p-value: three decimals, and below them only that it is below."""
-    if not finite(value):
-        return DASH
+    if not _finite(value):
+        return _DASH
     assert isinstance(value, int | float)
     return "<" + NARROW + "0.001" if value < 0.001 else f"{value:.3f}"
 
@@ -169,7 +169,7 @@ def probability(value: Cell) -> str:
 def text(value: Cell) -> str:
     """Any cell as it is; a missing one as a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return DASH
+        return _DASH
     return str(value)
 
 
@@ -177,8 +177,8 @@ KINDS: dict[str, Callable[[Cell], str]] = {
     "text": text,
     "count": count,
     "number": number,
-    "decimal": decimal,
-    "tenths": tenths,
+    "decimal": _decimal,
+    "tenths": _tenths,
     "exponential": exponential,
     "share": share,
     "percent": percent,

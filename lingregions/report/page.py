@@ -31,9 +31,9 @@ from lingregions.report.tables import Table
 VEGA_LITE = ".".join(
     altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2]
 )  # of bundle and exports, as Altair writes it
-LONGEST = 25  # words of a headline
-FEW_TOKENS = 2000  # of a language; below it an NLL is rough
-FEW_SEGMENTS = 10  # resampled; an interval over fewer is rough
+_LONGEST = 25  # words of a headline
+_FEW_TOKENS = 2000  # of a language; below it an NLL is rough
+_FEW_SEGMENTS = 10  # resampled; an interval over fewer is rough
 
 
 def compose(data: ReportData) -> tuple[Section, ...]:
@@ -59,10 +59,10 @@ def compose(data: ReportData) -> tuple[Section, ...]:
     return tuple(part for part in parts if part.paragraphs or part.items)
 
 
-def headline(data: ReportData) -> str:
+def _headline(data: ReportData) -> str:
     """One sentence that says what the figures mean: the experiment's own, else the largest mean effect."""
     for sentence in data.headlines:
-        if len(sentence.split()) <= LONGEST:
+        if len(sentence.split()) <= _LONGEST:
             return sentence
     mean = data.effects[(data.effects["language"] == MEAN) & (data.effects["control"] == BASE)].dropna(
         subset=["effect_nats"]
@@ -75,16 +75,16 @@ def headline(data: ReportData) -> str:
     return f"Largest mean effect over {many}: {row['intervention']}, perplexity ×{times}."
 
 
-def warnings(data: ReportData) -> list[str]:
+def _warnings(data: ReportData) -> list[str]:
     """Sentences on why the figures mean little, where they do: random weights, few tokens, few segments, one seed."""
     said = []
     if data.source.startswith("preset:"):
         said.append("The weights are random: this run shows that the program works, and nothing about language.")
     base = data.results[data.results["intervention"] == BASE]
-    if len(base) and base["tokens"].min() < FEW_TOKENS:
+    if len(base) and base["tokens"].min() < _FEW_TOKENS:
         said.append(f"Few tokens: {numerals.count(int(base['tokens'].min()))} in the shortest language.")
     single = data.effects[data.effects["language"] != MEAN]
-    if len(single) and single["segments"].min() < FEW_SEGMENTS:
+    if len(single) and single["segments"].min() < _FEW_SEGMENTS:
         said.append(f"Few segments: intervals rest on {int(single['segments'].min())} in the shortest language.")
     drawn = single[single["intervention"].str.contains(r"random|matched", regex=True)] if len(single) else single
     if "kind" in single:
@@ -96,7 +96,7 @@ def warnings(data: ReportData) -> list[str]:
 
 def summary(data: ReportData) -> str:
     """The headline, the warnings and the verdict as plain text: what a terminal shows of a run."""
-    lines = [headline(data), *warnings(data), *(text for text in data.headlines if text != headline(data))]
+    lines = [_headline(data), *_warnings(data), *(text for text in data.headlines if text != _headline(data))]
     lines += [paragraph for part in data.verdicts for paragraph in part.paragraphs]
     return "\n\n".join(lines).replace(numerals.NARROW, " ") + "\n"
 
@@ -150,7 +150,7 @@ def render(
     )
     environment.tests["table"] = lambda item: isinstance(item, Table)
     environment.filters["visible"] = tables.visible
-    first = headline(data)
+    first = _headline(data)
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(bundle)} {_hash(script)}"
     names = tables.distinct([tables.slug(part.title) for part in parts])
     return environment.from_string(_asset("page.html")).render(
@@ -158,7 +158,7 @@ def render(
         policy=policy,
         kicker=" · ".join(filter(None, [data.experiment, data.source])),
         headline=first,
-        warnings=warnings(data),
+        warnings=_warnings(data),
         caution="These figures mean little." if data.source.startswith("preset:") else "Read these figures with care.",
         lead=lead,
         verdicts=data.verdicts,

@@ -37,7 +37,7 @@ def named(codes: Sequence[str]) -> list[str]:
 
 # --- effects ----------------------------------------------------------------------------------------------------------
 
-LONGEST = 1500  # rows of a table on the page; of more, the file is named
+_LONGEST = 1500  # rows of a table on the page; of more, the file is named
 
 
 def effects(found: pd.DataFrame, results: pd.DataFrame, prefix: str = "") -> Section:
@@ -132,13 +132,13 @@ def _by_language(single: pd.DataFrame, prefix: str) -> Table:
             row["p_adjusted"],
             row["segments"],
         )
-        for row in single.head(LONGEST).to_dict("records")
+        for row in single.head(_LONGEST).to_dict("records")
     ]
     heads = columns(
         *("intervention", "control", "language", "family", "times the perplexity:factor"),
         *("effect, nats per token:interval", "p, adjusted:probability", "segments:count"),
     )
-    note = f"The first {LONGEST:,} of {len(single):,} rows; all are in effects.csv." if len(single) > LONGEST else ""
+    note = f"The first {_LONGEST:,} of {len(single):,} rows; all are in effects.csv." if len(single) > _LONGEST else ""
     return Table(f"{prefix}effects_by_language", "Effects by language", heads, tuple(rows), note, folded=True)
 
 
@@ -177,12 +177,12 @@ def _gaps(results: pd.DataFrame) -> list[str]:
 
 # --- regions --------------------------------------------------------------------------------------------------------
 
-EXPLORED = 8  # regions whose matrices the page opens
+_EXPLORED = 8  # regions whose matrices the page opens
 
 
 def regions(surveys: Sequence[Survey], overlaps: Overlap | None = None) -> Section:
     """Where each region lies: a table of all, the atlas, the residual axis; and how far they are the same."""
-    chosen = surveys[:EXPLORED]
+    chosen = surveys[:_EXPLORED]
     items: list[Table | Figure] = [_catalogue(surveys), *atlas.atlas(chosen)]
     items += [along] if (along := atlas.residual(chosen)) else []
     paragraphs = []
@@ -302,16 +302,16 @@ _IDENTITY = re.compile(r"hash|fingerprint|sha256|checksum|tokenizer|token_ids|re
 _HASH = re.compile(r"\b([0-9a-f]{16})[0-9a-f]{16,}\b")  # shown in part where many stand side by side
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted key, value), with anything that looks like a credential left out."""
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            rows += flatten(value, f"{path}.")
+            rows += _flatten(value, f"{path}.")
         elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
             for position, item in enumerate(value):
-                rows += flatten({str(position): item}, f"{path}.")
+                rows += _flatten({str(position): item}, f"{path}.")
         else:
             rows.append((path, _SECRET.sub("[redacted]", _setting(value))))
     return rows
@@ -339,8 +339,8 @@ def settings(
     `stages` is {kind: {name: facts}}, such as what is recorded of each score: what all of a kind have in common is said
     once, the rest in a table of that kind.
     """
-    chosen, machine = flatten(config), flatten(environment)
-    exact = [*flatten(identity or {}), *(row for row in [*machine, *chosen] if _IDENTITY.search(row[0]))]
+    chosen, machine = _flatten(config), _flatten(environment)
+    exact = [*_flatten(identity or {}), *(row for row in [*machine, *chosen] if _IDENTITY.search(row[0]))]
     varying = []
     for kind, facts in (stages or {}).items():
         common, table = _compared(kind, facts)
@@ -362,7 +362,7 @@ def settings(
 
 def _compared(kind: str, facts: Mapping[str, Mapping[str, Any]]) -> tuple[list[tuple[str, str]], Table]:
     """What several records of one kind have in common, as settings, and a table of what differs between them."""
-    flat = {name: dict(flatten(record)) for name, record in facts.items()}
+    flat = {name: dict(_flatten(record)) for name, record in facts.items()}
     keys = list(dict.fromkeys(key for record in flat.values() for key in record))
     shared = [key for key in keys if len({record.get(key) for record in flat.values()}) == 1] if len(flat) > 1 else []
     differing = [key for key in keys if key not in shared]

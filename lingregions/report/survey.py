@@ -17,9 +17,9 @@ from lingregions.regions import file
 from lingregions.regions.file import Header
 from lingregions.report import numerals
 
-MOST = 64  # regions that one pass can compare: one bit each
-BINS = 48  # of a profile along one axis of one matrix
-FULLEST = 3  # indices of an axis that a profile names one by one
+_MOST = 64  # regions that one pass can compare: one bit each
+_BINS = 48  # of a profile along one axis of one matrix
+_FULLEST = 3  # indices of an axis that a profile names one by one
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read(paths: Sequence[str | os.PathLike[str]], axis: str = "embed") -> tuple[
     """
     headers = [file.header(path) for path in paths]
     names = _distinct([head.provenance.name or Path(path).stem for head, path in zip(headers, paths, strict=True)])
-    parallel = 1 < len(paths) <= MOST and all(_shapes(head) == _shapes(headers[0]) for head in headers[1:])
+    parallel = 1 < len(paths) <= _MOST and all(_shapes(head) == _shapes(headers[0]) for head in headers[1:])
     carried = [np.zeros(_length(head, axis), np.int64) for head in headers]
     profiles: list[list[Profile]] = [[] for _ in paths]
     shared: dict[str, np.ndarray] = {}
@@ -191,13 +191,13 @@ def _profiles(header: Header, name: str, indices: np.ndarray) -> list[Profile]:
     for side, axis, length, at in zip(("out", "in"), axes, shape, np.unravel_index(indices, shape), strict=True):
         counts = np.bincount(at, minlength=length)
         across = header.matrices[name].size // length
-        edges = np.linspace(0, length, min(BINS, length) + 1).astype(int)
+        edges = np.linspace(0, length, min(_BINS, length) + 1).astype(int)
         order = np.argsort(-counts, kind="stable")
         found.append(
             Profile(
                 *(layer, role, side, axis, length, across),
                 bins=tuple((np.add.reduceat(counts, edges[:-1]) / np.diff(edges) / across).tolist()),
-                fullest=tuple((int(index), float(counts[index] / across)) for index in order[:FULLEST]),
+                fullest=tuple((int(index), float(counts[index] / across)) for index in order[:_FULLEST]),
                 held=float(counts[order[: max(1, length // 100)]].sum() / indices.size),
             )
         )

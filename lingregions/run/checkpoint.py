@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from lingregions import tree as trees
 from lingregions.run import files
 
-SCHEMA = 2  # of the record
+_SCHEMA = 2  # of the record
 
 
 def newest(folder: Path) -> int:
@@ -123,12 +123,12 @@ def shapes(folder: Path, version: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _record(leaves: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
     shapes = {path: _shape(leaf) for path, leaf in leaves.items()}
-    return files.seal({"schema": SCHEMA, "header": header, "leaves": shapes, "sums": _sums(leaves)})
+    return files.seal({"schema": _SCHEMA, "header": header, "leaves": shapes, "sums": _sums(leaves)})
 
 
 def _read(folder: Path, version: int) -> dict[str, Any]:
     found = _restore(folder, version, header=ocp.args.JsonRestore()).header
-    return files.unseal(folder / str(version), found, SCHEMA)
+    return files.unseal(folder / str(version), found, _SCHEMA)
 
 
 def _sums(leaves: dict[str, Any]) -> dict[str, str]:

@@ -26,8 +26,8 @@ from lingregions.run.files import RunError, Unavailable, exit_code
 
 WAIT = 600.0  # seconds, where the config says nothing
 WORK = 4 * 3600.0  # seconds for work of unknown length: a host that dies is noticed anyway, one that is late is told of
-PATIENCE = 30.0  # seconds until a process that waits says for whom
-GRACE = 5.0  # seconds that a process has to end by itself after another one failed
+_PATIENCE = 30.0  # seconds until a process that waits says for whom
+_GRACE = 5.0  # seconds that a process has to end by itself after another one failed
 _turns = itertools.count()
 
 
@@ -45,7 +45,7 @@ def connect(variables: Mapping[str, str], timeout: float = WAIT) -> None:
     address, count, place, devices = _place(variables, timeout)
     if count == 1:
         return
-    muster(address, count, place, timeout)
+    _muster(address, count, place, timeout)
     # SIGTERM is answered by `Run.check`, for all processes together.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -101,7 +101,7 @@ def _place(variables: Mapping[str, str], timeout: float) -> tuple[str, int, int,
 # --- before JAX is started --------------------------------------------------------------------------------------------
 
 
-def muster(address: str, count: int, place: int, timeout: float) -> None:
+def _muster(address: str, count: int, place: int, timeout: float) -> None:
     """Wait until all processes have called this, over plain sockets on the port that JAX uses afterwards.
 
     Args:
@@ -121,7 +121,7 @@ def muster(address: str, count: int, place: int, timeout: float) -> None:
 
 def _gather(port: int, count: int, timeout: float) -> str:
     """Hear all other processes and tell them how it ended; returns the problem, or nothing."""
-    end, told = time.monotonic() + timeout, time.monotonic() + PATIENCE
+    end, told = time.monotonic() + timeout, time.monotonic() + _PATIENCE
     names, lines, problem = {0: socket.gethostname()}, dict[int, socket.socket](), ""
     try:
         listener = socket.create_server(("", port), backlog=count)
@@ -145,7 +145,7 @@ def _gather(port: int, count: int, timeout: float) -> str:
                 break
             if time.monotonic() > told:
                 _say(f"waiting for {_processes(missing)} of {count} at the start")
-                told += PATIENCE
+                told += _PATIENCE
             listener.settimeout(max(0.01, min(left, told - time.monotonic())))
             try:
                 line = stack.enter_context(listener.accept()[0])
@@ -242,7 +242,7 @@ def exchange(what: str, value: str = "", timeout: float = WAIT) -> list[tuple[st
         while content is None:
             left = end - time.monotonic()
             try:
-                milliseconds = max(1, int(1000 * min(left, PATIENCE)))
+                milliseconds = max(1, int(1000 * min(left, _PATIENCE)))
                 content = json.loads(client.blocking_key_value_get(f"{folder}/{process}", milliseconds))
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
@@ -251,7 +251,7 @@ def exchange(what: str, value: str = "", timeout: float = WAIT) -> list[tuple[st
                 missing = sorted(set(range(count)) - set(came))
                 if not missing:
                     continue
-                if left <= PATIENCE:
+                if left <= _PATIENCE:
                     raise Unavailable(
                         f"{_processes(missing)} of {count} did not come to {what!r} within {timeout:.0f} s; here are "
                         f"{_names({number: each['host'] for number, each in came.items()})}. Look at what the missing "
@@ -304,7 +304,7 @@ def abandon(code: int, message: str = "") -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         mine = {"host": socket.gethostname(), "message": message}
         client.key_value_set(f"{_FAILED}/{state.process_id}", json.dumps(mine))
-        end = time.monotonic() + 2 * GRACE
+        end = time.monotonic() + 2 * _GRACE
         while state.process_id == 0 and time.monotonic() < end:
             if len(client.key_value_dir_get(_FAILED)) == state.num_processes:
                 break
@@ -328,7 +328,7 @@ def _watch() -> None:
             return
         if failed and me not in failed:
             number, text = min(failed.items())
-            time.sleep(GRACE)  # it may be about to end with the same error
+            time.sleep(_GRACE)  # it may be about to end with the same error
             said = json.loads(text)
             message = f"process {number} ({said['host']}) failed: {said['message']}"
             _say(message)

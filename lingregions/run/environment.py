@@ -13,7 +13,7 @@ import jax
 
 import lingregions
 
-PACKAGES = (
+_PACKAGES = (
     "jax",
     "jaxlib",
     "libtpu",
@@ -29,7 +29,7 @@ PACKAGES = (
     "tensorflow-datasets",
 )
 # Only these are recorded: others may hold keys and tokens.
-VARIABLES = (
+_VARIABLES = (
     "JAX_PLATFORMS",
     "JAX_ENABLE_X64",
     "JAX_DEFAULT_MATMUL_PRECISION",
@@ -66,12 +66,12 @@ def describe(compute: Mapping[str, Any] | None = None) -> dict[str, Any]:
     devices = jax.devices()
     return {
         "lingregions": lingregions.VERSION,
-        "commit": commit(),
+        "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "backend": jax.default_backend(),
         "devices": [f"{device.device_kind} {device.id}" for device in devices],
         "device_count": len(devices),
@@ -82,11 +82,11 @@ def describe(compute: Mapping[str, Any] | None = None) -> dict[str, Any]:
             "x64": _setting("jax_enable_x64"),
             "dtype_promotion": _setting("jax_numpy_dtype_promotion"),
         },
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 
 
-def commit() -> str | None:
+def _commit() -> str | None:
     """Return the commit of the checkout that this package runs from, "+changes" if files differ; None without one."""
     root = Path(lingregions.__file__).resolve().parent.parent
     if not (root / ".git").exists():

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-STYLES = ("auto", "bar", "lines", "none")
-INTERVAL = 10.0  # seconds between two lines
+_STYLES = ("auto", "bar", "lines", "none")
+_INTERVAL = 10.0  # seconds between two lines
 
 
 class Bar:
@@ -49,8 +49,8 @@ class Display:
 
     def __init__(self, style: str = "auto", console: Console | None = None) -> None:
         """Choose the style: "bar", "lines", "none", or "auto" (bar on a terminal, else lines)."""
-        if style not in STYLES:
-            raise ValueError(f"progress is one of {', '.join(STYLES)}, not {style!r}")
+        if style not in _STYLES:
+            raise ValueError(f"progress is one of {', '.join(_STYLES)}, not {style!r}")
         self._console = console or Console(stderr=True)
         if style == "auto":
             style = "bar" if self._console.is_terminal else "lines"
@@ -96,7 +96,7 @@ class Display:
                 self._live = None
 
     def _maybe_print(self, bar: Bar) -> None:
-        if time.monotonic() - self._last >= INTERVAL:
+        if time.monotonic() - self._last >= _INTERVAL:
             self._print(bar)
 
     def _print(self, bar: Bar) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lingregions.run import files
 
 Row = dict[str, Any]
-SUM = "row_crc32"  # the last column: the checksum of the words before it
+_SUM = "row_crc32"  # the last column: the checksum of the words before it
 _ADVICE = "put the file back, or start afresh with --fresh"
 
 
@@ -27,21 +27,21 @@ def read(path: Path) -> list[dict[str, str]]:
         except (ValueError, csv.Error) as error:
             raise files.RunError(f"{path} is damaged after line {reader.line_num} ({error}); {_ADVICE}") from None
     header = lines[0][1] if lines else []
-    sealed, rows = header[-1:] == [SUM], []
+    sealed, rows = header[-1:] == [_SUM], []
     for number, words in lines[1:]:
         if sealed and (len(words) != len(header) or _sum(words[:-1]) != words[-1]):
             raise files.RunError(
                 f"{path}:{number} was changed since it was written: the row does not match its checksum; {_ADVICE}"
             )
         row = dict(zip(header, words, strict=sealed))
-        row.pop(SUM, None)
+        row.pop(_SUM, None)
         rows.append(row)
     return rows
 
 
 def dump(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     """Return the whole file of a table: its header, and its rows with their checksums."""
-    return _line([*columns, SUM]) + b"".join(_line([*row, _sum(row)]) for row in rows)
+    return _line([*columns, _SUM]) + b"".join(_line([*row, _sum(row)]) for row in rows)
 
 
 def _sum(words: Sequence[object]) -> str:
@@ -119,9 +119,9 @@ class Table:
         rows = read(self.path)
         with open(self.path, encoding="utf-8", newline="") as file:
             header = next(csv.reader(file), [])
-        if header != [*self.columns, SUM]:
+        if header != [*self.columns, _SUM]:
             raise files.RunError(
-                f"{self.path} has columns {header}, this version writes {[*self.columns, SUM]}; "
+                f"{self.path} has columns {header}, this version writes {[*self.columns, _SUM]}; "
                 "start afresh with --fresh or use another --workdir"
             )
         for number, words in enumerate(rows, 2):

@@ -26,11 +26,11 @@ from lingregions.run.progress import Bar, Display
 from lingregions.run.table import Row, Table
 
 FORMAT = 2  # of the work directory; a directory of another format is refused
-SCHEMA = 1  # of identities.json and of the marks in done/
+_SCHEMA = 1  # of identities.json and of the marks in done/
 MACHINE = ("machine",)  # top-level sections of a config that may not change a figure, and so may change on resume
 # Keys that say where something lies. Another place may hold the same: what is there is identified by its hash.
-PLACES = ("model.source", "data.source", "data.score_source", "data.evaluate_source", "data.train_source")
-SIGHT = 60.0  # seconds until a file that one host wrote is seen by the others, on a slow shared disk
+_PLACES = ("model.source", "data.source", "data.score_source", "data.evaluate_source", "data.train_source")
+_SIGHT = 60.0  # seconds until a file that one host wrote is seen by the others, on a slow shared disk
 
 _STAMP = "lingregions_format"  # the key of config.json that says: ours, and which format
 _OURS = {
@@ -194,7 +194,7 @@ class Run:
         before = known.get(name)
         if before is None:
             known[name] = {"digest": digest, "place": place}
-            self._write_json("identities.json", files.seal({"schema": SCHEMA, "identities": known}))
+            self._write_json("identities.json", files.seal({"schema": _SCHEMA, "identities": known}))
         elif before["digest"] != digest:
             raise RunError(
                 f"the {name} at {place or before['place']} is not the one with which {self.folder} was begun: its hash "
@@ -392,7 +392,7 @@ class Run:
         """
         if jax.process_index() == 0:
             vouched = {artefact: files.digest(self.path(artefact)) for artefact in artefacts}
-            mark = {"schema": SCHEMA, "files": vouched, **_finite({"facts": facts})}
+            mark = {"schema": _SCHEMA, "files": vouched, **_finite({"facts": facts})}
             self._write_json(f"done/{name}.json", files.seal(mark))
 
     def done(self, name: str) -> dict[str, Any] | None:
@@ -457,7 +457,7 @@ def verify(folder: Path, name: str) -> tuple[dict[str, Any] | None, str]:
     if not path.exists():
         return None, ""
     try:
-        marker = files.unseal(path, _read_json(path), SCHEMA)
+        marker = files.unseal(path, _read_json(path), _SCHEMA)
     except RunError as error:
         return None, str(error)
     facts: dict[str, Any] = marker["facts"]
@@ -528,18 +528,18 @@ def _identities(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / "identities.json"
     if not path.exists():
         return {}
-    found: dict[str, dict[str, str]] = files.unseal(path, _read_json(path), SCHEMA)["identities"]
+    found: dict[str, dict[str, str]] = files.unseal(path, _read_json(path), _SCHEMA)["identities"]
     return found
 
 
 def _moved(stored: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     old, new = dict(_paths(stored)), dict(_paths(config))
-    return any(old.get(path) != new.get(path) for path in PLACES)
+    return any(old.get(path) != new.get(path) for path in _PLACES)
 
 
 def _refuse_difference(folder: Path, stored: dict[str, Any], config: dict[str, Any]) -> None:
     old, new = (
-        {path: value for path, value in _paths(each) if path.partition(".")[0] not in MACHINE and path not in PLACES}
+        {path: value for path, value in _paths(each) if path.partition(".")[0] not in MACHINE and path not in _PLACES}
         for each in (stored, config)
     )
     lines = _difference(old, new)
@@ -688,14 +688,14 @@ def _see(folder: Path, wait: float) -> None:
     path, mark = folder / f".shared{files.PARTIAL}", _agree(uuid.uuid4().hex)
     if jax.process_index() == 0:
         path.write_text(mark)
-    seen, end = False, time.monotonic() + min(wait, SIGHT)
+    seen, end = False, time.monotonic() + min(wait, _SIGHT)
     cluster.exchange("the opening of the work directory", timeout=wait)
     while not seen and time.monotonic() < end:
         with contextlib.suppress(OSError):
             seen = path.read_text() == mark
         if not seen:
             time.sleep(0.5)
-    said = cluster.exchange("the sight of the work directory", "" if seen else "no", wait + SIGHT)
+    said = cluster.exchange("the sight of the work directory", "" if seen else "no", wait + _SIGHT)
     if jax.process_index() == 0:
         path.unlink(missing_ok=True)
     blind = [f"process {number} ({host})" for number, (host, answer) in enumerate(said) if answer]

@@ -24,14 +24,14 @@ from lingregions.run.files import Lock
 from lingregions.sweep import summary
 from lingregions.sweep.grid import Asked, Cell, Grid
 
-PATIENCE = 60.0  # seconds to wait while another process begins the same folder
+_PATIENCE = 60.0  # seconds to wait while another process begins the same folder
 
 # How a cell stands.
 FINISHED, FAILED, ELSEWHERE, OPEN = "finished", "failed", "running elsewhere", "not finished"
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class _Outcome:
     """What came of one cell: how it stands, and the error of one that failed."""
 
     state: str
@@ -111,7 +111,7 @@ def _begin(folder: Path, grid: Grid, fresh: bool) -> None:
         for path in sorted((folder / "cells").glob("*")):
             if (path / ".lock").exists():
                 Lock(path).release()
-    patience = time.monotonic() + PATIENCE
+    patience = time.monotonic() + _PATIENCE
     # Processes of one run open the folder together; those of other shards may have begun it.
     while fresh or not cluster.alone() or not Run.examine(folder, grid.config):
         try:
@@ -123,7 +123,7 @@ def _begin(folder: Path, grid: Grid, fresh: bool) -> None:
             time.sleep(0.1)  # another shard is writing the two files
 
 
-def _run(folder: Path, cells: Sequence[Cell]) -> dict[str, Outcome]:
+def _run(folder: Path, cells: Sequence[Cell]) -> dict[str, _Outcome]:
     outcomes = {}
     for place, cell in enumerate(cells, 1):
         print(f"cell {place} of {len(cells)}: {cell.name}", flush=True)
@@ -132,7 +132,7 @@ def _run(folder: Path, cells: Sequence[Cell]) -> dict[str, Outcome]:
     return outcomes
 
 
-def _attempt(folder: Path, cell: Cell) -> Outcome:
+def _attempt(folder: Path, cell: Cell) -> _Outcome:
     """Carry out a cell unless it is finished; whatever it raises is noted in the folder of the sweep."""
     place, note = folder / "cells" / cell.name, folder / "failed" / f"{cell.name}.json"
     try:
@@ -142,7 +142,7 @@ def _attempt(folder: Path, cell: Cell) -> Outcome:
                 perform(cell.config, run)
                 run.check()  # a signal that came too late for the cell must still stop the sweep
     except InUse:
-        return Outcome(ELSEWHERE)
+        return _Outcome(ELSEWHERE)
     except Exception as error:
         if not cluster.alone():
             raise  # the other processes are in the middle of the cell: they must end too
@@ -150,28 +150,28 @@ def _attempt(folder: Path, cell: Cell) -> Outcome:
         content = {"cell": cell.values, "error": said, "traceback": masked(traceback.format_exc())}
         with replacing(note) as partial:
             partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return Outcome(FAILED, said)
+        return _Outcome(FAILED, said)
     note.unlink(missing_ok=True)
-    return Outcome(FINISHED)
+    return _Outcome(FINISHED)
 
 
-def stand(folder: Path, cell: Cell) -> Outcome:
+def _stand(folder: Path, cell: Cell) -> _Outcome:
     """Return how a cell stands, from its files; checksums are read."""
     place, note = folder / "cells" / cell.name, folder / "failed" / f"{cell.name}.json"
     if verify(place, "run")[0] is not None:
-        return Outcome(FINISHED)
+        return _Outcome(FINISHED)
     if note.exists():
-        return Outcome(FAILED, str(json.loads(note.read_text(encoding="utf-8"))["error"]))
-    return Outcome(OPEN)
+        return _Outcome(FAILED, str(json.loads(note.read_text(encoding="utf-8"))["error"]))
+    return _Outcome(OPEN)
 
 
-def _finish(folder: Path, grid: Grid, mine: Mapping[str, Outcome], partial: bool) -> int:
+def _finish(folder: Path, grid: Grid, mine: Mapping[str, _Outcome], partial: bool) -> int:
     """Write the tables if all cells are finished, or `partial` ones; say what is left; return the exit code."""
     outcomes = {}
     for cell in grid.cells:
-        outcome = mine.get(cell.name, Outcome(OPEN))
+        outcome = mine.get(cell.name, _Outcome(OPEN))
         if outcome.state in (OPEN, ELSEWHERE):  # of another process, which may have finished it by now
-            now = stand(folder, cell)
+            now = _stand(folder, cell)
             outcome = outcome if now.state == OPEN else now
         outcomes[cell.name] = outcome
     finished = [cell for cell in grid.cells if outcomes[cell.name].state == FINISHED]
@@ -190,7 +190,7 @@ def _finish(folder: Path, grid: Grid, mine: Mapping[str, Outcome], partial: bool
     return int(any(outcome.state == FAILED for outcome in mine.values()))
 
 
-def _tell(outcome: Outcome) -> str:
+def _tell(outcome: _Outcome) -> str:
     return f"{outcome.state}: {outcome.error}" if outcome.error else outcome.state
 
 
@@ -203,7 +203,7 @@ def _plan(grid: Grid, cells: Sequence[Cell], folder: Path) -> None:
             planned = study(cell.config.experiment).plan(cell.config)
             if Run.examine(folder / "cells" / cell.name, cell.config):
                 parts = sum(each.finished(folder / "cells" / cell.name) for each in planned)
-                state = f"{_tell(stand(folder, cell))}, {parts} of {sum(each.parts for each in planned)} parts done"
+                state = f"{_tell(_stand(folder, cell))}, {parts} of {sum(each.parts for each in planned)} parts done"
         except (ValueError, RunError) as error:
             planned, state = [], f"{type(error).__name__}: {error}"
         steps.append(add(planned, cell.name, state))

@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 from lingregions import settings
 from lingregions.settings import SettingsError
 
-LONGEST = 120  # characters of a cell's name
-DEFAULT = "default"  # how a name and a label write "", which leaves a value to another setting
+_LONGEST = 120  # characters of a cell's name
+_DEFAULT = "default"  # how a name and a label write "", which leaves a value to another setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +74,14 @@ def ask(words: Sequence[str]) -> Asked:
     Raises:
       SettingsError: a mistake in the words, the sweep's config, or that of a cell.
     """
-    mine, theirs = split(words)
+    mine, theirs = _split(words)
     values = flags.FlagValues()
     flags.DEFINE_string("shard", "1/1", "the cells of one of several processes: 2/4 is the second of four", values)
     asked = settings.parse(mine, values)
     number, count = _shard(str(asked.flags["shard"].value))
     if asked.fresh and count > 1:
         raise SettingsError("--fresh moves aside the whole sweep, the other shards too: give it without --shard")
-    return Asked(asked, resolve(asked.source, asked.config, theirs), number, count)
+    return Asked(asked, _resolve(asked.source, asked.config, theirs), number, count)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -94,7 +94,7 @@ def _shard(text: str) -> tuple[int, int]:
     return number, count
 
 
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Part the words of a command line: those for the sweep's own config and flags, and those for every cell's."""
     mine: list[str] = []
     theirs: list[str] = []
@@ -105,7 +105,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return mine, theirs
 
 
-def resolve(source: str, sweep: ConfigDict, overrides: Sequence[str] = ()) -> Grid:
+def _resolve(source: str, sweep: ConfigDict, overrides: Sequence[str] = ()) -> Grid:
     """Return the grid of a sweep's config.
 
     Args:
@@ -148,7 +148,7 @@ def _cells(
         config = settings.load(base, overrides, given)
         full = dict(settings.leaves(config))
         values = {key: full[key] for key in keys}
-        label = ", ".join(f"{short[key]} {text(value) or DEFAULT}" for key, value in values.items())
+        label = ", ".join(f"{short[key]} {text(value) or _DEFAULT}" for key, value in values.items())
         yield Cell(_name(short, values), label, values, config)
 
 
@@ -160,12 +160,12 @@ def _shorten(keys: Sequence[str]) -> dict[str, str]:
 
 def _name(short: Mapping[str, str], values: Mapping[str, Any]) -> str:
     """A folder's name that tells the values; where that loses something, a checksum of the values ends it."""
-    exact = "_".join(f"{short[key]}={text(value) or DEFAULT}" for key, value in values.items())
+    exact = "_".join(f"{short[key]}={text(value) or _DEFAULT}" for key, value in values.items())
     plain = re.sub(r"[^A-Za-z0-9.,+=_-]+", "-", exact.replace("%", "pct"))
-    if plain.replace("pct", "%") == exact and len(plain) <= LONGEST:
+    if plain.replace("pct", "%") == exact and len(plain) <= _LONGEST:
         return plain
     known = json.dumps({key: values[key] for key in sorted(values)}, sort_keys=True)
-    return f"{plain[: LONGEST - 9]}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
+    return f"{plain[: _LONGEST - 9]}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
 
 
 def text(value: Any) -> str:

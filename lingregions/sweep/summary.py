@@ -19,11 +19,11 @@ from lingregions.report.effects import BASE, MEAN, read_effects
 from lingregions.run import Run, table
 from lingregions.sweep.grid import Cell, Grid, text
 
-TABLES = ("results.csv", "effects.csv", "damage.csv")  # of a cell, put together row by row
-SEED = "seed"  # cells that differ in it alone are repetitions
+_TABLES = ("results.csv", "effects.csv", "damage.csv")  # of a cell, put together row by row
+_SEED = "seed"  # cells that differ in it alone are repetitions
 
 
-class Effect(NamedTuple):
+class _Effect(NamedTuple):
     """Mean effect of an intervention over the languages in one cell, nats per token; bounds where known."""
 
     intervention: str
@@ -46,16 +46,16 @@ def write(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequenc
       InUse: another process is writing them.
     """
     with Run.open(folder, grid.config) as run:
-        for name in TABLES:
-            if content := join(folder, grid.keys, finished, name):
+        for name in _TABLES:
+            if content := _join(folder, grid.keys, finished, name):
                 run.write(name, content)
-        for name, shown in tables(folder, grid, states, finished).items():
+        for name, shown in _tables(folder, grid, states, finished).items():
             run.write(f"tables/{name}.json", json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
         if jax.process_index() == 0:
             report.write(run.folder, grid.cells[0].config.machine.pictures)
 
 
-def join(folder: Path, keys: Sequence[str], cells: Sequence[Cell], name: str) -> bytes:
+def _join(folder: Path, keys: Sequence[str], cells: Sequence[Cell], name: str) -> bytes:
     """Return the rows of a table of all cells as CSV, behind the fields of the grid; nothing where no cell has it.
 
     Raises:
@@ -70,32 +70,32 @@ def join(folder: Path, keys: Sequence[str], cells: Sequence[Cell], name: str) ->
     return table.dump([*keys, *columns], rows) if rows else b""
 
 
-def mean_effects(folder: Path) -> list[Effect]:
+def _mean_effects(folder: Path) -> list[_Effect]:
     """Return the mean effects of a finished cell, from its table of effects; none where it has no such table."""
-    path = next((folder / name for name in TABLES[1:] if (folder / name).exists()), None)
+    path = next((folder / name for name in _TABLES[1:] if (folder / name).exists()), None)
     if path is None:
         return []
     found = read_effects(path)
     rows = found[found["language"] == MEAN].to_dict("records")
     return [
-        Effect(row["intervention"], row["control"], *(_finite(row[name]) for name in ("effect_nats", "low", "high")))
+        _Effect(row["intervention"], row["control"], *(_finite(row[name]) for name in ("effect_nats", "low", "high")))
         for row in rows
     ]
 
 
-def tables(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+def _tables(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     """Return the tables of the report: the cells, every effect in each, and that over the seeds."""
-    effects = {cell.name: mean_effects(folder / "cells" / cell.name) for cell in finished}
+    effects = {cell.name: _mean_effects(folder / "cells" / cell.name) for cell in finished}
     found = {"cells": _cells(folder, grid, states) | {"headline": _headline(grid, finished, effects)}}
     if any(effects.values()):
         found["cells_effects"] = _effects(grid, finished, effects)
         found["cells_heatmap"] = _heatmap(finished, effects)
-        if any(len({text(cell.values[key]) for cell in finished}) > 1 for key in grid.keys if key == SEED):
+        if any(len({text(cell.values[key]) for cell in finished}) > 1 for key in grid.keys if key == _SEED):
             found["cells_seeds"] = _seeds(grid, finished, effects)
     return found
 
 
-def _headline(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequence[Effect]]) -> str:
+def _headline(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequence[_Effect]]) -> str:
     """How far the sweep is, and between what the first intervention's effects lie."""
     said = f"{len(finished)} of {len(grid.cells)} cells over {' and '.join(grid.keys)} are finished"
     first = [effects[cell.name][0] for cell in finished if effects[cell.name]]
@@ -121,7 +121,7 @@ def _cells(folder: Path, grid: Grid, states: Mapping[str, str]) -> dict[str, Any
     }
 
 
-def _effects(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequence[Effect]]) -> dict[str, Any]:
+def _effects(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequence[_Effect]]) -> dict[str, Any]:
     return {
         "title": "Effects by cell and intervention",
         "note": "Difference in NLL per token, mean over the languages, in nats; with its 95 % interval where the cell "
@@ -140,7 +140,7 @@ def _effects(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequenc
     }
 
 
-def _heatmap(finished: Sequence[Cell], effects: Mapping[str, Sequence[Effect]]) -> dict[str, Any]:
+def _heatmap(finished: Sequence[Cell], effects: Mapping[str, Sequence[_Effect]]) -> dict[str, Any]:
     names = list(
         dict.fromkeys(
             effect.intervention for cell in finished for effect in effects[cell.name] if effect.control == BASE
@@ -163,9 +163,9 @@ def _heatmap(finished: Sequence[Cell], effects: Mapping[str, Sequence[Effect]]) 
     }
 
 
-def _seeds(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequence[Effect]]) -> dict[str, Any]:
+def _seeds(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequence[_Effect]]) -> dict[str, Any]:
     groups: dict[tuple[str, ...], list[float | None]] = {}
-    keys = [key for key in grid.keys if key != SEED]
+    keys = [key for key in grid.keys if key != _SEED]
     for cell in finished:
         for effect in effects[cell.name]:
             group = (*(text(cell.values[key]) for key in keys), effect.intervention, effect.control)

@@ -23,10 +23,10 @@ from lingregions.train.recipe import Recipe
 from lingregions.train.tracker import Tracker
 from lingregions.train.trainer import Metrics, State, Trainer
 
-SMOOTH = 0.9  # weight of the past in the smoothed loss
-SETTLED = 10  # steps until the smoothed loss is a measure of anything
+_SMOOTH = 0.9  # weight of the past in the smoothed loss
+_SETTLED = 10  # steps until the smoothed loss is a measure of anything
 
-Hook = Callable[[int, trees.Tree], None]
+_Hook = Callable[[int, trees.Tree], None]
 
 
 class Diverged(FloatingPointError):
@@ -39,7 +39,7 @@ def fit(
     trainer: Trainer,
     params: trees.Tree,
     feed: Feed,
-    hook: Hook | None = None,
+    hook: _Hook | None = None,
     counts: Sequence[int] = (),
     keep: int = 2,
     save_steps: int = 0,
@@ -128,7 +128,7 @@ def _reached(counts: Sequence[int], recipe: Recipe, step: int) -> list[int]:
     return sorted(count for count in counts if before < count <= recipe.seen(step))
 
 
-def _measure(hook: Hook | None, counts: Sequence[int], recipe: Recipe, step: int, params: trees.Tree) -> None:
+def _measure(hook: _Hook | None, counts: Sequence[int], recipe: Recipe, step: int, params: trees.Tree) -> None:
     for count in _reached(counts, recipe, step):
         if hook is not None:
             hook(count, params)
@@ -180,7 +180,7 @@ def _look(trainer: Trainer, feed: Feed, step: int, told: Metrics, smoothed: list
         problem = f"the loss is {loss}"
     elif not math.isfinite(float(told.gradient_norm)):
         problem = f"the norm of the gradient is {float(told.gradient_norm)} (the loss is {loss:.4f})"
-    elif trainer.recipe.spike and number >= SETTLED and loss > past + trainer.recipe.spike:
+    elif trainer.recipe.spike and number >= _SETTLED and loss > past + trainer.recipe.spike:
         problem = f"the loss jumped from {past:.4f} (smoothed) to {loss:.4f} nats per token"
     if problem:
         each = np.asarray(told.samples)[: trainer.recipe.seen(step + 1) - start]
@@ -197,7 +197,7 @@ def _look(trainer: Trainer, feed: Feed, step: int, told: Metrics, smoothed: list
                 ]
             )
         )
-    return [SMOOTH * past + (1 - SMOOTH) * loss if number else loss, number + 1]
+    return [_SMOOTH * past + (1 - _SMOOTH) * loss if number else loss, number + 1]
 
 
 def _agreement(trainer: Trainer, feed: Feed, facts: Mapping[str, Any]) -> dict[str, Any]:

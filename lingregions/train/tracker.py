@@ -18,14 +18,14 @@ from lingregions.run.environment import masked
 
 _logger = logging.getLogger("lingregions")
 
-Note = Callable[[str], None]
+_Note = Callable[[str], None]
 _Write = Callable[[int, Mapping[str, float]], None]
 
 
 class Tracker:
     """Where scalars go; make one with `track`."""
 
-    def __init__(self, kind: str, write: _Write | None, close: Callable[[], None], note: Note) -> None:
+    def __init__(self, kind: str, write: _Write | None, close: Callable[[], None], note: _Note) -> None:
         """Keep how to write a step's scalars and how to end; `note` is told once when that fails."""
         self.kind, self._write, self._close, self._note = kind, write, close, note
 
@@ -99,7 +99,7 @@ def require(kind: str) -> None:
         )
 
 
-def track(kind: str, folder: Path, name: str, config: Mapping[str, Any], note: Note = _logger.warning) -> Tracker:
+def track(kind: str, folder: Path, name: str, config: Mapping[str, Any], note: _Note = _logger.warning) -> Tracker:
     """Return the tracker of one training; of several processes the first one tracks.
 
     Args:
