@@ -52,7 +52,7 @@ class Inspection:
     """What one language's documents look like; shares are fractions of letters, characters, documents or texts.
 
     `warnings` need a look; `errors` are texts that strict reading would stop at, with file:line, at most twenty of
-    `skipped`. `_guess` is the language that the trigrams speak for; tokens a byte is None without a tokenizer.
+    `skipped`. `guess` is the language that the trigrams speak for; tokens a byte is None without a tokenizer.
     """
 
     language: str

@@ -1,6 +1,6 @@
 """`lingregions regions VERB`: look at region files, make new ones, check and publish them.
 
-They print to the console they are given; `_combine`, `_export` and `import` write one file or folder.
+They print to the console they are given; `combine`, `export` and `import` write one file or folder.
 """
 
 import dataclasses
