@@ -8,10 +8,10 @@ killed (SIGKILL, the parent process alone) at a random moment after its first fi
 itself. Where that comes before all kills were made, it is begun anew in another folder. So every scenario has exactly
 so many kills, and every start that is to end, ends.
 
-Prints one JSON line a scenario: kills, folders in which the command came to its end, files there at each kill, files
-compared, which of them differ, what is left that an undisturbed run has not, processes that outlived their parent.
-Exit code 1 where anything differs, is left or lives on; what a failed command said is shown. Half an hour at most: a
-command that takes longer than ten minutes is ended and fails.
+Prints one JSON line a scenario: kills, folders in which the command came to its end, files there at each kill and at the
+end, files compared, which differ, what is left that an undisturbed run has not, processes that outlived their parent.
+Exit code 1 where anything differs, is left or lives on; what a failed command said is shown. An `environment-1.json` is
+left where the checkout was changed meanwhile: rightly so. A command that takes longer than ten minutes is ended.
 """
 
 import argparse
@@ -86,15 +86,16 @@ class Command:
         """Start it."""
         folder.mkdir(parents=True, exist_ok=True)
         self.out, self.said, self.started = folder / "out", folder.with_suffix(".txt"), time.monotonic()
+        self.since = time.time()
         words = [word.format(out=self.out, place=folder.parent.parent) for word in scenario.words]
         program = [sys.executable, "-m", "lingregions.main", *words]
         with open(self.said, "wb") as said:
             self.process = subprocess.Popen(program, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
 
     def begun(self) -> float:
-        """Return the seconds until it wrote its first file."""
-        while self.process.poll() is None and not names(self.out):
-            time.sleep(0.02)
+        """Return the seconds until it wrote something; what stands there from a start before does not count."""
+        while self.process.poll() is None and not written(self.out, self.since):
+            time.sleep(0.05)
         return time.monotonic() - self.started
 
     def end(self) -> None:
@@ -128,6 +129,13 @@ class Command:
         return False
 
 
+def written(folder: Path, since: float) -> bool:
+    """Return whether a folder or anything in it is newer than that; not where something vanishes meanwhile."""
+    with contextlib.suppress(OSError):
+        return any(path.stat().st_mtime > since for path in (folder, *folder.rglob("*")))
+    return False
+
+
 def names(folder: Path) -> "collections.Counter[str]":
     """Count the files and folders below, without the numbers that orbax gives to versions and to pieces of arrays."""
     relative = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
@@ -149,7 +157,13 @@ def trial(scenario: Scenario, kills: int, draw: random.Random, place: Path) -> d
     undisturbed.end()
     seconds = time.monotonic() - undisturbed.started
     expected, there = contents(whole / "out", scenario.compared), names(whole)
-    found: dict[str, Any] = {"kills": 0, "ends": 0, "files": [], "compared": len(expected)}
+    found: dict[str, Any] = {
+        "kills": 0,
+        "ends": 0,
+        "files": [],
+        "files_at_the_end": there.total(),
+        "compared": len(expected),
+    }
     differ, left, orphans = set[str](), set[str](), 0
     while not found["ends"] or found["kills"] < kills:
         folder, ended = place / f"killed-{found['ends']}", False
@@ -162,8 +176,8 @@ def trial(scenario: Scenario, kills: int, draw: random.Random, place: Path) -> d
                 continue
             else:
                 found["kills"] += 1
-                found["files"].append(names(folder).total())
                 orphans += command.outlived(ORPHANS)
+                found["files"].append(names(folder).total())
         found["ends"] += 1
         killed = contents(folder / "out", scenario.compared)
         differ |= {name for name in {*expected, *killed} if expected.get(name) != killed.get(name)}
