@@ -8,10 +8,10 @@ killed (SIGKILL, the parent process alone) at a random moment after its first fi
 itself. Where that comes before all kills were made, it is begun anew in another folder. So every scenario has exactly
 so many kills, and every start that is to end, ends.
 
-Prints one JSON line a scenario: kills, folders in which the command came to its end, files there at each kill and at the
-end, files compared, which differ, what is left that an undisturbed run has not, processes that outlived their parent.
-Exit code 1 where anything differs, is left or lives on; what a failed command said is shown. An `environment-1.json` is
-left where the checkout was changed meanwhile: rightly so. A command that takes longer than ten minutes is ended.
+Prints one JSON line a scenario: kills, folders in which the command came to its end, files there at each kill and at
+the end, files compared, which differ, what is left that an undisturbed run has not, processes that outlived their
+parent. Exit code 1 where anything differs, is left or lives on; what a failed command said is shown. A command that
+takes longer than ten minutes is ended. `environment-1.json` is left, rightly so, where the checkout changed meanwhile.
 """
 
 import argparse
