@@ -1,8 +1,8 @@
 """What is done to a region: parameters -> parameters, everything outside bit-identical (docs/method.md 3).
 
 `apply` is pure: it returns new arrays for the leaves that the region has and shares the others. `applied` does it for a
-while and puts every bit back: the way to try many on one model. A new perturbation is one function and one
-entry of `PERTURBATIONS`; the contract tests then hold for it by themselves.
+while and puts every bit back: the way to try many interventions on one model. A new perturbation is
+one function and one entry of `PERTURBATIONS`; the contract tests then hold for it by themselves.
 
 Cost: one reading of the leaves and masks concerned, and a copy of those leaves while the change lasts; `applied` does
 without the copy where a region has no two scalars in one line of a matrix (a single scalar, a dimension of inputs or
