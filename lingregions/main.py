@@ -110,6 +110,16 @@ def _regions(words: Sequence[str]) -> int:
     return command.main(words)
 
 
+def _models(words: Sequence[str]) -> int:
+    """List families of models, show one's parameters, compare it with transformers, or write it as a folder."""
+    from lingregions import verbs
+
+    verbs.models().parse_args(words)
+    from lingregions import models_command
+
+    return models_command.main(words)
+
+
 def _fit(words: Sequence[str]) -> int:
     """Say whether a job fits on a TPU slice and how long it takes there, by compiling it with no TPU."""
     from lingregions import verbs
@@ -159,6 +169,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": _sweep,
     "data": _data,
     "regions": _regions,
+    "models": _models,
     "plan": _fit,
     "export": _export,
     "report": _report,

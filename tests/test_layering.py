@@ -34,6 +34,7 @@ ORDER = (
     "train",
     "plan",
     "model",
+    "models_command",
     "finished",
     "report",
     "experiments",

@@ -92,7 +92,7 @@ def test_the_words_of_a_command_are_understood(words):
         assert settings.parse(rest).config.experiment in STUDIES
     elif verb == "sweep":
         assert grid.ask(rest).grid.cells
-    elif verb in ("regions", "plan", "export"):
+    elif verb in ("regions", "models", "plan", "export"):
         assert getattr(verbs, verb)().parse_args(rest)
     elif verb == "data":
         assert data._parser().parse_args(rest)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from lingregions.models.json_object import read_object
@@ -109,6 +110,17 @@ def read_tokenizer(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int 
     if adds_bos is None:
         adds_bos = starts == [bos]
     return backend, bos, eos, bool(adds_bos) and bos is not None
+
+
+def logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """Return the float32 logits [T, V] that transformers gives for one document, int32 [1, T]; needs torch."""
+    with _quiet() as transformers:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype="float32", trust_remote_code=False, local_files_only=True
+        )
+        ids = transformers.BatchEncoding({"input_ids": tokens.astype(np.int64)}, tensor_type="pt")
+        found: np.ndarray = model.eval().requires_grad_(False)(**ids, use_cache=False).logits[0].numpy()
+    return found
 
 
 def _auto_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tuple[Any, list[int]]:
