@@ -68,8 +68,8 @@ def test_show_says_what_is_tied_and_capped():
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A tiny model whose gains are 1 + w, from a folder."""
     folder = tmp_path_factory.mktemp("gemma") / "model"
-    sizes = {"vocab": 264, "embed": 16, "mlp": 24, "layers": 2, "local": (True, False)}
-    heads = {"heads": 2, "kv_heads": 1, "head_dim": 8}
+    sizes: dict[str, Any] = {"vocab": 264, "embed": 16, "mlp": 24, "layers": 2, "local": (True, False)}
+    heads: dict[str, Any] = {"heads": 2, "kv_heads": 1, "head_dim": 8}
     config = dataclasses.replace(models.PRESETS["gemma2-2b"], **sizes, **heads)
     convert.export(models.initialize(config, jax.random.key(3)), config, folder, Tokenizer.bytes())
     return load(str(folder))
