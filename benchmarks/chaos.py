@@ -94,7 +94,7 @@ class Command:
 
     def begun(self) -> float:
         """Return the seconds until it wrote something; what stands there from a start before does not count."""
-        while self.process.poll() is None and not written(self.out, self.since):
+        while self.process.poll() is None and not written(self.out.parent, self.since):
             time.sleep(0.05)
         return time.monotonic() - self.started
 
