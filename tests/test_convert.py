@@ -307,3 +307,15 @@ def test_transformers_loads_an_export_bit_for_bit(tmp_path, config):
     mesh = meshes.build(devices=jax.devices()[:1])
     assert_equal(params, load(tmp_path / "back", mesh, config))
     assert models.parse(json.loads((tmp_path / "back" / "config.json").read_text())) == config
+
+
+def test_the_same_export_again_changes_nothing_and_another_is_refused(tmp_path, params):
+    folder = tmp_path / "out"
+    convert.export(params, CONFIG, folder)
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    convert.export(params, CONFIG, folder)
+    other = jax.tree.map(lambda leaf: leaf + np.float32(1), params)
+    with pytest.raises(FileExistsError, match="not empty"):
+        convert.export(other, CONFIG, folder)
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]

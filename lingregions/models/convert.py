@@ -6,6 +6,7 @@ belong: beside the parameters, a process holds one device's part of one stacked 
 """
 
 import dataclasses
+import filecmp
 import json
 import os
 import re
@@ -181,26 +182,27 @@ def export(
 ) -> None:
     """Write a Hugging Face folder that transformers loads: config.json, safetensors, and the tokenizer's files.
 
-    The folder appears when it is complete, or not at all. In a multi-host run every process calls this, and the first
-    one writes. Costs one matrix of host memory at a time.
+    The folder appears when it is complete, or not at all; where it lies there complete already, written by the same
+    call, nothing changes. In a multi-host run every process calls this, and the first one writes. Costs one matrix of
+    host memory at a time.
 
     Args:
       params: the parameter tree, on any mesh.
       config: its model config.
-      folder: must not exist yet, or be empty.
+      folder: must not exist yet, be empty, or hold this very export.
       tokenizer: written along, its special ids also into config.json.
       dtype: "float32" (read back bit for bit) or "bfloat16" (rounded to nearest even).
       limit: bytes of one file, from which on the weights are split over several.
 
     Raises:
-      FileExistsError: the folder holds something already.
+      FileExistsError: the folder holds something else already.
       ValueError: parameters that do not fit the config, or are not finite in `dtype`; a tokenizer of another model.
     """
     folder = Path(os.path.abspath(folder))
     if dtype not in safetensors.CODES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(safetensors.CODES)}")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: not empty; choose another folder, or remove this one")
+    if occupied := folder.is_dir() and any(folder.iterdir()):
+        _refuse_unless(folder, (folder / "config.json").is_file())
     declaration = models.declare(config)
     trees.assert_parallel(declaration, params, "the parameters to export")
     head = models.dump(config) | {"dtype": dtype, "torch_dtype": dtype}  # transformers 5 reads the one, 4 the other
@@ -223,13 +225,28 @@ def export(
             if tokenizer is not None:
                 tokenizer.save(partial)
         safetensors.save(partial, shapes, tensor, dtype, limit, writes)
-        if writes:
+        if writes and occupied:
+            _refuse_unless(folder, _same_files(partial, folder))
+        elif writes:
             os.rename(partial, folder)
     finally:
         if writes:
             shutil.rmtree(partial, ignore_errors=True)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("export")
+
+
+def _refuse_unless(folder: Path, same: bool) -> None:
+    if not same:
+        raise FileExistsError(f"{folder}: not empty; choose another folder, or remove this one")
+
+
+def _same_files(first: Path, second: Path) -> bool:
+    """Tell whether two folders hold the same files, to the byte."""
+    names = sorted(path.name for path in first.iterdir())
+    if names != sorted(path.name for path in second.iterdir()):
+        return False
+    return not any(filecmp.cmpfiles(first, second, names, shallow=False)[1:])
 
 
 def _stored(declaration: Mapping[str, Any]) -> dict[str, list[tuple[models.Parameter, int | None]]]:
