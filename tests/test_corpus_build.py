@@ -125,7 +125,7 @@ from pathlib import Path
 from lingregions.corpus import build, source
 from lingregions.models.tokenizer import Tokenizer
 
-build.PIECE = 150
+build._PIECE = 150
 save, count = build._save, 0
 
 def dying(path, content):

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import importlib
 import json
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from lingregions import mesh as meshes
 from lingregions import models, regions, settings
 from lingregions import tree as trees
 from lingregions.experiments import STUDIES
-from lingregions.experiments import study as studies
 from lingregions.experiments.measurement import _RESULTS
 from lingregions.models import roles
 from lingregions.run import Interrupted, Run
@@ -235,6 +235,7 @@ def test_fewer_samples_than_asked(tmp_path):
 
 
 def test_not_a_number_in_the_weights_stops_with_language_and_sample(tmp_path, monkeypatch):
+    studies = importlib.import_module("lingregions.experiments.study")  # the package has a function of that name
     prepare = studies.prepare
 
     def poison(chosen, run):

@@ -150,7 +150,7 @@ def test_two_processes_one_of_them_killed_give_what_one_process_gives(tmp_path):
     said = end([alone])
     assert alone.returncode == 0, said[0]
 
-    for name in ("results.csv", "damage.csv"):
+    for name in ("results.csv", "effects.csv"):
         ours, theirs = rows(two / name), rows(one / name)
         assert len(ours) == len(theirs) > 0
         for row, other in zip(ours, theirs, strict=True):
@@ -183,7 +183,7 @@ import os, sys, time
 
 from lingregions.run import Run, RunError, cluster
 
-cluster.PATIENCE, cluster.GRACE = 0.2, 0.2
+cluster._PATIENCE, cluster._GRACE = 0.2, 0.2
 cluster.connect(os.environ, 60)
 me, folder = int(os.environ["JAX_PROCESS_ID"]), sys.argv[1]
 

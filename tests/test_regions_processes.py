@@ -42,7 +42,7 @@ found = {
 }
 found["matched"] = matched.match(found["top"], scores, 5)
 found["union"] = regions.union(*found.values())
-found["stable"] = reliability.stable([found["top"], found["bottom"], found["random"]], 2)
+found["stable"] = reliability._stable([found["top"], found["bottom"], found["random"]], 2)
 for name, each in found.items():
     regions.save(each, f"{folder}/{name}.safetensors")
     assert regions.equals(regions.load(f"{folder}/{name}.safetensors", like=scores), each)

@@ -185,7 +185,7 @@ def lines(folder: Path) -> int:
 def same(folder: Path, whole: Path) -> bool:
     """Whether the tables of the cells of seed 0, the first half of the grid, are the first half of all tables."""
     found = []
-    for name in ("results.csv", "damage.csv"):
+    for name in ("results.csv", "effects.csv"):
         header, *expected = (whole / name).read_bytes().splitlines(keepends=True)
         first = [line for line in expected if line.startswith(b"0,")]
         assert 2 * len(first) == len(expected)

@@ -176,13 +176,13 @@ class _File(_Simple):
 
     def documents(self, language: str, split: str, reading: Reading) -> Iterator[str]:
         """Yield the documents of the file in order."""
-        _only_all(split, f"a {type(self).__name__.lower()}")
+        _only_all(split, f"a {type(self).__name__.removeprefix('_').lower()}")
         for path in self.files(language):
             yield from text.read(path, reading, column=self.column, document=self.document)
 
     def identity(self, language: str, split: str) -> str:
         """Return a sha256 of the reader's settings and the files' bytes, in order; the files' place does not matter."""
-        _only_all(split, f"a {type(self).__name__.lower()}")
+        _only_all(split, f"a {type(self).__name__.removeprefix('_').lower()}")
         sha = hashlib.sha256(f"{self.column} {self.document}".encode())
         for path in self.files(language):
             form, compression = text.kind(path)
