@@ -25,9 +25,9 @@ from lingregions.models.compute import Compute
 
 # What was promised: logits absolute, the others relative L2 of every tensor.
 LOGITS, GRADIENTS, SCORES = 1e-4, 1e-4, 1e-4
-# Two float32 computations of one thing, relative: another order of sums. 1e-6 is what is wanted; it holds for logits,
-# losses, and scores over all matrices together, but not for every single tensor: one was seen at 1.6e-6, as float32
-# gradients here are up to 1.7e-6 from float64 themselves. So a single tensor has a wider bound.
+# Two float32 computations of one thing, relative: another order of sums. 1e-6 is what is wanted; it holds for logits and
+# losses, but not for every single tensor of a gradient: one was seen at 1.6e-6, as float32 gradients here are up to
+# 1.7e-6 from float64 themselves. So a single tensor has a wider bound, and all together what `earned` counts.
 ALIKE, TENSORS = 1e-6, 4e-6
 REFERENCE = Compute(attention="reference", chunk=cases.LENGTH)
 # Every choice at least once; blocks and chunks that do and do not divide 40 tokens, or exceed them.
@@ -444,11 +444,26 @@ def test_one_and_eight_devices(case: str, compute: Compute, mesh: jax.sharding.M
     assert_near(wide_slope, slope, TENSORS)
 
 
+def earned(config: models.DecoderConfig, tokens: int) -> float:
+    """Return what two float32 computations of a gradient may differ by, relative, from a count of the roundings.
+
+    A sum of n terms takes n roundings, and an entry of the gradient hangs on all of those on the way down to the loss
+    and back: K of them, each of at most u = 2^-24 and as good as random, come to sqrt(K) u (Higham and Mary 2019, SIAM
+    J. Sci. Comput. 41, A2815), and two computations that sum in different orders to sqrt(2) of that. Which orders these
+    are, the processor decides too: for "gqa" 8 devices against 1 were seen below 1e-6, at 1.6e-6 and at 1.8e-6, alike
+    in every matrix, since the way down is common to all: there is no single product to be made the same.
+    """
+    D, T, V, F, NH = config.embed, cases.LENGTH, config.vocab, config.mlp, config.heads * config.head_dim
+    layer = 4 * D + config.head_dim + 2 * T + NH + F  # two norms, q and gate, logits, softmax, values, o, down
+    there = config.layers * layer + 2 * D + V  # the last norm, the head, the softmax over the vocabulary
+    return float(np.sqrt(2 * (2 * there + tokens)) * 2.0**-24)
+
+
 def test_scores_on_one_and_eight_devices(grouped: Golden, mesh: jax.sharding.Mesh) -> None:
     definition = scoring.Definition(weighting="batch_mean", group=2)
     one = score(grouped, definition)
     with jax.set_mesh(mesh):
         eight = score(grouped, definition, mesh, micro=4)
-    assert apart(eight, one) <= ALIKE
+    assert apart(eight, one) <= earned(grouped.config, tokens=39 + 38 + 35 + 31 + 28 + 32) < TENSORS
     assert_near(eight, one, TENSORS)
     assert_near(eight, stack(grouped.under("scores/taylor.batch_mean/"), grouped.config, "decoder"), SCORES)
