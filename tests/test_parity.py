@@ -27,7 +27,7 @@ from lingregions.models.compute import Compute
 LOGITS, GRADIENTS, SCORES = 1e-4, 1e-4, 1e-4
 # Two float32 computations of one thing, relative: another order of sums. 1e-6 is what is wanted; it holds for logits and
 # losses, but not for every single tensor of a gradient: one was seen at 1.6e-6, as float32 gradients here are up to
-# 1.7e-6 from float64 themselves. So a single tensor has a wider bound, and all together what `earned` counts.
+# 1.7e-6 from float64 themselves. So a single tensor has a wider bound, all together the one that `earned` counts.
 ALIKE, TENSORS = 1e-6, 4e-6
 REFERENCE = Compute(attention="reference", chunk=cases.LENGTH)
 # Every choice at least once; blocks and chunks that do and do not divide 40 tokens, or exceed them.
