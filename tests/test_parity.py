@@ -25,8 +25,8 @@ from lingregions.models.compute import Compute
 
 # What was promised: logits absolute, the others relative L2 of every tensor.
 LOGITS, GRADIENTS, SCORES = 1e-4, 1e-4, 1e-4
-# Two float32 computations of one thing, relative: another order of sums. 1e-6 is what is wanted; it holds for logits and
-# losses, but not for every single tensor of a gradient: one was seen at 1.6e-6, as float32 gradients here are up to
+# Two float32 computations of one thing, relative: another order of sums. 1e-6 is what is wanted; it holds for logits,
+# and for losses, not for every single tensor of a gradient: one was seen at 1.6e-6, as float32 gradients here are up to
 # 1.7e-6 from float64 themselves. So a single tensor has a wider bound, all together the one that `earned` counts.
 ALIKE, TENSORS = 1e-6, 4e-6
 REFERENCE = Compute(attention="reference", chunk=cases.LENGTH)
