@@ -72,7 +72,7 @@ def test_two_processes_write_the_files_of_one(tmp_path: Path) -> None:
             for child in children:
                 child.kill()
     names = sorted(each.name for each in (tmp_path / "1").iterdir())
-    assert len(names) == 7
+    assert len([name for name in names if name.endswith(".safetensors")]) == 7  # and a card beside each
     assert sorted(each.name for each in (tmp_path / "2").iterdir()) == names
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
