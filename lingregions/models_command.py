@@ -72,7 +72,7 @@ def show(model: str, console: Console) -> None:
     table.add_section()
     table.add_row("all", "", f"{trees.count(declared):,}", "")
     console.print(table)
-    if "lm_head" not in declared:
+    if roles.ROLES["head"].path not in declared:
         console.print("The head is the embedding: there is one matrix, and removal in it changes both ends.")
     if cap := models.logit_softcap(config):
         console.print(f"Logits x are capped: c tanh(x / c) with c = {cap:g}.")

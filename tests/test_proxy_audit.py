@@ -349,7 +349,10 @@ def test_tables_and_verdict_are_written(whole):
     assert {row[0] for row in tables["audit_groups"]["rows"]} == {1, 5, 40}
     assert [row[2] for row in tables["audit_proxies"]["rows"]] == [11] * 6
     assert tables["audit_matrices"]["columns"] == ["zh", "ar"]
-    assert len(tables["verdict"]["paragraphs"]) == 1
+    singles, groups, limits = tables["verdict"]["paragraphs"]
+    assert singles.startswith("Single scalars: over 11 of them in 2 languages")
+    assert groups.startswith("Groups of 40: the exact effect is")
+    assert limits.startswith(("The score ranks single scalars", "On this text the score is no reliable rank"))
     assert "rank correlation" in (whole / "headline.txt").read_text()
 
 

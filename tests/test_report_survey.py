@@ -31,7 +31,7 @@ def test_region_files_are_surveyed_as_a_hand_counts(tmp_path):
     second = region("second", [[1, 0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 1]], [0, 0, 0])
     for what in (first, second):
         regions.save(what, tmp_path / f"{what.name}.safetensors")
-    (one, two), overlap = survey.read(sorted(tmp_path.iterdir()))
+    (one, two), overlap = survey.read(sorted(tmp_path.glob("*.safetensors")))
     assert (one.name, one.layers, one.matrices) == ("first", ("0",), ("self_attn.q_proj", "input_layernorm"))
     assert (one.counts, one.sizes) == (((3, 1),), ((12, 3),))
     assert one.carried == (3, 0, 1)

@@ -75,5 +75,5 @@ def test_replay_in_any_pieces_is_the_same_and_keeps_its_share() -> None:
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
     assert int((whole[:, 0] >= 200).sum()) == 9
     assert mix.fingerprint != train.Mix(Numbers(1), (Numbers(2),), 0.1).fingerprint
-    with pytest.raises(ValueError, match="share between 0 and 1"):
+    with pytest.raises(ValueError, match="share of other texts in a mixture lies between 0 and 1, not at 1.0"):
         train.Mix(Numbers(1), (Numbers(2),), 1.0)
