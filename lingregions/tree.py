@@ -13,18 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 Tree = dict[str, Any]
 
 
-def walk(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def walk(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield (path, leaf) in the order of sorted keys, which is also the order of `jax.tree.leaves`."""
-    for key in sorted(tree):
-        path = f"{prefix}{key}"
-        if isinstance(tree[key], Mapping):
-            yield from walk(tree[key], f"{path}.")
-        else:
-            yield path, tree[key]
+    for keys, leaf in sorted(traverse_util.flatten_dict(tree).items(), key=lambda item: item[0]):
+        yield ".".join(keys), leaf
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,13 +31,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def unflatten(leaves: Mapping[str, Any]) -> Tree:
     """Return the nested dict whose paths are the keys of `leaves`: the inverse of `flatten`."""
-    tree: Tree = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split(".")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
+    tree: Tree = traverse_util.unflatten_dict(dict(leaves), sep=".")
     return tree
 
 

@@ -18,13 +18,13 @@ def port() -> int:
 
 
 def meet(*claims: tuple[int, int], timeout: float = 20.0, address: str = "") -> list[str]:
-    """What `muster` tells each of the processes that claim (number of processes, place); "" for all well."""
+    """What `_meet` tells each of the processes that claim (number of processes, place); "" for all well."""
     address = address or f"localhost:{port()}"
     said = [""] * len(claims)
 
     def come(index: int) -> None:
         try:
-            cluster._muster(address, *claims[index], timeout)
+            cluster._meet(address, *claims[index], timeout)
         except RunError as error:
             said[index] = str(error)
 

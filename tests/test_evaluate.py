@@ -268,9 +268,9 @@ def test_another_arm_is_another_figure_without_another_program(params, result, m
     original = loss.losses
     monkeypatch.setattr(loss, "losses", lambda *given, **named: traced.append(1) or original(*given, **named))
     evaluator = evaluate.build(CONFIG, models.Compute())
-    arms = [
+    interventions = [
         evaluate.evaluate(evaluator, jax.tree.map(lambda leaf, k=k: leaf * k, params), batches(4)) for k in (1, 2, 3)
     ]
     assert len(traced) == 1
-    assert len({arm.nll for arm in arms}) == 3
-    assert arms[0].nll == result.nll
+    assert len({intervention.nll for intervention in interventions}) == 3
+    assert interventions[0].nll == result.nll

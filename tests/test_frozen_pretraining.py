@@ -57,19 +57,19 @@ def whole(tmp_path_factory):
 def test_every_arm_is_measured_on_the_way_and_at_the_end(whole):
     folder, rows = whole
     named = ["full", "core 1%", "random 1%", "ewc", "replay"]
-    names = [f"{arm} after {count} seed 0" for arm in named for count in (2, 4)]
+    names = [f"{training} after {count} seed 0" for training in named for count in (2, 4)]
     names += ["base", "reversion 1% after 4 seed 0"]
     assert {row["intervention"] for row in rows} == set(names)
     assert {(row["intervention"], row["language"]) for row in rows} == {
-        (arm, code) for arm in names for code in ("hu", "en")
+        (training, code) for training in names for code in ("hu", "en")
     }
     assert "Does freezing the core help?" in (folder / "report.html").read_text()
     tables = {path.stem: json.loads(path.read_text()) for path in (folder / "tables").glob("*.json")}
     assert len(tables["pareto"]["points"]) == len(TRAINED)
     gain = {row[0]: row[1] for row in tables["frontier"]["rows"]}
     nats = {(row["intervention"], row["language"]): float(row["nll_nats"]) / int(row["tokens"]) for row in rows}
-    for arm, (value, low, high) in gain.items():
-        np.testing.assert_allclose(value, nats["base", "hu"] - nats[f"{arm} after 4 seed 0", "hu"], rtol=1e-6)
+    for training, (value, low, high) in gain.items():
+        np.testing.assert_allclose(value, nats["base", "hu"] - nats[f"{training} after 4 seed 0", "hu"], rtol=1e-6)
         assert low <= value <= high
     verdict = tables["verdict"]
     assert "he core" in verdict["headline"]
@@ -87,8 +87,8 @@ def test_every_arm_trains_something_else(whole):
     assert len(set(ends.values())) == len(ends)
 
 
-def test_every_arm_holds_its_training_to_what_it_says(tmp_path):
-    """The constraints themselves are tested in test_freeze.py; here it is which of them an arm takes, and of what."""
+def test_every_training_is_held_to_what_it_says(tmp_path):
+    """The constraints themselves are tested in test_freeze.py; here: which of them a training takes, and of what."""
     chosen = config(f"--config.freeze.treatments={','.join(_TREATMENTS)}")
     held = {}
     with Run.open(tmp_path / "run", chosen) as run:
@@ -97,7 +97,7 @@ def test_every_arm_holds_its_training_to_what_it_says(tmp_path):
         for training in study._trainings(chosen, 0):
             selection.make(given, study._selections(chosen, training))
             held[training.kind] = study._constraints(given, training)
-    free = {arm for arm, constraints in held.items() if not constraints}
+    free = {training for training, constraints in held.items() if not constraints}
     assert free == {"full", "replay", "reversion"}
     assert [each.name for each in held["core"]] == ["core"]
     identities = [constraints[0].identity for constraints in held.values() if constraints]
@@ -159,7 +159,7 @@ def test_a_folder_without_a_run_has_nothing_to_export(tmp_path, capsys):
 
 
 def test_stopped_and_taken_up_again_is_the_same(whole, tmp_path, monkeypatch):
-    """A kill after the first evaluation of the second arm; the trained ones are not trained again."""
+    """A kill after the first evaluation of the second training; the trained ones are not trained again."""
     _, rows = whole
     observe, asked = measurement.observe, []
 

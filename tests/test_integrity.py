@@ -389,9 +389,9 @@ def test_a_disk_that_fills_inside_orbax_is_one_sentence_and_there_is_a_way_on(tm
         try:
             with pytest.raises(Unavailable, match="cannot write .*scores/ar/2.*What was complete before is intact"):
                 run.save("scores/ar", big, {"samples": 2})
-            keeper = checkpoint.Keeper(run.path("checkpoints/core"), 2)
-            with pytest.raises(Unavailable, match="cannot write .*checkpoints/core"), keeper:
-                keeper.save(1, big, {"step": 1})
+            checkpointer = checkpoint.Checkpointer(run.path("checkpoints/core"), 2)
+            with pytest.raises(Unavailable, match="cannot write .*checkpoints/core"), checkpointer:
+                checkpointer.save(1, big, {"step": 1})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert run.header("scores/ar") == {"samples": 1}

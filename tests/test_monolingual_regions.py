@@ -98,21 +98,26 @@ def test_the_matrix_is_that_of_the_results(whole):
 def test_the_indices_by_hand(whole):
     lost, rows = effects_of(whole), {row[0]: row[1:] for row in table(whole, "specificity")["rows"]}
 
-    def mean(arm: str, codes: tuple[str, ...]) -> float:
-        return float(np.mean([lost[arm, code] for code in codes]))
+    def mean(removal: str, codes: tuple[str, ...]) -> float:
+        return float(np.mean([lost[removal, code] for code in codes]))
 
     near, far = ("uk", "pl"), ("es", "pt", "en")
     size, mine, family, others, drawn, *figures = rows["ru"]
     swapped = figures.pop(2)
     np.testing.assert_allclose(swapped[0], lost["monolingual ru", "ru"] - lost["monolingual es", "ru"], atol=1e-12)
     assert size == regions.total(regions.load(whole / "regions" / "monolingual-ru.safetensors"))
-    arm, controls = "monolingual ru", [f"matched to ru seed {seed}" for seed in (0, 1)]
+    removal, controls = "monolingual ru", [f"matched to ru seed {seed}" for seed in (0, 1)]
     np.testing.assert_allclose(
         [mine[0], family[0], others[0], drawn[0]],
-        [lost[arm, "ru"], mean(arm, near), mean(arm, far), np.mean([lost[each, "ru"] for each in controls])],
+        [
+            lost[removal, "ru"],
+            mean(removal, near),
+            mean(removal, far),
+            np.mean([lost[each, "ru"] for each in controls]),
+        ],
         atol=1e-12,
     )
-    specific, kin = lost[arm, "ru"] - mean(arm, far), mean(arm, near) - mean(arm, far)
+    specific, kin = lost[removal, "ru"] - mean(removal, far), mean(removal, near) - mean(removal, far)
     base = np.mean([lost[each, "ru"] - mean(each, far) for each in controls])
     relatives = np.mean([mean(each, near) - mean(each, far) for each in controls])
     np.testing.assert_allclose(

@@ -326,7 +326,7 @@ PLAIN = Compute(block=16, chunk=16)
 ROWS = 8  # one shape, so one compilation: eight samples, the last ones padding alone
 
 
-def slopes(golden: Golden, samples: list[cases.Sample], compute: Compute = PLAIN) -> tuple[trees.Tree, loss.Loss]:
+def gradients(golden: Golden, samples: list[cases.Sample], compute: Compute = PLAIN) -> tuple[trees.Tree, loss.Loss]:
     """The gradient of the summed loss of up to eight samples, and the loss of each."""
     padded = batch([*samples, *([[]] * (ROWS - len(samples)))])
     slope, found = gradient_of(golden.config, compute)(golden.params, padded)
@@ -339,10 +339,10 @@ def flat(golden: Golden) -> list[cases.Sample]:
 
 
 def test_packed_documents_equal_documents_alone(grouped: Golden) -> None:
-    packed_slope, packed = slopes(grouped, flat(grouped))
+    packed_slope, packed = gradients(grouped, flat(grouped))
     alone = [[document] for sample in flat(grouped) for document in sample]
     assert len(alone) > ROWS
-    (first, some), (second, rest) = slopes(grouped, alone[:ROWS]), slopes(grouped, alone[ROWS:])
+    (first, some), (second, rest) = gradients(grouped, alone[:ROWS]), gradients(grouped, alone[ROWS:])
     assert_near(packed_slope, jax.tree.map(jnp.add, first, second), TENSORS)
     apart = np.concatenate([some.nll, rest.nll])
     sizes = [len(sample) for sample in flat(grouped)]
@@ -390,7 +390,7 @@ def test_what_stands_in_padding_does_not_matter(grouped: Golden) -> None:
 
 
 def test_longer_samples_change_nothing(grouped: Golden) -> None:
-    slope, found = slopes(grouped, flat(grouped))
+    slope, found = gradients(grouped, flat(grouped))
     wider = batch([*flat(grouped), [], []], cases.LENGTH + 13)
     wide_slope, wide = gradient_of(grouped.config, PLAIN)(grouped.params, wider)
     assert_near(wide_slope, slope, TENSORS)
@@ -400,15 +400,15 @@ def test_longer_samples_change_nothing(grouped: Golden) -> None:
 
 
 def test_nothing_but_padding_is_no_loss_and_no_slope(grouped: Golden) -> None:
-    slope, found = slopes(grouped, [[]] * ROWS)
+    slope, found = gradients(grouped, [[]] * ROWS)
     assert all(each.tolist() == [0] * ROWS for each in found)
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(slope))
 
 
 def test_order_of_samples(grouped: Golden) -> None:
     order = [3, 0, 5, 4, 1, 2]
-    slope, found = slopes(grouped, flat(grouped))
-    turned_slope, turned = slopes(grouped, [flat(grouped)[place] for place in order])
+    slope, found = gradients(grouped, flat(grouped))
+    turned_slope, turned = gradients(grouped, [flat(grouped)[place] for place in order])
     assert_near(turned_slope, slope, TENSORS)
     np.testing.assert_allclose(turned.nll, found.nll[order], rtol=ALIKE)
     assert len(set(found.nll.tolist())) == len(order)

@@ -29,12 +29,12 @@ LEAST = {
 
 
 def test_an_interval_is_stored_as_three_columns():
-    columns = (tables.Column("arm"), tables.Column("d", "interval"), tables.Column("times", "factor"))
+    columns = (tables.Column("intervention"), tables.Column("d", "interval"), tables.Column("times", "factor"))
     table = tables.Table(
         "t", "T", columns, (("a", Span(0.1, None, 0.3), Span(0.0, -math.log(2), 1000.0)), ("b",) + (None,) * 2)
     )
     head, first, second = csv.reader(tables.spreadsheet(table).splitlines())
-    assert head == ["arm", "d", "d_low", "d_high", "times", "times_low", "times_high"]
+    assert head == ["intervention", "d", "d_low", "d_high", "times", "times_low", "times_high"]
     assert first[:4] == ["a", "0.1", "", "0.3"]
     assert [float(first[4]), float(first[5])] == pytest.approx([1.0, 0.5])
     assert first[6].endswith("e+434")
@@ -61,13 +61,13 @@ def test_every_kind_of_file_is_shown(tmp_path, kind):
 def test_a_table_holds_intervals_and_factors(tmp_path):
     content = {
         "title": "Losses",
-        "columns": ["arm", {"name": "nats", "kind": "interval"}, {"name": "times", "kind": "factor"}],
+        "columns": ["intervention", {"name": "nats", "kind": "interval"}, {"name": "times", "kind": "factor"}],
         "rows": [["top", [2.5, 2.25, 2.75], [math.log(10), None, None]], ["none", None, [None, None, None]]],
         "totals": 1,
     }
     page_ = parsed(report.write(tables_only(tmp_path, losses=content), pictures=False).read_text())
     assert page_.tables["Losses"] == [
-        ["arm", "nats", "times"],
+        ["intervention", "nats", "times"],
         ["top", "2.50 (2.25 to 2.75)", "×10.0"],
         ["none", "–", "–"],
     ]

@@ -27,10 +27,10 @@ from lingregions import run as runs
 from lingregions.run import files, progress
 from lingregions.run.table import Table
 
-COLUMNS = {"arm": str, "language": str, "nll_nats": float, "tokens": int}
-KEYS = ("arm", "language")
-HEADER = "arm,language,nll_nats,tokens,row_crc32\n"
-ROW = {"arm": "base", "language": "ar", "nll_nats": 0.1, "tokens": 3}
+COLUMNS = {"intervention": str, "language": str, "nll_nats": float, "tokens": int}
+KEYS = ("intervention", "language")
+HEADER = "intervention,language,nll_nats,tokens,row_crc32\n"
+ROW = {"intervention": "base", "language": "ar", "nll_nats": 0.1, "tokens": 3}
 
 
 def config(**changes):
@@ -394,17 +394,17 @@ class TestTable:
         with runs.Run.open(folder, config()) as run:
             run.table("results", COLUMNS, KEYS)
             assert run.rows("results") == []
-            assert not run.has("results", arm="base", language="ar")
+            assert not run.has("results", intervention="base", language="ar")
             run.add("results", ROW)
         assert (folder / "results.csv").read_text() == HEADER + "base,ar,0.1,3,f2ded1fc\n"
         with runs.Run.open(folder, config()) as run:
             run.table("results", COLUMNS, KEYS)
             assert run.rows("results") == [ROW]
-            assert run.has("results", arm="base", language="ar")
-            assert not run.has("results", arm="base", language="zh")
+            assert run.has("results", intervention="base", language="ar")
+            assert not run.has("results", intervention="base", language="zh")
             run.add("results", ROW)  # again: nothing
             run.add("results", ROW | {"language": "zh", "nll_nats": math.inf})
-            with pytest.raises(runs.RunError, match="has a row for arm base, language ar with other values"):
+            with pytest.raises(runs.RunError, match="has a row for intervention base, language ar with other values"):
                 run.add("results", ROW | {"nll_nats": 0.2})
         crc = f"{zlib.crc32(b'base,zh,inf,3' + chr(10).encode()):08x}"
         assert (folder / "results.csv").read_text() == HEADER + f"base,ar,0.1,3,f2ded1fc\nbase,zh,inf,3,{crc}\n"
@@ -421,7 +421,7 @@ class TestTable:
             assert run.rows("results") == [ROW]
 
     def test_a_cut_header_is_an_empty_table(self, run, folder):
-        (folder / "results.csv").write_text("arm,lang")
+        (folder / "results.csv").write_text("intervention,lang")
         run.table("results", COLUMNS, KEYS)
         run.add("results", ROW)
         assert (folder / "results.csv").read_text() == HEADER + "base,ar,0.1,3,f2ded1fc\n"
@@ -429,8 +429,8 @@ class TestTable:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("arm,language\nbase,ar\n", r"has columns \['arm', 'language'\], this version writes"),
-            ("arm,language,nll_nats,tokens\nbase,ar,0.1,3\n", "this version writes .*'row_crc32'"),
+            ("intervention,language\nbase,ar\n", r"has columns \['intervention', 'language'\], this version writes"),
+            ("intervention,language,nll_nats,tokens\nbase,ar,0.1,3\n", "this version writes .*'row_crc32'"),
             (HEADER + "base,ar,0.1,3,f2ded1fc\nbase,zh,0.1,3,f2ded1fc\n", "results.csv:3 was changed"),
             (HEADER + "base,ar,0.2,3,f2ded1fc\n", "results.csv:2 was changed since it was written"),
             (HEADER + "base,ar,0.1\n", "results.csv:2 was changed"),
@@ -446,11 +446,11 @@ class TestTable:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({"arm": "base"}, "a row of results.csv has columns"),
+            ({"intervention": "base"}, "a row of results.csv has columns"),
             (ROW | {"more": 1}, "a row of results.csv has columns"),
             (ROW | {"tokens": 1.5}, "tokens of results.csv is of type int, not 1.5"),
             (ROW | {"tokens": True}, "tokens of results.csv is of type int, not True"),
-            (ROW | {"arm": "a\nb"}, "must stay on one line"),
+            (ROW | {"intervention": "a\nb"}, "must stay on one line"),
         ],
     )
     def test_a_row_that_does_not_fit_is_refused(self, run, folder, row, message):
@@ -463,7 +463,7 @@ class TestTable:
         with pytest.raises(ValueError, match="table results is not declared"):
             run.rows("results")
         with pytest.raises(ValueError, match="must be among its columns"):
-            run.table("results", COLUMNS, ("arm", "tongue"))
+            run.table("results", COLUMNS, ("intervention", "tongue"))
         run.table("results", COLUMNS, KEYS)
         with pytest.raises(ValueError, match="has no column tongue"):
             run.has("results", tongue="ar")
@@ -787,11 +787,11 @@ def test_two_processes_write_once_agree_and_stop_together(tmp_path):
 
         sharding = NamedSharding(jax.make_mesh((4,), ("data",)), PartitionSpec("data"))
         with Run.open({str(tmp_path / "run")!r}, config) as run:
-            run.table("results", {{"arm": str, "share": float}}, ("arm",))
+            run.table("results", {{"intervention": str, "share": float}}, ("intervention",))
             run.log(step=1)
-            run.add("results", {{"arm": "base", "share": 0.5}})
-            assert run.rows("results") == [{{"arm": "base", "share": 0.5}}]
-            assert run.has("results", arm="base")
+            run.add("results", {{"intervention": "base", "share": 0.5}})
+            assert run.rows("results") == [{{"intervention": "base", "share": 0.5}}]
+            assert run.has("results", intervention="base")
             run.write("a.txt", "once")
             run.finish("stage", "a.txt", entries=3)
             assert run.done("stage") == {{"entries": 3}}
@@ -821,7 +821,7 @@ def test_two_processes_write_once_agree_and_stop_together(tmp_path):
     assert [process.returncode for process in pair] == [143, 143], "\n".join(errors)
     assert [line.get("event", "step") for line in metrics(tmp_path / "run")] == ["opened", "step", "interrupted"]
     assert not (tmp_path / "run" / "scores").exists()
-    assert (tmp_path / "run" / "results.csv").read_text() == "arm,share,row_crc32\nbase,0.5,89493310\n"
+    assert (tmp_path / "run" / "results.csv").read_text() == "intervention,share,row_crc32\nbase,0.5,89493310\n"
 
 
 def test_sweep_and_repair_leave_whole_files_alone(tmp_path):

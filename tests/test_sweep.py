@@ -35,7 +35,7 @@ def get_config():
     {line}
     return config
 """
-# A real run of a second: one language in, one out, one sample each, two arms.
+# A real run of a second: one language in, one out, one sample each, two interventions.
 SMALL = (
     "--config.score.languages=ar",
     "--config.score.samples=1",

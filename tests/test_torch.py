@@ -149,13 +149,13 @@ def test_families(write_families: Any, name: str, seed: int, tmp_path: Path, lon
     cap = models.logit_softcap(config)
     found = found if cap is None else cap * np.tanh(found / cap)
     np.testing.assert_allclose(found, expected, atol=LOGITS, rtol=0)
-    nll, slopes = write_families.gradient(model, tokens)
+    nll, gradients = write_families.gradient(model, tokens)
     ours, losses = gradient_of(config, Compute(block=16))(params, Batch(tokens, ones, ones))
     np.testing.assert_allclose(float(losses.nll[0]), nll, rtol=1e-5)
     for path, each in trees.walk(models.declare(config)):
         leaf = np.asarray(trees.flatten(ours)[path])
         for layer, (tensor, first) in enumerate(each.files()):
-            part = slopes[tensor][first : first + each.matrix[0]]
+            part = gradients[tensor][first : first + each.matrix[0]]
             assert distance(leaf[layer] if each.stacked else leaf, part) < GRADIENTS, tensor
 
 

@@ -10,8 +10,8 @@ from lingregions.plan import choose, compiled, cost, hardware
 from lingregions.plan.compiled import Compiled, Step
 from lingregions.plan.hardware import Topology
 
-# Samples of a whole job, where --samples does not say: the paper's scoring of six languages, the evaluation of one arm
-# in thirty, and its further pre-training.
+# Samples of a whole job, where --samples does not say: the paper's scoring of six languages, the evaluation of one
+# intervention in thirty, and its further pre-training.
 _SAMPLES = {"score": 600_000, "evaluate": 30_000, "train": 100_000, "select": 1}
 TRAIN_BATCH = 256
 

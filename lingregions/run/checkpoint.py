@@ -162,7 +162,7 @@ def discard(folder: Path) -> None:
             shutil.rmtree(going)
 
 
-class Keeper:
+class Checkpointer:
     """The latest checkpoints of one training, written in the background.
 
     They lie at `<folder>/<step>`, where `load` and `header` read them. A step is there only when it is complete, and
@@ -219,7 +219,7 @@ class Keeper:
                     f"cannot write {self.folder} ({said}). What was complete before is intact"
                 ) from error
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(

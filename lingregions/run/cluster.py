@@ -45,7 +45,7 @@ def connect(variables: Mapping[str, str], timeout: float = WAIT) -> None:
     address, count, place, devices = _place(variables, timeout)
     if count == 1:
         return
-    _muster(address, count, place, timeout)
+    _meet(address, count, place, timeout)
     # SIGTERM is answered by `Run.check`, for all processes together.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -101,7 +101,7 @@ def _place(variables: Mapping[str, str], timeout: float) -> tuple[str, int, int,
 # --- before JAX is started --------------------------------------------------------------------------------------------
 
 
-def _muster(address: str, count: int, place: int, timeout: float) -> None:
+def _meet(address: str, count: int, place: int, timeout: float) -> None:
     """Wait until all processes have called this, over plain sockets on the port that JAX uses afterwards.
 
     Args:
@@ -179,7 +179,7 @@ def _hung_up(line: socket.socket) -> bool:
 
 
 def _report(host: str, port: int, count: int, place: int, timeout: float) -> str:
-    """Tell process 0 that this one is here, and hear how the muster ended."""
+    """Tell process 0 that this one is here, and hear how the meeting ended."""
     end = time.monotonic() + timeout
     reason = "no answer"
     while time.monotonic() < end:

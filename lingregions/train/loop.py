@@ -83,7 +83,10 @@ def fit(
     else:
         state, step, smoothed = trainer.start(params), 0, None
     saved = time.monotonic()
-    with checkpoint.Keeper(folder, keep) as keeper, _progress(run, name, recipe.samples - recipe.seen(step)) as bar:
+    with (
+        checkpoint.Checkpointer(folder, keep) as checkpointer,
+        _progress(run, name, recipe.samples - recipe.seen(step)) as bar,
+    ):
         _measure(hook, counts, recipe, step, state.params)
         batch = _batch(trainer, feed, step)
         while batch is not None:
@@ -100,7 +103,7 @@ def fit(
                 "tokens": int(told.tokens),
                 "seconds": round(time.monotonic() - begin, 4),
             }
-            run.log(event="step", arm=name, step=step, samples=recipe.seen(step), **figures)
+            run.log(event="step", training=name, step=step, samples=recipe.seen(step), **figures)
             if tracker is not None:
                 tracker.log(step, **figures)
             bar.advance(recipe.seen(step) - recipe.seen(step - 1))
@@ -108,10 +111,10 @@ def fit(
             timely = run.agree(time.monotonic() - saved > save_seconds)
             if regular or timely or run.stopping() or _reached(counts, recipe, step):
                 # Before the evaluation: a kill in the middle of a long one costs no training.
-                keeper.save(step, state, {"step": step, "smoothed": smoothed, "agreed": agreed})
+                checkpointer.save(step, state, {"step": step, "smoothed": smoothed, "agreed": agreed})
                 saved = time.monotonic()
             if run.stopping():
-                keeper.wait()
+                checkpointer.wait()
                 run.check()
             _measure(hook, counts, recipe, step, state.params)
     return state
@@ -156,7 +159,7 @@ def curve(run: Run, name: str) -> list[dict[str, Any]]:
     path, found = run.path("metrics.jsonl"), {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         fields = json.loads(line)
-        if fields.get("event") == "step" and fields.get("arm") == name:
+        if fields.get("event") == "step" and fields.get("training") == name:
             found[fields["step"]] = fields
     return [found[step] for step in sorted(found)]
 
