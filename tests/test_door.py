@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from lingregions import door, forecast, settings
+from lingregions import door, forecast, report, settings
 from lingregions.main import main
 
 SMALL = ["--config.score.languages=ar", "--config.evaluate.languages=sw", "--config.machine.progress=none"]
@@ -89,6 +89,13 @@ def test_a_disk_without_room_is_told(tmp_path, monkeypatch):
     found = door.problems(config(), tmp_path / "run")[1]
     assert len(found) == 1
     assert "0.0 GB are free there" in found[0]
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report.util, "find_spec", lambda name: None if name == "altair" else name)
+    assert main(["run", "core_removal:tiny", f"--workdir={tmp_path / 'run'}", *SMALL]) == 2
+    assert "a report needs altair: pip install 'lingregions[report]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_refused_run_leaves_nothing_and_the_next_one_begins(tmp_path, capsys):

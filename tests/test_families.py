@@ -127,6 +127,11 @@ def test_unknown_keys_are_refused_by_name(name: str) -> None:
         models.parse(families.CASES[name] | {"attention_dropout": 0.1})
 
 
+def test_what_generation_is_set_to_changes_nothing(name: str) -> None:
+    given = {"do_sample": True, "temperature": 0.9, "top_p": 0.6, "max_length": 4096, "forced_eos_token_id": 2}
+    assert models.parse(families.CASES[name] | given) == models.parse(families.CASES[name])
+
+
 def test_windows_and_layers_are_as_the_family_has_them() -> None:
     kinds = {name: [kind.window for kind in load(name)[0].kinds] for name in ("mistral", "qwen2 window", "gemma2")}
     assert kinds == {"mistral": [7, 7, 7], "qwen2 window": [None, 5, 5], "gemma2": [7, None, 7]}

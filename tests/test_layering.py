@@ -10,6 +10,7 @@ PACKAGE = ROOT / "lingregions"
 
 # Top to bottom; a folder is one entry, and its files may import each other.
 ORDER = (
+    "verbs",
     "display",
     "tree",
     "permutation",
@@ -19,7 +20,6 @@ ORDER = (
     "loss",
     "settings",
     "guide",
-    "verbs",
     "run",
     "scoring",
     "perturb",

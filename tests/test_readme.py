@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from lingregions import VERSION, settings, verbs
-from lingregions.corpus import command as data
 from lingregions.experiments import STUDIES
 from lingregions.main import VERBS, main
 from lingregions.sweep import grid
@@ -92,10 +91,8 @@ def test_the_words_of_a_command_are_understood(words):
         assert settings.parse(rest).config.experiment in STUDIES
     elif verb == "sweep":
         assert grid.ask(rest).grid.cells
-    elif verb in ("regions", "models", "plan", "export"):
+    elif verb in ("data", "regions", "models", "plan", "export"):
         assert getattr(verbs, verb)().parse_args(rest)
-    elif verb == "data":
-        assert data._parser().parse_args(rest)
     else:
         assert verb == "report"
 

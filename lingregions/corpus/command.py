@@ -3,12 +3,9 @@
 These print to the console they are given and write only below the folder they are given.
 """
 
-import argparse
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lingregions import verbs
 from lingregions.corpus import build as builder
 from lingregions.corpus import check as checker
 from lingregions.corpus import corpus as corpora
@@ -250,39 +248,9 @@ def _plain(text: str) -> str:
     return escape(_inert(text))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lingregions data", description=(__doc__ or "").splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-
-    def add(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
-        verb.add_argument("source", help="udhr, a folder or file of text, a manifest.json, tfds:NAME or tokens:FOLDER")
-        verb.add_argument("--languages", default="", help="comma-separated codes (default: all that the source has)")
-        verb.add_argument("--split", help="split of the source, such as train or all[:90%%]")
-        verb.add_argument("--column", default="text", help="field of .jsonl, .parquet and TFDS (default: text)")
-        verb.add_argument("--document", default="line", help="a document of a .txt: line, paragraph or file")
-        return verb
-
-    built = add("build", _build)
-    built.add_argument("--model", required=True, help="model source whose tokenizer is used")
-    built.add_argument("--out", type=Path, help="folder of token files (default: the cache that `run` reads)")
-    built.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that tokenize")
-    built.add_argument("--skip", action="store_true", help="skip and count texts that cannot be read")
-    built.add_argument("--download", action="store_true", help="prepare TFDS data sets first")
-    checked = add("check", _check)
-    checked.add_argument("--model", help="model source whose tokenizer counts tokens a byte")
-    shown = add("show", _show)
-    shown.add_argument("--model", required=True, help="model source whose tokenizer is used")
-    shown.add_argument("--length", type=int, default=512, help="tokens a sample (default: 512)")
-    shown.add_argument("--samples", type=int, default=2, help="how many to show (default: 2)")
-    written = add("dataset", _dataset)
-    written.add_argument("--out", type=Path, required=True, help="folder of the TFDS data set")
-    return parser
-
-
 def main(words: Sequence[str], console: Console | None = None) -> int:
     """Build, check, show or write corpora; return the exit code: 1 where a language has errors."""
-    flags = _parser().parse_args(list(words))
+    flags = verbs.data().parse_args(list(words))
     out = console or Console()
     common = {"split": flags.split, "column": flags.column, "document": flags.document}
     languages = [code for code in flags.languages.split(",") if code]

@@ -120,7 +120,8 @@ def save(context: Context, region: Region, path: str) -> None:
     found = region.provenance.selection
     if found is not None and not found.selected:  # its removal would be a figure of 1.00 that says nothing
         raise ValueError(f"region {region.name} is empty: {found}; take a larger fraction")
-    if found is not None and (found.empty or found.zero or found.cut):
+    told = any(note.endswith(f": {found}") for note in context.run.notes)  # of another region of the same matrices
+    if found is not None and (found.empty or found.zero or found.cut) and not told:
         context.run.note(f"region {region.name}: {found}")
     place = context.run.path(path)
     place.parent.mkdir(parents=True, exist_ok=True)

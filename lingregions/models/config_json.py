@@ -16,6 +16,10 @@ _INERT = frozenset(
     bos_token_id eos_token_id is_llama_config return_dict output_hidden_states output_attentions tokenizer_class
     pretraining_tp id2label label2id problem_type task_specific_params chunk_size_feed_forward is_encoder_decoder
     _attn_implementation _attn_implementation_autoset transformers.js_config unsloth_version unsloth_fixed
+    max_length min_length do_sample temperature top_p top_k typical_p num_beams num_beam_groups diversity_penalty
+    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size early_stopping bad_words_ids
+    num_return_sequences max_new_tokens return_dict_in_generate output_scores forced_bos_token_id forced_eos_token_id
+    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     max_sequence_length vocab_type license finetuning_task cache_implementation auto_map resid_pdrop embd_pdrop
     _sliding_window_pattern""".split()  # noqa: SIM905
 )

@@ -2,16 +2,30 @@
 
 `write(folder)` reads the work directory of a run, of today or of before, and writes `report.html`, `headline.txt`,
 `tables/*.md` and `*.csv`, and `figures/*.svg`, `*.png` and `*.csv` into it, each file whole or not at all. Costs a few
-seconds and no device, but for reading the region files. Needs the extra `report`; without it the numbers of a run are
-all there, and `write` says what to install.
+seconds and no device, but for reading the region files. Needs the extra `report`, which `require` asks for before a
+run begins.
 """
 
 import os
+from importlib import util
 from pathlib import Path
 
 from lingregions.report.effects import ReportError
 
-__all__ = ["ReportError", "write"]
+__all__ = ["ReportError", "require", "write"]
+
+
+def require() -> None:
+    """Return if a report can be written.
+
+    Raises:
+      ModuleNotFoundError: the extra `report` is not installed; says how to get it.
+    """
+    if missing := [name for name in ("altair", "vl_convert") if util.find_spec(name) is None]:
+        raise ModuleNotFoundError(
+            f"a report needs {' and '.join(missing)}: pip install 'lingregions[report]', or in a checkout "
+            "pip install -e '.[report]'"
+        )
 
 
 def write(folder: str | os.PathLike[str], pictures: bool = True) -> Path:
@@ -22,14 +36,12 @@ def write(folder: str | os.PathLike[str], pictures: bool = True) -> Path:
       pictures: whether each figure is written as SVG and PNG too.
 
     Raises:
-      ReportError: there are no results, a file of the run can't be read, two tables have one name, or the extra
-        `report` is not installed; nothing is written then.
+      ReportError: there are no results, a file of the run can't be read, or two tables have one name; nothing is
+        written then.
+      ModuleNotFoundError: the extra `report` is not installed; says how to get it.
       RunError: the disk is full, read-only or closed to us; the report of before is intact.
     """
-    try:
-        from lingregions.report import export
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("lingregions"):
-            raise
-        raise ReportError(f"a report needs {error.name}: pip install 'lingregions[report]'") from error
+    require()
+    from lingregions.report import export
+
     return export.write(Path(folder), pictures)

@@ -16,7 +16,8 @@ from types import FrameType
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from lingregions.experiments import perform, study
+from lingregions import door
+from lingregions.experiments import perform
 from lingregions.experiments.step import Step, add, tabulate
 from lingregions.run import Interrupted, InUse, Run, RunError, cluster, replacing, verify
 from lingregions.run.environment import masked
@@ -40,21 +41,52 @@ class _Outcome:
 
 def run(asked: Asked) -> int:
     """Run the cells of a sweep that are asked for; returns the exit code: 1 if a cell failed."""
-    grid, workdir = asked.grid, asked.invocation.workdir
-    for cell in grid.cells:
-        study(cell.config.experiment)
+    grid, workdir, fresh = asked.grid, asked.invocation.workdir, asked.invocation.fresh
     cells = grid.cells[asked.shard - 1 :: asked.shards]
     if asked.invocation.dry_run:
         _plan(grid, cells, workdir)
         return 0
+    _, problems = _look(workdir, [cell for cell in cells if fresh or not _begun(workdir, cell)], fetch=True)
+    if problems:
+        raise door.refusal(problems)
     machine = grid.cells[0].config.machine
     if machine.distributed:
         cluster.connect(os.environ, machine.get("wait_seconds", cluster.WAIT))
     folder = workdir.expanduser().absolute()
     with _stopping(folder), _sharing():
-        _begin(folder, grid, asked.invocation.fresh)
+        _begin(folder, grid, fresh)
         outcomes = _run(folder, cells)
         return _finish(folder, grid, outcomes, partial=asked.shards == 1)
+
+
+def _begun(folder: Path, cell: Cell) -> bool:
+    """Tell whether a cell has a folder, be it damaged: such a one fails by itself, and the others go on."""
+    try:
+        return Run.examine(folder / "cells" / cell.name, cell.config)
+    except RunError:
+        return True
+
+
+def _look(folder: Path, cells: Sequence[Cell], fetch: bool = False) -> tuple[list[Sequence[Step]], list[str]]:
+    """Return the steps of each cell, and all that keeps them from running: each problem once, with its cells."""
+    steps: list[Sequence[Step]] = []
+    left: list[Step] = []
+    wrong: dict[str, list[str]] = {}
+    for cell in cells:
+        place = folder / "cells" / cell.name
+        planned, problems = door.problems(cell.config, place, fetch)
+        steps.append(planned)
+        left += [step for step in planned if not step.parts or step.finished(place) < step.parts]
+        for problem in problems:
+            wrong.setdefault(problem, []).append(cell.name)
+    said = [f"{problem} ({_where(names, cells)})" for problem, names in wrong.items()]
+    return steps, said or [f"{problem} (all cells)" for problem in door.space(left, folder)]
+
+
+def _where(names: Sequence[str], cells: Sequence[Cell]) -> str:
+    if len(names) == len(cells):
+        return "all cells"
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more cells' if len(names) > 3 else ''}"
 
 
 @contextlib.contextmanager
@@ -195,20 +227,23 @@ def _tell(outcome: _Outcome) -> str:
 
 
 def _plan(grid: Grid, cells: Sequence[Cell], folder: Path) -> None:
-    """Print the config of the first cell, its steps, and all cells with what they ask for and how they stand."""
-    steps: list[Step] = []
-    for cell in cells:
+    """Print the config of the first cell, its steps, and all cells with what they ask for and how they stand.
+
+    Raises:
+      SettingsError: what the sweep would be refused for here; on another machine it may go.
+    """
+    planned, problems = _look(folder, cells)
+    lines: list[Step] = []
+    for cell, steps in zip(cells, planned, strict=True):
         state = "not begun"
-        try:
-            planned = study(cell.config.experiment).plan(cell.config)
-            if Run.examine(folder / "cells" / cell.name, cell.config):
-                parts = sum(each.finished(folder / "cells" / cell.name) for each in planned)
-                state = f"{_tell(_stand(folder, cell))}, {parts} of {sum(each.parts for each in planned)} parts done"
-        except (ValueError, RunError) as error:
-            planned, state = [], f"{type(error).__name__}: {error}"
-        steps.append(add(planned, cell.name, state))
-        if len(steps) == 1:
+        if _begun(folder, cell):
+            parts = sum(each.finished(folder / "cells" / cell.name) for each in steps)
+            state = f"{_tell(_stand(folder, cell))}, {parts} of {sum(each.parts for each in steps)} parts done"
+        lines.append(add(steps, cell.name, state))
+        if len(lines) == 1:
             print(grid.cells[0].config)
-            print(f"\nEach cell, such as {cell.name}:\n{tabulate(planned)}\n")
+            print(f"\nEach cell, such as {cell.name}:\n{tabulate(steps)}\n")
     print(f"{len(cells)} of {len(grid.cells)} cells over {', '.join(grid.keys)}:")
-    print(tabulate(steps))
+    print(tabulate(lines))
+    if problems:
+        raise door.refusal(problems)
