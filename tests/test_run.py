@@ -707,9 +707,13 @@ class TestInterrupt:
 
 
 class TestProgress:
-    def test_a_line_says_how_far_how_fast_how_long(self, monkeypatch):
+    @pytest.fixture
+    def now(self, monkeypatch):
         now = [100.0]
         monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+        return now
+
+    def test_a_line_says_how_far_how_fast_how_long(self, now):
         screen = Console(file=io.StringIO(), width=200)
         display = progress.Display("auto", screen)
         assert display.style == "lines"
@@ -724,8 +728,47 @@ class TestProgress:
         assert screen.file.getvalue().splitlines() == [
             "score ar: 768/1,536 tokens, 64 tokens/s, 0:12 left",
             "score ar: 1,536/1,536 tokens, 64 tokens/s",
-            "score ar: 1,536/1,536 tokens, 64 tokens/s",
         ]
+
+    def test_a_whole_says_what_finished_and_when_all_will_be(self, now):
+        screen = Console(file=io.StringIO(), width=200)
+        display = progress.Display("lines", screen)
+        with display.whole([300, 300, 0, 400], [1, 0, 0, 0]):
+            for place, (name, seconds) in enumerate({"score ar": 0, "score zh": 30, "regions": 6}.items()):
+                with display.step(place, name):
+                    for _ in range(2 if seconds == 30 else 0):
+                        with display.bar(name, 2, "samples") as bar:
+                            now[0] += 15
+                            bar.advance()
+                    now[0] += seconds % 30
+            with display.step(3, "evaluate"):
+                now[0] += 64
+        assert screen.file.getvalue().splitlines() == [
+            "1 of 4 steps were finished before",
+            # 150 of the 700 that are left took 15 s
+            "score zh: 1/2 samples, 0.067 samples/s, 0:15 left; 1 of 4 steps, 45% of the work, about 0:55 left in all",
+            "score zh: 1/2 samples, 0.067 samples/s, 0:15 left; 1 of 4 steps, 45% of the work, about 1:50 left in all",
+            "score zh: done in 0:30; 2 of 4 steps, 60% of the work, about 0:40 left in all",
+            "regions: done in 0:06; 3 of 4 steps, 60% of the work, about 0:48 left in all",
+            "evaluate: done in 1:04; 4 of 4 steps",
+        ]
+
+    def test_lines_of_a_day_are_few(self, now):
+        screen = Console(file=io.StringIO(), width=200)
+        with progress.Display("lines", screen).bar("score ar", 86_400, "tokens") as bar:
+            for _ in range(86_400):
+                now[0] += 1
+                bar.advance()
+        lines = screen.file.getvalue().splitlines()
+        assert len(set(lines)) == len(lines)
+        assert 100 < len(lines) < 160
+
+    def test_a_size_that_is_not_known_gives_no_time(self, now):
+        screen = Console(file=io.StringIO(), width=200)
+        display = progress.Display("lines", screen)
+        with display.whole([0, 0], [0, 0]), display.step(0, "score ar"):
+            now[0] += 9
+        assert screen.file.getvalue() == "score ar: done in 0:09; 1 of 2 steps\n"
 
     def test_bars_on_a_terminal_may_be_nested(self):
         screen = Console(file=io.StringIO(), force_terminal=True, width=120)
@@ -738,6 +781,18 @@ class TestProgress:
                 outer.advance()
         assert "languages" in screen.file.getvalue()
         assert "2/2 languages" in screen.file.getvalue()
+
+    def test_a_terminal_shows_the_whole_below_what_finished(self):
+        screen = Console(file=io.StringIO(), force_terminal=True, width=160)
+        display = progress.Display("bar", screen)
+        with display.whole([3, 1], [0, 0]):
+            with display.step(0, "score ar"), display.bar("score ar", 512, "tokens") as bar:
+                bar.advance(512)
+            with display.step(1, "evaluate"):
+                pass
+        said = screen.file.getvalue()
+        assert "score ar: done in 0:00; 1 of 2 steps, 75% of the work" in said
+        assert "in all" in said
 
     def test_none_is_silent_and_the_time_is_logged(self, run, folder, capfd):
         with run.progress("score ar", 10, "tokens") as bar:

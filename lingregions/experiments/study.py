@@ -68,8 +68,11 @@ class Study:
         self.check(settings)
         context = prepare(settings, run)
         open_texts(context)
-        for step in self.steps(settings, context.model.config):
-            step.perform(context)
+        steps = self.steps(settings, context.model.config)
+        with run.whole([_work(each) for each in steps], [_part(each, run) for each in steps]):
+            for place, step in enumerate(steps):
+                with run.step(place, step.name):
+                    step.perform(context)
         self.publish(context)
 
     def publish(self, context: Context) -> None:
@@ -80,6 +83,16 @@ class Study:
             tabulate(context, name, content)
         if jax.process_index() == 0:
             report.write(context.run.folder, context.settings.machine.pictures)
+
+
+def _work(step: Step) -> float:
+    """Return the work of a step in forward passes of a token: a pass back costs two; 0 where only the text knows."""
+    return (step.tokens or 0) * (1 if step.name == "evaluate" else 3)
+
+
+def _part(step: Step, run: Run) -> float:
+    """Return how much of a step was done before."""
+    return step.finished(run.folder) / step.parts if step.parts else 0.0
 
 
 def _check(settings: ConfigDict) -> None:

@@ -1,15 +1,20 @@
-"""How far, how fast, how long still: a live bar on a terminal, a line every ten seconds in a log, or silence."""
+"""How far, how fast, how long still, of a piece of work and of the run: live bars on a terminal, else lines, or none.
+
+In a log each step ends with one line, and between them stand lines ever further apart: every ten seconds at first, then
+whenever a twentieth of the time so far has passed, so that a day fills two or three screens. No line stands twice.
+"""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 _STYLES = ("auto", "bar", "lines", "none")
-_INTERVAL = 10.0  # seconds between two lines
+_INTERVAL = 10.0  # seconds between two lines, at least
+_SHARE = 0.05  # of the time so far, between two lines
+_Update = Callable[[float, str], None]
 
 
 class Bar:
@@ -32,16 +37,56 @@ class Bar:
         return time.monotonic() - self._start
 
     @property
-    def rate(self) -> float:
-        """Units a second so far; 0 before the first step."""
-        return self.completed / self.seconds if self.completed and self.seconds > 0 else 0.0
+    def amount(self) -> str:
+        """How far, how fast and how long still."""
+        said = f"{self.completed:,.0f}/{self.total:,.0f} {self.unit}"
+        if not self.completed or self.seconds <= 0:
+            return said
+        rate = self.completed / self.seconds
+        left = max(self.total - self.completed, 0) / rate
+        return f"{said}, {_number(rate)} {self.unit}/s" + (f", {_clock(left)} left" if left else "")
 
     def __str__(self) -> str:
-        amount = f"{self.description}: {self.completed:,.0f}/{self.total:,.0f} {self.unit}"
-        if not self.rate:
-            return amount
-        left = max(self.total - self.completed, 0) / self.rate
-        return f"{amount}, {_number(self.rate)} {self.unit}/s" + (f", {_clock(left)} left" if left else "")
+        return f"{self.description}: {self.amount}"
+
+
+class Whole:
+    """A run as a whole: its steps, how much of their work is done, and how long the rest takes at the rate so far."""
+
+    def __init__(self, sizes: Sequence[float], parts: Sequence[float], show: Callable[["Whole"], None]) -> None:
+        """Start the clock; `parts` of the steps (0 to 1) were done before, `show` is called when more is."""
+        self._sizes, self._parts, self._show = sizes, list(parts), show
+        self._before, self._start = self._done, time.monotonic()
+
+    def reach(self, place: int, part: float) -> None:
+        """Say that a part of a step is done."""
+        self._parts[place] = max(self._parts[place], min(part, 1.0))
+        self._show(self)
+
+    @property
+    def finished(self) -> int:
+        """How many steps are finished."""
+        return sum(part == 1 for part in self._parts)
+
+    @property
+    def share(self) -> float:
+        """Share of the work that is done."""
+        return self._done / sum(self._sizes) if sum(self._sizes) else self.finished / len(self._parts)
+
+    @property
+    def _done(self) -> float:
+        return sum(size * part for size, part in zip(self._sizes, self._parts, strict=True))
+
+    def __str__(self) -> str:
+        said, total, gained = (
+            f"{self.finished} of {len(self._parts)} steps",
+            sum(self._sizes),
+            self._done - self._before,
+        )
+        if not total or not gained or self.finished == len(self._parts):
+            return said
+        left = (total - self._done) * (time.monotonic() - self._start) / gained
+        return f"{said}, {self.share:.0%} of the work, about {_clock(left)} left in all"
 
 
 class Display:
@@ -56,61 +101,85 @@ class Display:
             style = "bar" if self._console.is_terminal else "lines"
         self.style = style
         self._live: Progress | None = None
-        self._open = 0
-        self._last = time.monotonic()
+        self._whole: Whole | None = None
+        self._place = self._depth = 0  # of the step that is performed; of the bar in other bars
+        self._start = self._last = time.monotonic()
+
+    @contextlib.contextmanager
+    def whole(self, sizes: Sequence[float], parts: Sequence[float]) -> Iterator[None]:
+        """Show a run as a whole while the block performs its steps.
+
+        Args:
+          sizes: the work of each step, in any unit; all 0 where it is not known.
+          parts: what was done of each step before, 0 to 1.
+        """
+        with self._task("in all", 1.0) as update:
+            self._whole = Whole(sizes, parts, lambda whole: update(whole.share, str(whole)))
+            if self._whole.finished:
+                self._print(f"{self._whole.finished} of {len(sizes)} steps were finished before")
+            try:
+                yield
+            finally:
+                self._whole = None
+
+    @contextlib.contextmanager
+    def step(self, place: int, name: str) -> Iterator[None]:
+        """Show one step of the whole while the block performs it, and say when it is finished."""
+        assert self._whole is not None
+        begin, before, self._place = time.monotonic(), self._whole.finished, place
+        yield
+        self._whole.reach(place, 1.0)
+        if self._whole.finished > before:
+            self._print(f"{name}: done in {_clock(time.monotonic() - begin)}; {self._whole}")
 
     @contextlib.contextmanager
     def bar(self, description: str, total: float, unit: str) -> Iterator[Bar]:
         """Show one bar while the block runs."""
-        if self.style == "bar":
-            with self._task(description, total, unit) as show:
+        self._depth += 1
+        outermost = self._depth == 1
+        with self._task(description, total) as update:
+
+            def show(bar: Bar) -> None:
+                if self._whole is not None and outermost and total:
+                    self._whole.reach(self._place, min(bar.completed / total, 0.999))  # done is for the step to say
+                update(bar.completed, bar.amount)
+                self._maybe_print(bar)
+
+            try:
                 yield Bar(description, total, unit, show)
-            return
-        bar = Bar(description, total, unit, self._maybe_print if self.style == "lines" else lambda bar: None)
-        yield bar
-        if self.style == "lines":
-            self._print(bar)
+            finally:
+                self._depth -= 1
 
     @contextlib.contextmanager
-    def _task(self, description: str, total: float, unit: str) -> Iterator[Callable[[Bar], None]]:
-        if self._live is None:
-            self._live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                _Amount(),
-                TimeRemainingColumn(compact=True),
-                console=self._console,
-            )
+    def _task(self, description: str, total: float) -> Iterator[_Update]:
+        """Show a line with a bar on a terminal, the last one that closes ends the live display; elsewhere nothing."""
+        if self.style != "bar":
+            yield lambda completed, said: None
+            return
+        if opened := self._live is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+            self._live = Progress(*columns, console=self._console)
             self._live.start()
         live = self._live
-        task: TaskID = live.add_task(description, total=total, unit=unit)
-        self._open += 1
+        task: TaskID = live.add_task(description, total=total, said="")
         try:
-            yield lambda bar: live.update(task, completed=bar.completed)
+            yield lambda completed, said: live.update(task, completed=completed, said=said)
         finally:
-            self._open -= 1
-            if self._open:
-                live.remove_task(task)
-            else:
+            if opened:
                 live.stop()
                 self._live = None
+            else:
+                live.remove_task(task)
 
     def _maybe_print(self, bar: Bar) -> None:
-        if time.monotonic() - self._last >= _INTERVAL:
-            self._print(bar)
+        now = time.monotonic()
+        if self.style == "lines" and now - self._last >= max(_INTERVAL, _SHARE * (now - self._start)):
+            self._print(f"{bar}; {self._whole}" if self._whole else str(bar))
 
-    def _print(self, bar: Bar) -> None:
+    def _print(self, line: str) -> None:
         self._last = time.monotonic()
-        self._console.print(str(bar), highlight=False, soft_wrap=True, markup=False)
-
-
-class _Amount(ProgressColumn):
-    """Amount done and rate, in the unit of the work."""
-
-    def render(self, task: Task) -> Text:
-        unit = task.fields["unit"]
-        rate = f" {_number(task.speed)} {unit}/s" if task.speed else ""
-        return Text(f"{task.completed:,.0f}/{task.total or 0:,.0f} {unit}{rate}")
+        if self.style != "none":
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _number(value: float) -> str:

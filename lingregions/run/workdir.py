@@ -440,6 +440,14 @@ class Run:
 
     # Progress
 
+    def whole(self, sizes: Sequence[float], parts: Sequence[float]) -> contextlib.AbstractContextManager[None]:
+        """Show the steps of a run as a whole while they are performed; see `Display.whole`."""
+        return self._display.whole(sizes, parts)
+
+    def step(self, place: int, name: str) -> contextlib.AbstractContextManager[None]:
+        """Show one of these steps while the block performs it, and say when it is finished."""
+        return self._display.step(place, name)
+
     @contextlib.contextmanager
     def progress(self, description: str, total: float, unit: str) -> Iterator[Bar]:
         """Show a piece of work while the block runs: `bar.advance(n)`; what it took goes to metrics.jsonl."""
