@@ -1,6 +1,7 @@
 """What core removal adds to a run: parts of the core, groups of seeds, controls that are weighed with intervals."""
 
 import csv
+import dataclasses
 import functools
 import json
 import math
@@ -72,6 +73,21 @@ def test_the_plan_names_every_removal():
 def test_what_cannot_be_is_refused_before_any_work(words, message):
     with pytest.raises(ValueError, match=message):
         _check(chosen(words))
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [(0.04, "parameters, in 1 of 1 language by itself."), (0.06, "though in none beyond doubt by itself.")],
+)
+def test_the_headline_counts_languages_only_where_there_are_any(p, said):
+    control = dataclasses.replace(TOP, kind="random")
+    values = [(TOP, UNTOUCHED, 3.0), (control, UNTOUCHED, 0.1), (TOP, control, 2.9)]
+    rows = [row(*pair, "all", nats, nats - 0.1, nats + 0.1) for *pair, nats in values]
+    rows.append(row(TOP, control, "ar", 2.9, 2.8, 3.0, p=p))
+    found = Effects(tuple(rows), {UNTOUCHED: dict.fromkeys(("ar",))})
+    told = claims.verdict("core_removal", "", found, top=TOP, controls={"random": control}, parts=[])
+    assert told["headline"].endswith(said)
+    assert len(told["headline"].split()) <= 25
 
 
 def test_a_layer_that_does_not_exist():

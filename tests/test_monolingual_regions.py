@@ -134,7 +134,7 @@ def test_relatives_texts_and_plan(whole):
         *(["ru", "Slavic", code] for code in ("ru", "uk", "pl")),
     ]
     texts = table(whole, "continuations")
-    assert texts["columns"] == ["model", "en", "ru"]
+    assert texts["columns"] == ["model", "times the perplexity", "en", "ru"]
     assert [row[0] for row in texts["rows"]] == ["(the prompt)", "base", "monolingual es", "monolingual ru"]
     steps = STUDY.plan(chosen())
     assert min(step.parts for step in steps) > 0

@@ -29,6 +29,7 @@ from lingregions.experiments.single_parameter import (
 )
 from lingregions.intervention import BASE, UNTOUCHED
 from lingregions.models import roles
+from lingregions.report import numerals
 from lingregions.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -163,8 +164,13 @@ def test_clipping_bounds_what_down_proj_gives(whole, context):
 
 def test_what_the_broken_model_writes(whole, context):
     tables = json.loads((whole / "tables" / "continuations.json").read_text())
-    assert tables["columns"] == ["model", "en", "zh"]
-    said = {row[0]: row[1:] for row in tables["rows"]}
+    assert tables["columns"] == ["model", "times the perplexity", "en", "zh"]
+    said = {row[0]: row[2:] for row in tables["rows"]}
+    times = {row[0]: row[1] for row in tables["rows"]}
+    effect = json.loads((whole / "tables" / "effect_of_scalars.json").read_text())
+    worst = max(effect["rows"][0][2:], key=lambda cell: cell[0])
+    assert numerals.factor(numerals.Span(*worst)) in times.values()
+    assert (times["(the prompt)"], times[BASE]) == ("", "")
     prompts = [context.corpus(code, "evaluate").batch([0]).tokens[0, :16].tolist() for code in ("en", "zh")]
     assert said["(the prompt)"] == [context.model.tokenizer.decode(ids) for ids in prompts]
     found = generate.greedy(context.model.config, context.model.compute, context.model.params, prompts, 8)

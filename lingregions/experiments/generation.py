@@ -11,6 +11,7 @@ from typing import Any
 
 from lingregions import generate, models
 from lingregions import mesh as meshes
+from lingregions.experiments import tables
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import UNTOUCHED, Intervention
 
@@ -39,16 +40,20 @@ def write(context: Context, intervention: Intervention) -> None:
 
 
 def table(context: Context, interventions: Sequence[Intervention]) -> dict[str, Any]:
-    """Return the table of texts: the prompts, what the untouched model writes, and what interventions make of it."""
-    chosen = context.settings.continuation
-    rows = [["(the prompt)", *(context.model.tokenizer.decode(ids) for ids in _prompts(context))]]
+    """Return the table of texts: the prompts, what the untouched model writes, and what interventions make of it.
+
+    Beside what an intervention writes stands its effect over all languages.
+    """
+    chosen, found = context.settings.continuation, context.effects()
+    rows = [["(the prompt)", "", *(context.model.tokenizer.decode(ids) for ids in _prompts(context))]]
     for each in (UNTOUCHED, *interventions):
-        rows.append([each.name, *context.run.agree(json.loads(context.run.path(_file(each)).read_text()))])
+        texts = context.run.agree(json.loads(context.run.path(_file(each)).read_text()))
+        rows.append([each.name, "" if each is UNTOUCHED else tables.times(found, each), *texts])
     return {
         "kind": "texts",
         "title": "What the model writes",
         "note": f"Greedy continuation of the first {chosen.prompt} tokens of the evaluated text by {chosen.tokens}.",
-        "columns": ["model", *chosen.languages],
+        "columns": ["model", "times the perplexity", *chosen.languages],
         "rows": rows,
     }
 

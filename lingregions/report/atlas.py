@@ -25,7 +25,7 @@ _HELD = {side: f"held by the fullest 1 % of {words}" for side, words in _SIDES.i
 
 def _grid(chart: Any, roles: Sequence[str], layers: Sequence[str], row: str, colour: alt.Color) -> Any:
     """A heat map of layers (rows) and roles (columns)."""
-    angle = 0 if len(roles) < 10 else -60
+    angle = 0 if len(roles) < 10 else -90
     across = alt.X("role:N", sort=roles, title=None, axis=alt.Axis(labelAngle=angle, orient="top"))
     chart = chart.mark_rect(cursor="pointer").encode(x=across, y=alt.Y(row, sort=layers, title="layer"), color=colour)
     return chart.properties(height=alt.Step(16))
@@ -47,6 +47,7 @@ def atlas(surveys: Sequence[Survey]) -> list[Figure]:
     measures = {words: field for words, field in offered.items() if frame[field].nunique() > 1}
     if not measures:
         return inside
+    frame = frame[frame.groupby("role")["entries"].transform("sum") > 0]  # a role that no region reaches: no column
     value = " : ".join(f"measure == {json.dumps(words)} ? datum['{field}']" for words, field in measures.items())
     legend = alt.Legend(format="~%", orient="bottom", gradientLength=200)
     colour = alt.Color("value:Q", title=None, scale=alt.Scale(range="ramp"), legend=legend)
@@ -197,6 +198,8 @@ def pairs(found: Overlap, most: int = 8) -> Figure | None:
         for two in range(one)
         for role in roles
     ]
+    rows = [row for row in rows if any(map(math.isfinite, row[-1]))]
+    roles = [role for role in roles if any(row[2] == role for row in rows)]
     present = {value for row in rows for value in row[-1] if math.isfinite(value)}
     if len(present) <= 1:
         return None

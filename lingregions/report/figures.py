@@ -381,7 +381,7 @@ def heatmap(
     widest = 7 * int(frame["reading"].str.len().max())
     base = alt.Chart(ROWS).encode(
         x=alt.X(
-            "column:N", sort=None, title=None, axis=alt.Axis(labelAngle=-60 if len(columns) > 6 else 0, orient="top")
+            "column:N", sort=None, title=None, axis=alt.Axis(labelAngle=-90 if len(columns) > 6 else 0, orient="top")
         ),
         y=alt.Y("row:N", sort=None, title=corner or None),
         tooltip=[
@@ -618,7 +618,7 @@ def _dendrogram(drawn: Mapping[str, Any], names: Sequence[str], name: str, title
         .encode(
             x=alt.X(
                 "iou:Q",
-                title="mean IoU of the two groups that a fork joins",
+                title="mean IoU of what a fork joins",
                 axis=alt.Axis(tickCount=5),
                 scale=alt.Scale(domain=[top, 1], reverse=True),
             ),
