@@ -37,7 +37,7 @@ from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import roles
 from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
-from lingregions.regions.region import Provenance, Region, axes, versions
+from lingregions.regions.region import Provenance, Region, axes
 from lingregions.scores import Scores, magnitudes
 from lingregions.scoring import PRESETS, RULES, Definition, Scorer
 
@@ -164,8 +164,8 @@ class Model(Shown):
             sums, more, loss = scorer.add(self.params, sums, rows, self.place)
             tokens, nll = tokens + more, nll + loss
         values = scorer.finish(self.params, sums, tokens)
-        header = self.header(scorer.definition, corpus, samples=len(positions), seed=seed, tokens=tokens, nll=nll)
-        return Scores.read(values, header, self.axes(scorer.definition.scope), self)
+        counts = {"samples": [len(positions)], "seed": seed, "tokens": tokens, "nll": nll}
+        return self.scores(values, scorer.definition, corpus, **counts)
 
     def magnitudes(self, scope: str = "decoder") -> Scores:
         """Return |theta| as scores: what selects the largest weights, a control that has seen no text."""
@@ -177,23 +177,18 @@ class Model(Shown):
         )
         return magnitudes(self.params, known, self)
 
-    def header(self, definition: Definition, corpus: Corpus, **counts: Any) -> dict[str, Any]:
-        """Return the header of scores: all that decides them, as JSON (see `Scores.read`).
+    def scores(self, values: trees.Tree, definition: Definition, corpus: Corpus, **counts: Any) -> Scores:
+        """Return a tree of scores of this model as `Scores`, with all that decides them.
 
         Args:
+          values: the tree, parallel to the scope of the definition.
           definition: how importance is defined.
           corpus: that was scored.
           counts: samples, seed (of their order), tokens, and nll in nats.
         """
-        return {
-            "language": corpus.language,
-            "definition": dataclasses.asdict(definition),
-            **counts,
-            "model": self.fingerprint,
-            "tokenizer": self.tokenizer.fingerprint,
-            "data": corpus.fingerprint,
-            "versions": dict(versions()),
-        }
+        known = {"model": self.fingerprint, "tokenizer": self.tokenizer.fingerprint, "data": corpus.fingerprint}
+        header = {"languages": [corpus.language], "definition": dataclasses.asdict(definition), **known, **counts}
+        return Scores.read(values, header, self.axes(definition.scope), self)
 
     def _scorer(self, definition: Definition, micro: int) -> Scorer:
         if (definition, micro) not in self._scorers:

@@ -18,7 +18,7 @@ from lingregions import tree as trees
 from lingregions.display import Shown
 from lingregions.models import roles
 from lingregions.regions import region as regional
-from lingregions.regions.region import Bearer, Provenance, Region
+from lingregions.regions.region import Bearer, Provenance, Region, versions
 from lingregions.regions.select import select
 from lingregions.scoring import Definition
 
@@ -62,9 +62,9 @@ class Scores(Shown):
             values,
             Provenance(
                 score=json.dumps(header["definition"], sort_keys=True),
-                languages=(header["language"],),
+                languages=tuple(header["languages"]),
                 score_scope=header["definition"]["scope"],
-                samples=(header["samples"],),
+                samples=tuple(header["samples"]),
                 data_seed=header["seed"],
                 model=header["model"],
                 tokenizer=header["tokenizer"],
@@ -77,18 +77,19 @@ class Scores(Shown):
         )
 
     def header(self) -> dict[str, Any]:
-        """Return all that decides the scores of one language, as JSON: what stands in the header of saved scores."""
+        """Return all that decides the scores, as JSON: what stands in the header of saved scores."""
         own = self.provenance
         return {
-            "language": own.languages[0],
+            "languages": list(own.languages),
             "definition": json.loads(own.score),
-            "samples": own.samples[0],
+            "samples": list(own.samples),
             "tokens": self.tokens,
             "nll": self.nll,
             "seed": own.data_seed,
             "model": own.model,
             "tokenizer": own.tokenizer,
             "data": own.data,
+            "versions": dict(versions()),
         }
 
     @property
@@ -150,46 +151,60 @@ class Scores(Shown):
         }
 
 
-def combine(scores: Iterable[Scores]) -> Scores:
+def combine(scores: Iterable[Scores], normalised: bool | None = None) -> Scores:
     """Return the scores of several languages as one, summed as their definition says, one language in memory at a time.
+
+    Args:
+      scores: of the languages.
+      normalised: whether each matrix of a language is scaled to the same sum; None: as the definition says. Sums in
+        nats, which compare between matrices, are not.
 
     Raises:
       TypeError: something else than scores.
       ValueError: none, of different models or definitions, or one language twice.
     """
-    total: trees.Tree | None = None
-    known: list[Scores] = []
+    total: Scores | None = None
     for each in scores:
-        if not isinstance(each, Scores):
-            raise TypeError(f"combine takes scores, as model.score(corpus) gives them, not {type(each).__name__}")
-        _check_alike(known, each)
-        total = scoring.combine(total, each.values, each.definition.normalised)
-        known.append(dataclasses.replace(each, values={}))
+        total = add(total, each, normalised)
     if total is None:
         raise ValueError("combine was given no scores: name at least one language")
+    return total
+
+
+def add(total: Scores | None, other: Scores, normalised: bool | None = None) -> Scores:
+    """Return a sum with one more language in it; raises as `combine` does.
+
+    Args:
+      total: the sum so far, whose arrays are donated; None for the first language.
+      other: the language.
+      normalised: see `combine`.
+    """
+    if not isinstance(other, Scores):
+        raise TypeError(f"combine takes scores, as model.score(corpus) gives them, not {type(other).__name__}")
+    if total is not None:
+        _check_alike(total, other)
+    scaled = other.definition.normalised if normalised is None else normalised
+    values = scoring.combine(None if total is None else total.values, other.values, scaled)
+    if total is None:
+        return dataclasses.replace(other, values=values)
+    own, more = total.provenance, other.provenance
+    known = own.replace(
+        languages=own.languages + more.languages, samples=own.samples + more.samples, data=f"{own.data} {more.data}"
+    )
     return dataclasses.replace(
-        known[0],
-        values=total,
-        provenance=known[0].provenance.replace(
-            languages=tuple(code for each in known for code in each.languages),
-            samples=tuple(count for each in known for count in each.provenance.samples),
-            data=" ".join(each.provenance.data for each in known),
-        ),
-        tokens=sum(each.tokens for each in known),
-        nll=sum(each.nll for each in known),
+        total, values=values, provenance=known, tokens=total.tokens + other.tokens, nll=total.nll + other.nll
     )
 
 
-def _check_alike(known: list[Scores], other: Scores) -> None:
-    """Refuse scores that cannot be summed with those before."""
-    twice = {code for each in known for code in each.languages} & set(other.languages)
-    if twice:
+def _check_alike(total: Scores, other: Scores) -> None:
+    """Refuse scores that cannot be summed."""
+    if twice := set(total.languages) & set(other.languages):
         raise ValueError(f"combine was given {sorted(twice)[0]!r} twice; each language counts once")
     for field, what in (("model", "models"), ("score", "definitions"), ("tokenizer", "tokenizers")):
-        values = [getattr(each.provenance, field) for each in (*known[:1], other)]
-        if values[0] != values[-1]:
+        one, two = getattr(total.provenance, field), getattr(other.provenance, field)
+        if one != two:
             raise ValueError(
-                f"combine was given scores of different {what}, {values[0]} and {values[-1]}: score all languages alike"
+                f"combine was given scores of different {what}, {one} and {two}: score all languages alike"
             )
 
 

@@ -195,8 +195,8 @@ def test_snapshots_are_the_scores_of_fewer_samples(whole, tmp_path):
     finish(tmp_path / "run", *words)
     like = roles.restrict(models.shapes(models.PRESETS["tiny"]), "decoder")
     with Run.open(tmp_path / "run", config(*words)) as run:
-        assert run.header("scores/ar")["samples"] == 3
-        assert run.header("scores/ar-2")["samples"] == 2
+        assert run.header("scores/ar")["samples"] == [3]
+        assert run.header("scores/ar-2")["samples"] == [2]
         ours = trees.flatten(run.load("scores/ar-2", like))
     with Run.open(reference, config("--config.machine.pictures=True")) as run:
         theirs = trees.flatten(run.load("scores/ar", like))

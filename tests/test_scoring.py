@@ -468,7 +468,8 @@ def rounded(values: np.ndarray) -> np.ndarray:
 def assert_bfloat16(found: np.ndarray, expected: np.ndarray) -> None:
     """Equal but for a rounding or two that fall the other way because the gradients differ in their last bits."""
     assert (found == expected).mean() > 0.97
-    np.testing.assert_allclose(found, expected, rtol=2**-7)
+    # One step of bfloat16 is at most 2**-7 of a value; the products with theta round once more, in float32.
+    np.testing.assert_allclose(found, expected, rtol=2**-7 + 2**-22)
 
 
 @pytest.mark.parametrize("micro", [1, GROUP])

@@ -24,6 +24,7 @@ from lingregions.intervention import Intervention
 from lingregions.model import Model
 from lingregions.models import source as sources
 from lingregions.run import Run, cluster
+from lingregions.scores import Scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Context:
       corpora: that were opened, by (language, use).
       measured: {intervention: what gives its sums by segment}, the untouched model first.
       contrasts: (intervention, control) to be compared beside those against the untouched model.
-      rankings: {name: a tree of scores that several regions are selected from}, while regions are made.
+      rankings: {name: scores that several regions are selected from}, while regions are made.
     """
 
     settings: ConfigDict
@@ -46,7 +47,7 @@ class Context:
     corpora: dict[tuple[str, str], Corpus] = dataclasses.field(default_factory=dict)
     measured: dict[Intervention, Callable[[str], Segments]] = dataclasses.field(default_factory=dict)
     contrasts: dict[tuple[Intervention, Intervention], None] = dataclasses.field(default_factory=dict)
-    rankings: dict[str, trees.Tree] = dataclasses.field(default_factory=dict)
+    rankings: dict[str, Scores] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def definition(self) -> scoring.Definition:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import regions, scoring
+from lingregions import scoring
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
 from lingregions.effects import Effects
@@ -31,6 +31,7 @@ from lingregions.models import roles
 from lingregions.regions import Region, geometry
 from lingregions.regions.select import parse
 from lingregions.run import Run
+from lingregions.scores import add
 
 
 def _check(settings: ConfigDict) -> None:
@@ -138,12 +139,10 @@ def _collect(context: Context, preset: str, rules: Mapping[str, str]) -> None:
             # Before anything is added: the passes of two presets share the name of the resume point.
             scored.discard(own, language, 0, stop)
             for name in wanted:
-                found = own.scorer.finish(own.model.params, at.sums, at.tokens, rules[name])
-                before = _added(run, name)
-                total = scoring.combine(_total(own, name) if before else None, found, own.definition.normalised)
-                header = scored.facts(own, language, at) | {"rule": rules[name], "languages": [*before, language]}
-                run.save(_place(name), total, header)
-            run.finish(_mark(context.settings, preset, language), **scored.facts(own, language, at))
+                before = scored.read(own, _place(name)) if _added(run, name) else None
+                total = add(before, scored.finish(own, language, at, rules[name]))
+                scored.save(own, total, _place(name))
+            run.finish(_mark(context.settings, preset, language), samples=at.position, tokens=at.tokens, nll=at.nll)
         run.check()
 
 
@@ -170,12 +169,6 @@ def _added(run: Run, name: str) -> list[str]:
     return [] if header is None else list(header["languages"])
 
 
-def _total(context: Context, name: str) -> trees.Tree:
-    like = roles.restrict(context.model.shapes, context.definition.scope)
-    found: trees.Tree = context.run.load(_place(name), like)
-    return found
-
-
 def _complete(context: Context, name: str) -> bool:
     """Whether all regions of a definition are there."""
     names = [_removal(name, fraction).name for fraction in context.settings.select.fractions]
@@ -185,14 +178,11 @@ def _complete(context: Context, name: str) -> bool:
 def _top(context: Context, name: str, fraction: str) -> Region:
     """Return the top of one definition."""
     settings = context.settings
-    rule, preset = _split(name, settings.score.preset)
-    own = _with_preset(context, preset, ())
-    known = scored.provenance(own, settings.score.languages if _reads(name) else (), rule)
     if name not in context.rankings:
         context.rankings.clear()
-        context.rankings[name] = _total(own, name) if _reads(name) else scored.magnitudes(own)
-    values = roles.restrict(context.rankings[name], settings.select.scope)
-    return regions.select(values, fraction, provenance=known.replace(name=_removal(name, fraction).name))
+        own = _with_preset(context, _split(name, settings.score.preset)[1], ())
+        context.rankings[name] = scored.read(own, _place(name)) if _reads(name) else scored.magnitudes(own)
+    return context.rankings[name].select(fraction, scope=settings.select.scope, name=_removal(name, fraction).name)
 
 
 def _discard(context: Context) -> None:

@@ -219,9 +219,9 @@ def _given(context: Context, training: Intervention, what: str) -> trees.Tree | 
     if what == "masks":
         return _masks(context, training)
     if what == "scores":
-        return roles.restrict(scored.combine(context), context.settings.freeze.scope)
+        return roles.restrict(scored.combined(context).values, context.settings.freeze.scope)
     if what == "fisher":
-        squares = scored.combine(context, False, "fisher")
+        squares = scored.combined(context, False, "fisher").values
         return freeze.fisher(roles.restrict(context.model.params, context.definition.scope), squares)
     return None
 

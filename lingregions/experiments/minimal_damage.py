@@ -141,10 +141,12 @@ def _core(context: Context) -> Region:
 def first(count: int, context: Context) -> Region:
     """Return the scalars of the core that come first in the ranking over the whole scope."""
     whole = _core(context)
-    ranking = scored.ranking(context, "nats")
-    inside = trees.transform(lambda _, values, mask: jnp.where(mask, values, 0), ranking, whole.masks)
-    known = scored.provenance(context, context.settings.score.languages)
-    return regions.select(inside, Fraction(count, trees.count(inside)), within="scope", provenance=known)
+    inside = trees.transform(
+        lambda _, values, mask: jnp.where(mask, values, 0), scored.values(context, "nats"), whole.masks
+    )
+    own = dataclasses.replace(scored.ranking(context, "nats"), values=inside)
+    part = Fraction(count, trees.count(inside))
+    return own.select(part, scope=context.settings.select.scope, within="scope")
 
 
 def _super_weights(context: Context) -> Region:

@@ -94,7 +94,7 @@ def _sample(context: Context) -> None:
     """Sample the blocks from the scores combined over the scored languages, audit/blocks.json, unless it is there."""
     settings, run = context.settings, context.run
     if run.done("audit-blocks") is None:
-        values = scored.ranking(context, "combined")
+        values = scored.values(context, "combined")
         found = audit.sample(values, settings.audit.strata, max(settings.audit.groups), settings.seed)
         run.write("audit/blocks.json", json.dumps(found) + "\n")
         run.finish("audit-blocks", "audit/blocks.json", scalars=sum(len(block.scalars) for block in found))

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import regions, scoring
+from lingregions import scoring
 from lingregions.experiments import claims, scored, selection, step, tables
 from lingregions.experiments.context import Context, define
 from lingregions.experiments.scored import Snapshot
 from lingregions.experiments.selection import Selection, ranked
 from lingregions.experiments.step import Step
 from lingregions.experiments.study import Study
-from lingregions.models import roles
 from lingregions.regions import Region, geometry
 from lingregions.regions import reliability as agreement
 from lingregions.regions.select import parse
@@ -88,9 +87,10 @@ def _collect(context: Context, language: str) -> None:
         counts = sorted({half, *_stops(stop)})
         for at in scored.gather(context, language, 0, stop, counts):
             _select(context, language, at, "all" if at.position == stop else str(at.position))
-        scored.save(context, f"scores/{language}", language, at)
+        own = scored.finish(context, language, at)
+        scored.save(context, own, f"scores/{language}")
         files = [_file(rule, language, name) for rule in context.scorer.rules for name in (*map(str, counts), "all")]
-        run.finish(mark, *files, f"scores/{language}", **scored.facts(context, language, at))
+        run.finish(mark, *files, f"scores/{language}", **own.header())
         scored.discard(context, language, 0, stop)
     run.check()
 
@@ -104,11 +104,10 @@ def _select(context: Context, language: str, at: Snapshot, window: str) -> list[
     """Save the top region of every rule at a snapshot; returns the files."""
     settings, files = context.settings, []
     for rule in context.scorer.rules:
-        values = context.scorer.finish(context.model.params, at.sums, at.tokens, rule)
-        known = scored.provenance(context, (language,), rule).replace(name=f"{rule} {language} {window}")
-        part = roles.restrict(values, settings.select.scope)
+        own, name = scored.finish(context, language, at, rule), f"{rule} {language} {window}"
         files.append(_file(rule, language, window))
-        selection.save(context, regions.select(part, settings.select.fractions[0], provenance=known), files[-1])
+        found = own.select(settings.select.fractions[0], scope=settings.select.scope, name=name)
+        selection.save(context, found, files[-1])
     return files
 
 

@@ -5,18 +5,16 @@ A pass resumes inside a language: its resume point is the sums so far and one in
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
-
-import jax.numpy as jnp
+from typing import NamedTuple
 
 from lingregions import scoring
 from lingregions import tree as trees
 from lingregions.experiments.context import Context
 from lingregions.models import roles
 from lingregions.regions import Provenance
+from lingregions.scores import Scores, combine
 
 
 class Snapshot(NamedTuple):
@@ -74,12 +72,6 @@ def _resume(language: str, start: int, stop: int) -> str:
     return f"resume/{language}-{start}-{stop}"
 
 
-def facts(context: Context, language: str, at: Snapshot) -> dict[str, Any]:
-    """Return all that decides the scores of a snapshot, for headers."""
-    counts = {"samples": at.position, "seed": context.settings.seed, "tokens": at.tokens, "nll": at.nll}
-    return context.model.header(context.definition, context.corpus(language, "score"), **counts)
-
-
 def count(context: Context, language: str) -> int:
     """Return how many samples of a language are scored: as many as the config says, or as there are."""
     return len(context.samples(language, "score")[1])
@@ -99,87 +91,83 @@ def score(context: Context, language: str, beside: Sequence[str] = ()) -> None:
     if run.done(mark) is None:
         stop, files = count(context, language), [f"scores/{language}"]
         for at in gather(context, language, 0, stop, context.settings.score.snapshots):
-            save(context, files[0] + ("" if at.position == stop else f"-{at.position}"), language, at)
+            own = finish(context, language, at)
+            save(context, own, files[0] + ("" if at.position == stop else f"-{at.position}"))
         for rule in beside:
             files.append(f"{rule}/{language}")
-            found = context.scorer.finish(context.model.params, at.sums, at.tokens, rule)
-            run.save(files[-1], found, facts(context, language, at))
-        run.finish(mark, *files, **facts(context, language, at))
+            save(context, finish(context, language, at, rule), files[-1])
+        run.finish(mark, *files, **own.header())
         discard(context, language, 0, stop)
     run.check()
 
 
-def save(context: Context, name: str, language: str, at: Snapshot) -> None:
-    """Save the scores of a snapshot under a name, with a header that says what they are."""
-    values = context.scorer.finish(context.model.params, at.sums, at.tokens)
-    context.run.save(name, values, facts(context, language, at))
+def finish(context: Context, language: str, at: Snapshot, rule: str | None = None) -> Scores:
+    """Return the scores of a snapshot by a rule, the definition's own by default."""
+    definition = dataclasses.replace(context.definition, rule=rule or context.definition.rule)
+    values = context.scorer.finish(context.model.params, at.sums, at.tokens, rule)
+    counts = {"samples": [at.position], "seed": context.settings.seed, "tokens": at.tokens, "nll": at.nll}
+    return context.model.scores(values, definition, context.corpus(language, "score"), **counts)
 
 
-def _load(context: Context, language: str, folder: str = "scores") -> trees.Tree:
-    """Return the saved scores of a language, on the shards of the parameters."""
-    like = roles.restrict(context.model.shapes, context.definition.scope)
-    found: trees.Tree = context.run.load(f"{folder}/{language}", like)
-    return found
+def save(context: Context, scores: Scores, name: str) -> None:
+    """Save scores under a name, with a header that says what they are."""
+    context.run.save(name, scores.values, scores.header())
 
 
-def combine(context: Context, normalised: bool | None = None, folder: str = "scores") -> trees.Tree:
-    """Return the scores summed over the scored languages, one in memory at a time.
+def read(context: Context, name: str) -> Scores:
+    """Return saved scores by their name, on the shards of the parameters."""
+    scope, header = context.definition.scope, context.run.header(name)
+    values = context.run.load(name, roles.restrict(context.model.shapes, scope))
+    assert header is not None  # `load` has seen to it
+    return Scores.read(values, header, context.model.axes(scope), context.model)
+
+
+def combined(context: Context, normalised: bool | None = None, folder: str = "scores") -> Scores:
+    """Return the scores summed over the scored languages, one in memory at a time: see `scores.combine`.
 
     Args:
       context: after the languages were scored.
-      normalised: whether each matrix of a language is scaled to the same sum; None: as the definition says. Sums in
-        nats, which compare between matrices, are not.
+      normalised: whether each matrix of a language is scaled to the same sum; None: as the definition says.
       folder: of the scores; another rule's lie in the folder of its name.
     """
-    total: trees.Tree | None = None
-    scaled = context.definition.normalised if normalised is None else normalised
-    for language in context.settings.score.languages:
-        total = scoring.combine(total, _load(context, language, folder), scaled)
-    assert total is not None  # `study.check` has seen to it
-    return total
+    return combine((read(context, f"{folder}/{code}") for code in context.settings.score.languages), normalised)
 
 
-def magnitudes(context: Context) -> trees.Tree:
+def magnitudes(context: Context) -> Scores:
     """Return |theta| in the scope of selection."""
-    part = roles.restrict(context.model.params, context.settings.select.scope)
-    return trees.transform(lambda _, theta: jnp.abs(theta), part)
+    return context.model.magnitudes(context.settings.select.scope)
+
+
+def _shapes(context: Context) -> Scores:
+    """Return what random regions are drawn from: they need no values, and have read no text."""
+    model, scope = context.model, context.definition.scope
+    known = Provenance(score_scope=scope, model=model.fingerprint, tokenizer=model.tokenizer.fingerprint)
+    return Scores(model.shapes, known.replace(axes=model.axes(scope)))
 
 
 # Name of a ranking -> what regions are selected from, beside the languages by their codes.
-_RANKINGS: dict[str, Callable[[Context], trees.Tree]] = {
-    "combined": combine,
-    "nats": functools.partial(combine, normalised=False),
+_RANKINGS: dict[str, Callable[[Context], Scores]] = {
+    "combined": combined,
+    "nats": functools.partial(combined, normalised=False),
     "magnitude": magnitudes,
-    "shapes": lambda context: context.model.shapes,
+    "shapes": _shapes,
 }
 
 
-def ranking(context: Context, name: str, scope: str = "") -> trees.Tree:
-    """Return what regions are selected from, in the scope of selection (or another); the last one is kept at hand.
+def ranking(context: Context, name: str) -> Scores:
+    """Return what regions are selected from; the last one is kept at hand.
 
     Args:
       context: after the languages were scored.
       name: a key of `_RANKINGS`, or a scored language.
-      scope: in place of `select.scope`.
     """
     if name not in context.rankings:
         context.rankings.clear()  # one at a time: each is as large as the model
-        context.rankings[name] = _RANKINGS[name](context) if name in _RANKINGS else _load(context, name)
-    return roles.restrict(context.rankings[name], scope or context.settings.select.scope)
+        make = _RANKINGS.get(name) or functools.partial(read, name=f"scores/{name}")
+        context.rankings[name] = make(context)
+    return context.rankings[name]
 
 
-def provenance(context: Context, languages: Sequence[str], rule: str | None = None, scope: str = "") -> Provenance:
-    """Return what is known of a region before it is selected: model, tokenizer, text and score (another `rule`'s)."""
-    definition = dataclasses.replace(context.definition, rule=rule or context.definition.rule)
-    return Provenance(
-        score=json.dumps(dataclasses.asdict(definition), sort_keys=True),
-        languages=tuple(languages),
-        score_scope=definition.scope,
-        select_scope=scope or context.settings.select.scope,
-        samples=tuple(count(context, language) for language in languages),
-        data_seed=context.settings.seed if languages else None,
-        model=context.model.fingerprint,
-        tokenizer=context.model.tokenizer.fingerprint,
-        data=" ".join(context.corpus(language, "score").fingerprint for language in languages),
-        axes=context.model.axes(definition.scope),
-    )
+def values(context: Context, name: str) -> trees.Tree:
+    """Return the values of a ranking in the scope of selection."""
+    return roles.restrict(ranking(context, name).values, context.settings.select.scope)

@@ -47,16 +47,12 @@ def ranked(
       selector: "top", "bottom" or "random".
       seed: of "random".
       scope: in place of `select.scope`.
-      **options: of `regions.select`.
+      **options: of `Scores.select`.
     """
 
     def make(context: Context) -> Region:
-        languages = context.settings.score.languages
-        read = () if ranking == "magnitude" else (ranking,) if ranking in languages else languages
-        rule = "magnitude" if ranking == "magnitude" else None
-        known = scored.provenance(context, read, rule, scope).replace(name=name)
-        values = scored.ranking(context, ranking, scope)
-        return regions.select(values, fraction, selector, seed=seed, provenance=known, **options)
+        place = scope or context.settings.select.scope
+        return scored.ranking(context, ranking).select(fraction, selector, seed=seed, scope=place, name=name, **options)
 
     return Selection(fraction, make)
 

@@ -117,7 +117,7 @@ def _candidates(context: Context) -> list[_Candidate]:
     if len(supers) < chosen.supers:
         context.run.note(f"{len(supers)} super weights, {chosen.supers} were asked for: no other layer spikes")
     add(SUPER, supers)
-    add(SCORE, scalars.ranked(scored.ranking(context, "nats"), 0, chosen.leading) if chosen.leading else [])
+    add(SCORE, scalars.ranked(scored.values(context, "nats"), 0, chosen.leading) if chosen.leading else [])
     massive = models.massive_dimensions(maxima, chosen.massive) if chosen.massive else []
     add(MASSIVE, gains(massive))
     add(TWIN, [scalars.twin(params, each, permutation.derive(settings.seed, each.matrix)) for each in supers])
@@ -261,7 +261,7 @@ def _broken(settings: ConfigDict, chosen: Mapping[_Candidate, Intervention], fou
 def _scalars(context: Context, chosen: Sequence[_Candidate]) -> dict[str, Any]:
     members = [each.scalar for each in chosen]
     values = scalars.gather(context.model.params, members)
-    scores = scalars.gather(scored.ranking(context, "nats"), members) / len(context.settings.score.languages)
+    scores = scalars.gather(scored.values(context, "nats"), members) / len(context.settings.score.languages)
     note = (
         "Super weights and massive dimensions are those of one forward pass over the prompt "
         f"“{context.settings.scalars.prompt}”; the score is the mean over the scored languages."
