@@ -175,3 +175,26 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
         running = max(running, min(1.0, value * (len(real) - place)))
         adjusted[key] = running
     return adjusted
+
+
+def pairs(values: Mapping[tuple[int, int], float], count: int) -> tuple[float | None, float | None, float | None]:
+    """Return the mean over pairs of languages with its interval: the jackknife over languages, Student's t.
+
+    The pairs are not independent, the languages are: each is left out in turn, with all pairs that it is in.
+
+    Args:
+      values: {(i, j): a figure}, of all pairs of `count` languages.
+      count: of the languages.
+
+    Returns:
+      (value, low, high); no value without pairs, no interval for fewer than three languages.
+    """
+    if not values:
+        return None, None, None
+    whole = float(np.mean(list(values.values())))
+    if count < 3:
+        return whole, None, None
+    without = [np.mean([value for pair, value in values.items() if left not in pair]) for left in range(count)]
+    pseudo = count * whole - (count - 1) * np.asarray(without)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * pseudo.std(ddof=1) / math.sqrt(count))
+    return whole, whole - half, whole + half

@@ -272,9 +272,12 @@ def test_reliability_of_the_tiny_model(tmp_path):
     ceiling = {row[0]: row[1:] for row in tables["ceiling"]["rows"]}
     assert list(ceiling) == rules
     # |theta| knows no samples: its halves are equal, and its languages too.
-    assert ceiling["magnitude"] == [1.0, 1.0, 1.0, 1.0]
-    own, _, shared, _ = ceiling["taylor"]
+    assert ceiling["magnitude"] == [1.0, 1.0, 1.0, 1.0, [0.0, None, None]]  # two languages: no interval
+    own, _, shared, most, missing = ceiling["taylor"]
     assert 0.01 < shared < own < 1
+    assert missing == [pytest.approx(most - shared), None, None]
+    headline = (tmp_path / "run" / "headline.txt").read_text()
+    assert "no difference between languages is shown" in headline
     # The halves of five samples are 0..2 and 2..5; growth stops at 1, 2 and 4 of them.
     assert set(tables["split_half"]["halves"]) == {"ar", "zh"}
     assert set(tables["split_half"]["growth"]["ar"]) == {"1", "2", "4"}

@@ -164,3 +164,14 @@ def test_the_same_seed_gives_the_same_draws():
     )
     np.testing.assert_array_equal(one, two)
     assert (one != other).any()
+
+
+def test_pairs_of_languages_are_left_out_by_language():
+    """Without language 0 the mean is 3, without 1 it is 2, without 2 it is 1: pseudo-values 0, 2, 4, whose error is
+    2 / sqrt(3); Student's t with two degrees of freedom is 4.3027 at 97.5 %."""
+    values = {(1, 0): 1.0, (2, 0): 2.0, (2, 1): 3.0}
+    assert statistics.pairs(values, 3) == pytest.approx(
+        (2.0, 2 - 4.3027 * 2 / 3**0.5, 2 + 4.3027 * 2 / 3**0.5), rel=1e-4
+    )
+    assert statistics.pairs({(1, 0): 0.25}, 2) == (0.25, None, None)
+    assert statistics.pairs({}, 1) == (None, None, None)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import scoring
+from lingregions import scoring, statistics
 from lingregions.experiments import claims, scored, selection, step, tables
 from lingregions.experiments.context import Context, define
 from lingregions.experiments.scored import Snapshot
@@ -218,16 +218,18 @@ def _ceiling(
         shared = [float(between[rule][pair]) for pair in pairs]
         most = [agreement.ceiling(own[i], own[j], fraction) for i, j in pairs]
         # One language has no pairs: empty cells, not the mean of nothing.
-        rows.append([rule, *(float(np.mean(each)) if each else None for each in (own, whole, shared, most))])
+        means = [float(np.mean(each)) if each else None for each in (own, whole, shared, most)]
+        missing = {pair: high - low for pair, high, low in zip(pairs, most, shared, strict=True)}
+        rows.append([rule, *means, statistics.pairs(missing, len(languages))])
     columns = ("split half", "expected at all samples", "between languages", "noise ceiling")
     return tables.table(
         "What languages share, and what noise lets them share",
-        {"definition": "text"} | dict.fromkeys(columns, "share"),
+        {"definition": "text"} | dict.fromkeys(columns, "share") | {"below the ceiling": "interval"},
         rows,
         "Means over languages or pairs of them. Split half: overlap of the regions of two disjoint halves. Expected at "
         "all samples: extrapolated by Spearman and Brown. The noise ceiling is the overlap to expect between two "
         "languages whose true regions were the same: a difference between languages counts only as far as they share "
-        "less than that.",
+        "less than that. The interval of what is missing is a jackknife over the languages (three or more).",
     )
 
 
