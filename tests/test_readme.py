@@ -22,7 +22,9 @@ from lingregions.sweep import grid
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "colab/README.md")] + sorted(ROOT.glob("docs/*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "colab/README.md", "regions/README.md")] + sorted(
+    ROOT.glob("docs/*.md")
+)
 COMMANDS = {"lingregions", "make", "pip", "python", "export", "alias", "hf", "gcloud"}
 
 
