@@ -12,6 +12,7 @@ from workdirs import parsed, plain, tables_only, workdir
 
 from lingregions import report
 from lingregions.report import data, figures, kinds, page, tables
+from lingregions.report.figures import Axis
 from lingregions.report.numerals import Span
 
 # One file of every kind, as small as it can be.
@@ -202,3 +203,14 @@ def test_a_scatter_tells_groups_by_colour_and_by_marker(tmp_path):
     assert listing.rows[0] == ("full 0", "full", Span(0.0), Span(0.0, 0.0, 20.0))
     assert listing.rows[-1] == ("lost", "", Span(1.0), Span(None))
     assert figures.THEMES["light"]["range"]["symbol"][0] != figures.THEMES["light"]["range"]["symbol"][1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0.63, 1.58, [0.8, 1.0, 1.2, 1.4]), (1, 10, [2, 4, 6, 8, 10]), (0.91, 1.152, [0.95, 1.0, 1.05, 1.1, 1.15])],
+)
+def test_ticks_between_powers_of_ten_are_round(low, high, ticks):
+    values = pd.DataFrame({"y": [math.log10(low), math.log10(high)]})
+    axis = Axis("perplexity", "exponential").encode(values)["axis"]
+    assert [10**tick for tick in axis["values"]] == pytest.approx(ticks)
+    assert "values" not in Axis("perplexity", "exponential").encode(values * 100)["axis"]

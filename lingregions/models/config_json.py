@@ -10,7 +10,7 @@ from typing import Any
 
 from lingregions.models.config import DecoderConfig, RotaryScaling
 
-# Keys that change nothing here: names, training, serving, generation.
+# Keys that change nothing here: names, training, serving, generation; `source` refuses what is quantised.
 _INERT = frozenset(
     """architectures model_type torch_dtype dtype transformers_version _name_or_path name_or_path use_cache pad_token_id
     bos_token_id eos_token_id is_llama_config return_dict output_hidden_states output_attentions tokenizer_class
@@ -21,7 +21,7 @@ _INERT = frozenset(
     num_return_sequences max_new_tokens return_dict_in_generate output_scores forced_bos_token_id forced_eos_token_id
     remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     max_sequence_length vocab_type license finetuning_task cache_implementation auto_map resid_pdrop embd_pdrop
-    _sliding_window_pattern""".split()  # noqa: SIM905
+    _sliding_window_pattern quantization_config""".split()  # noqa: SIM905
 )
 # Keys whose value must be this one: any other changes the maths in a way that the decoder does not have.
 _FIXED: dict[str, Any] = {

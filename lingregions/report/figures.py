@@ -7,6 +7,7 @@ heat map whose cells are all alike says nothing: `heatmap` returns None for it, 
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87F00", "#3C97CF", "#77
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2])
 BESIDE = 4  # interventions drawn over each other; of more, two are chosen
+_TITLE = 40  # letters of a line of an axis title: a phone is no wider
 _SMALL = 0.01  # nats; below it a logarithmic axis of effects is linear
 
 
@@ -419,16 +421,22 @@ class Axis:
         if self.kind in ("text", *numerals.SPANS) or self.kind not in numerals.KINDS:
             raise ValueError(f"the axis {self.title!r} has kind {self.kind!r}, which is none of numbers")
 
-    def encode(self) -> dict[str, Any]:
-        """The scale and the ticks; of kind exponential the values are logarithms, and the ticks powers of ten."""
+    def encode(self, values: pd.DataFrame) -> dict[str, Any]:
+        """The scale and the ticks for values in their places; of kind exponential these are logarithms.
+
+        Their ticks are powers of ten, or round numbers where the values span less than a power and a half.
+        """
         formats = {
             "percent": "format(datum.value, '~%')",
             "exponential": "abs(datum.value) < 3 ? format(pow(10, datum.value), '.3~r') "
             ": '1e' + format(datum.value, '~f')",
         }
-        ticks = {"labelExpr": formats[self.kind]} if self.kind in formats else {}
+        ticks: dict[str, Any] = {"labelExpr": formats[self.kind]} if self.kind in formats else {}
+        low, high = float(values.min(axis=None)), float(values.max(axis=None))
+        if self.kind == "exponential" and 0 < high - low < 1.5:
+            ticks["values"] = [math.log10(tick) for tick in _round(10**low, 10**high)]
         return {
-            "title": self.title,
+            "title": textwrap.wrap(self.title, _TITLE),
             "scale": alt.Scale(type="log") if self.logarithmic else alt.Scale(zero=False, nice=True),
             "axis": {"tickCount": 6, **ticks},
         }
@@ -436,6 +444,13 @@ class Axis:
     def place(self, values: pd.Series) -> pd.Series:
         """Where values lie on the axis."""
         return values / math.log(10) if self.kind == "exponential" else values
+
+
+def _round(low: float, high: float, most: int = 6) -> list[float]:
+    """At most so many round numbers from a low one to a high one."""
+    size = 10 ** math.floor(math.log10(high - low))
+    step = next(step for step in (size / 5, size / 2, size, 2 * size, 5 * size) if (high - low) / step < most)
+    return [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axis, note: str = "") -> Figure:
@@ -465,14 +480,15 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
     dim = alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.12))
     legend = alt.Legend(columns=2 if max(map(len, series)) < 22 else 1, symbolLimit=40) if len(series) > 1 else None
     base = alt.Chart(ROWS).encode(
-        x=alt.X("x:Q", **across.encode()),
+        x=alt.X("x:Q", **across.encode(drawn[["x"]])),
         tooltip=[
             alt.Tooltip("series:N"),
             alt.Tooltip("at:N", title=across.title),
             alt.Tooltip("reading:N", title=upwards.title),
         ],
     )
-    y = alt.Y("y:Q", **upwards.encode())
+    scaled = upwards.encode(drawn[["y", "low", "high"]])
+    y = alt.Y("y:Q", **scaled)
     layers = [
         base.mark_line(strokeWidth=2).encode(
             y=y,
@@ -498,7 +514,7 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
         layers.insert(
             0,
             base.mark_area().encode(
-                y=alt.Y("low:Q", **upwards.encode()),
+                y=alt.Y("low:Q", **scaled),
                 y2="high:Q",
                 fillOpacity=fade,
                 fill=alt.Fill("series:N", sort=None, legend=None),
@@ -534,7 +550,7 @@ def scatter(
         front=frame["label"].isin(front),
     )
     groups = list(dict.fromkeys(frame["group"]))
-    x, y = across.encode(), upwards.encode()
+    x, y = (axis.encode(drawn[[end, f"{end}_low", f"{end}_high"]]) for axis, end in ((across, "x"), (upwards, "y")))
     dim = alt.when("group == 'all' || datum.group == group").then(alt.value(1)).otherwise(alt.value(0.15))
     legend = alt.Legend(columns=2) if any(groups) and len(groups) > 1 else None
     base = alt.Chart(ROWS).encode(

@@ -37,6 +37,7 @@ def named(codes: Sequence[str]) -> list[str]:
 
 # --- effects ----------------------------------------------------------------------------------------------------------
 
+_OPEN = 20  # rows of a table that is shown without being asked for
 _LONGEST = 1500  # rows of a table on the page; of more, the file is named
 
 
@@ -116,7 +117,8 @@ def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
         *("p:probability", "languages harmed", "least", "most"),
     )
     note = "Mean over languages. Harmed: the interval of the language lies above no effect."
-    return Table(f"{prefix}effects_by_intervention", "Effects by intervention", heads, tuple(rows), note)
+    name, title = f"{prefix}effects_by_intervention", "Effects by intervention"
+    return Table(name, title, heads, tuple(rows), note, folded=len(rows) > _OPEN)
 
 
 def _by_language(single: pd.DataFrame, prefix: str) -> Table:
