@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from lingregions import forecast, models, report, scoring, train
@@ -24,6 +25,7 @@ from lingregions.regions.select import parse
 from lingregions.run.files import exit_code
 from lingregions.settings import SettingsError
 
+_AMPERE = 8.0  # compute capability from which on a GPU multiplies in bfloat16; a T4 is 7.5
 _SMALL = 4_000_000  # bytes of the largest text that is tokenized to see whether it is long enough
 _CHOICES = {
     "packing": ("packed", "paper"),
@@ -74,6 +76,7 @@ def _problems(settings: ConfigDict, workdir: Path, fetch: bool, steps: list[Step
     yield from values
     if not settings.machine.distributed:  # else the devices are known when the hosts have met
         yield from _attempt(lambda: meshes.build(**settings.machine.mesh.to_dict()))
+        yield from _units(settings.compute.dtype, jax.devices()[0])
     opened: list[Source] = []
     yield from _attempt(lambda: opened.extend(_model(settings, fetch)))
     if not values:  # else every text would tell the same again
@@ -95,6 +98,16 @@ def _attempt(work: Callable[..., Any], *given: Any) -> Iterator[str]:
         yield str(error)
     except KeyError as error:
         yield f"there is no {error}"
+
+
+def _units(dtype: str, device: Any) -> Iterator[str]:
+    """Check that a card multiplies in a dtype; older ones have no units for bfloat16."""
+    capability = str(getattr(device, "compute_capability", "") or "")
+    if dtype == "bfloat16" and capability and float(capability) < _AMPERE:
+        yield (
+            f"compute.dtype is 'bfloat16', and a {device.device_kind} (compute capability {capability}) has no units "
+            "for it: XLA would compute in float32 and round; set --config.compute.dtype=float32, as fast and more exact"
+        )
 
 
 def _values(settings: ConfigDict) -> Iterator[str]:

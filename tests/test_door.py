@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ml_collections import ConfigDict
@@ -37,7 +38,10 @@ def test_every_tiny_config_passes(name, tmp_path):
     ("words", "said"),
     [
         ("--config.experiment=core_removla", "there is no experiment 'core_removla'"),
-        ("--config.compute.dtype=float16", "compute.dtype is 'float16'"),
+        (
+            "--config.compute.dtype=float16",
+            "compute.dtype is 'float16'; it must be one of float32, bfloat16; in float16",
+        ),
         ("--config.machine.compute.remat=some", "remat"),
         ("--config.data.packing=loose", "data.packing is 'loose'; it must be one of 'packed', 'paper'"),
         ("--config.data.document=page", "data.document is 'page'"),
@@ -62,6 +66,23 @@ def test_every_tiny_config_passes(name, tmp_path):
 def test_what_a_config_asks_for_is_checked(words, said, tmp_path):
     _, problems = door.problems(config(words), tmp_path / "run")
     assert any(said in each for each in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "number"),
+    [
+        ("7.5", "bfloat16", 1),
+        ("7.5", "float32", 0),
+        ("8.0", "bfloat16", 0),
+        ("9.0", "bfloat16", 0),
+        (None, "bfloat16", 0),
+    ],
+)
+def test_a_card_without_units_for_bfloat16_is_told(capability, dtype, number):
+    card = SimpleNamespace(device_kind="Tesla T4", **({"compute_capability": capability} if capability else {}))
+    told = list(door._units(dtype, card))
+    assert len(told) == number
+    assert all("Tesla T4 (compute capability 7.5) has no units for it" in each for each in told)
 
 
 def test_all_problems_are_told_at_once(tmp_path):

@@ -92,7 +92,7 @@ def _check(settings: ConfigDict) -> None:
     if language not in settings.evaluate.languages:
         raise ValueError(f"{language} is trained but not evaluated: add it to evaluate.languages")
     if not _kept(settings):
-        raise ValueError(f"only {language} is evaluated: what is forgotten is seen in others, add some")
+        raise ValueError(f"only {language} is evaluated: what is forgotten is seen in other languages, add some")
     if not settings.train.seeds:
         raise ValueError("train.seeds is empty: every training has one")
     if (lacking := set(_beside(settings)) - {*settings.score.rules, settings.score.rule}) and lacking:

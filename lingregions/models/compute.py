@@ -46,7 +46,9 @@ class Compute:
         choices = {"dtype": DTYPES, "precision": _PRECISIONS, "remat": REMAT, "attention": _ATTENTIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"compute.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+                why = "; in float16 gradients below 6e-8 are zero" if getattr(self, name) == "float16" else ""
+                said = f"compute.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}"
+                raise ValueError(said + why)
         for name in ("block", "chunk", "unroll"):
             if getattr(self, name) < 1:
                 raise ValueError(f"compute.{name} is {getattr(self, name)}; it must be at least 1")
