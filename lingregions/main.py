@@ -155,14 +155,11 @@ def _export(words: Sequence[str]) -> int:
 
 def _report(words: Sequence[str]) -> int:
     """Write the report of a work directory again, of a run of today or of before."""
-    import argparse
+    from lingregions import verbs
 
+    asked = verbs.report().parse_args(words)
     from lingregions import report as reports
 
-    parser = argparse.ArgumentParser("lingregions report", description=_report.__doc__)
-    parser.add_argument("workdir", type=Path, help="of a run or a sweep")
-    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="leave out SVG and PNG files")
-    asked = parser.parse_args(words)
     print(f"written: {reports.write(asked.workdir, asked.pictures)}")
     return 0
 

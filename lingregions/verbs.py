@@ -1,4 +1,4 @@
-"""Verbs: the words that `data`, `regions`, `models`, `plan` and `export` understand, in one file that imports little.
+"""Verbs: the words that `data`, `regions`, `models`, `plan`, `export` and `report` understand; imports little.
 
 A wrong word is answered in a fraction of a second, before JAX is imported; so names that are defined beside JAX
 (dtypes, presets) are repeated here, and a test holds them to their registries.
@@ -168,6 +168,15 @@ def export() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", default="float32", choices=_DTYPES, help="float32 (bit for bit) or bfloat16 (rounded)"
     )
+    return parser
+
+
+def report() -> argparse.ArgumentParser:
+    """Return the parser of `lingregions report`."""
+    said = "Write the report of a work directory again, of a run of today or of before."
+    parser = _parser("report", said, "example:\n  lingregions report runs/core_removal")
+    parser.add_argument("workdir", type=Path, help="of a run or a sweep")
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="leave out SVG and PNG files")
     return parser
 
 

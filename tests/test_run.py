@@ -11,6 +11,7 @@ import sys
 import textwrap
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -751,6 +752,22 @@ class TestProgress:
             "score zh: done in 0:30; 2 of 4 steps, 60% of the work, about 0:40 left in all",
             "regions: done in 0:06; 3 of 4 steps, 60% of the work, about 0:48 left in all",
             "evaluate: done in 1:04; 4 of 4 steps",
+        ]
+
+    def test_a_notebook_folds_its_lines_below_the_last(self, now, monkeypatch):
+        shown = []
+        handle = SimpleNamespace(update=lambda page: shown.append(page.data))
+        monkeypatch.setattr("IPython.display.display", lambda page, display_id: shown.append(page.data) or handle)
+        display = progress.Display("auto", Console(file=io.StringIO(), force_jupyter=True))
+        with display.whole([1, 1], [0, 0]):
+            for place, name in enumerate(("score <ar>", "evaluate")):
+                with display.step(place, name):
+                    now[0] += 3
+        first = "score &lt;ar&gt;: done in 0:03; 1 of 2 steps, 50% of the work, about 0:03 left in all"
+        last = "evaluate: done in 0:03; 2 of 2 steps"
+        assert shown == [
+            f"<details><summary>{first}</summary><pre>{first}</pre></details>",
+            f"<details><summary>{last}</summary><pre>{first}\n{last}</pre></details>",
         ]
 
     def test_lines_of_a_day_are_few(self, now):

@@ -1,12 +1,15 @@
 """How far, how fast, how long still, of a piece of work and of the run: live bars on a terminal, else lines, or none.
 
 In a log each step ends with one line, and between them stand lines ever further apart: every ten seconds at first, then
-whenever a twentieth of the time so far has passed, so that a day fills two or three screens. No line stands twice.
+whenever a twentieth of the time so far has passed, so that a day fills two or three screens. No line stands twice. In
+a notebook the last line is shown, and the others are folded below it.
 """
 
 import contextlib
+import html
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -104,6 +107,8 @@ class Display:
         self._whole: Whole | None = None
         self._place = self._depth = 0  # of the step that is performed; of the bar in other bars
         self._start = self._last = time.monotonic()
+        self._folded: list[str] = []  # the lines of a notebook
+        self._handle: Any = None
 
     @contextlib.contextmanager
     def whole(self, sizes: Sequence[float], parts: Sequence[float]) -> Iterator[None]:
@@ -178,8 +183,22 @@ class Display:
 
     def _print(self, line: str) -> None:
         self._last = time.monotonic()
-        if self.style != "none":
+        if self._console.is_jupyter and self.style == "lines":
+            self._fold(line)
+        elif self.style != "none":
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _fold(self, line: str) -> None:
+        """Show the last line in a notebook, the others folded below it."""
+        from IPython.display import HTML, display
+
+        self._folded.append(line)
+        lines = html.escape("\n".join(self._folded))
+        page = HTML(f"<details><summary>{html.escape(line)}</summary><pre>{lines}</pre></details>")
+        if self._handle is None:
+            self._handle = display(page, display_id=True)
+        else:
+            self._handle.update(page)
 
 
 def _number(value: float) -> str:
