@@ -78,11 +78,10 @@ def test_the_form(path):
     assert "## On a TPU or GPU" in prose
     if path.stem != "00_quickstart":
         assert f'"configs/{path.stem[3:]}.py:{{VARIANT}}"' in "\n".join(cell.source for cell in code(path))
-        assert re.search(
-            r"\*\*Needs\*\* [\d.]+ GB of memory[^.]*, (about )?[\d.]+ GB of disk", prose.replace("\n", " ")
-        )
     else:
         assert len(code(path)) == 5
+    assert re.search(r"\*\*Needs\*\* [\d.]+ GB of memory[^.]*, (about )?[\d.]+ GB of disk", prose.replace("\n", " "))
+    assert "A T4 has no bfloat16" in prose.replace("\n", " ")
 
 
 def test_a_large_picture_is_kept_in_fewer_shades():

@@ -36,6 +36,20 @@ FILES = {
         "names": ["es", "zh", "pt"],
         "values": [[1, 0.1, 0.8], [0.1, 1, 0.2], [0.8, 0.2, 1]],
     },
+    "many": {
+        "kind": "overlap",
+        "title": "M",
+        "names": (long := [f"random 0.05% seed {n}" for n in range(8)]),
+        "values": [[1 if one == other else 1 / (2 + one + other) for one in range(8)] for other in range(8)],
+    },
+    "narrow": {
+        "kind": "scatter",
+        "title": "N",
+        "x": "forgetting: mean over the kept languages, nats per token",
+        "y": "perplexity, as a multiple of the untouched model's, over all languages",
+        "y_format": "exponential",
+        "points": [{"label": name, "group": name, "x": place, "y": place / 10} for place, name in enumerate(long)],
+    },
     "grid": {"kind": "heatmap", "title": "G", "rows": ["a", "b"], "columns": ["c", "d"], "values": [[1, -2], [3, 4]]},
 }
 

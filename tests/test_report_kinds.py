@@ -25,7 +25,6 @@ LEAST = {
     "reliability": {"halves": {"ru": 0.5}},
     "curve": {"across": "x", "upwards": "y", "series": {"s": [[1, 2]]}},
     "scatter": {"x": "cost", "y": "gain", "points": [{"label": "a", "x": 1, "y": 2}]},
-    "densities": {"regions": []},
 }
 
 

@@ -180,7 +180,7 @@ class Corpus(Shown):
             raise ValueError(
                 f"{samples} samples of {self.length} tokens asked for, but {self.source} ({self.language}, "
                 f"split {self.split}) holds {len(self)}: ask for fewer, use shorter samples or more text, or allow "
-                "fewer"
+                "fewer (in a config score.samples or evaluate.samples, data.length, data.fewer)"
             )
         return self.order(seed, 0, min(samples, len(self)))
 

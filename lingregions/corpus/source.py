@@ -307,8 +307,9 @@ def _only_all(split: str, what: str) -> None:
     """Refuse any split but `all`."""
     if split != "all":
         raise ValueError(
-            f"{what} has the split all (with a slice, such as all[:90%]), not {split!r}: in a config, set "
-            "data.score_split and data.evaluate_split"
+            f"{what} has the split all (with a slice, such as all[:90%]), not {split!r}: in a config, "
+            "--config.data.score_split=all --config.data.evaluate_split=all --config.data.held=0.1 (a tenth of the "
+            "documents is kept for evaluation)"
         )
 
 

@@ -15,7 +15,6 @@ most 25 words, shown at the top of the page) and a `kind`:
     scatter          x, y: axis titles; points: list of {"label", "group", "x", "y"} and optionally "x_low", "x_high",
                      "y_low", "y_high"; optionally x_format, y_format, and better: ["low" or "high" for x, for y],
                      which has the Pareto front drawn
-    densities        regions: a list of {name, layers, matrices, counts, sizes, axis, carried, capacity} (see `Survey`)
 
 The kinds of a column, and a `format`, are text, count, number, decimal, share, percent, probability, and exponential:
 a natural logarithm, read as exp of it, so that a perplexity may be beyond a float. Two kinds of column take a list
@@ -33,7 +32,7 @@ from lingregions.report import figures, numerals, sections
 from lingregions.report.figures import Axis
 from lingregions.report.numerals import Cell, Span
 from lingregions.report.sections import Section
-from lingregions.report.survey import Overlap, Survey
+from lingregions.report.survey import Overlap
 from lingregions.report.tables import Column, Table, column
 
 
@@ -205,30 +204,6 @@ def _series(label: str, content: Any) -> list[tuple[Any, ...]]:
     return [(label, *map(_number, (x, y, low, high))) for (x, y), low, high in zip(points, *sides, strict=True)]
 
 
-def _densities(name: str, content: Mapping[str, Any]) -> Section:
-    section = sections.regions([_survey(entry) for entry in content["regions"]])
-    return Section(content["title"], (*section.paragraphs, *_paragraphs(content)), section.items)
-
-
-def _integers(values: Any) -> tuple[tuple[int | None, ...], ...]:
-    return tuple(tuple(None if value is None else int(value) for value in row) for row in values)
-
-
-def _survey(content: Mapping[str, Any]) -> Survey:
-    """A survey from the JSON object that describes it."""
-    return Survey(
-        name=content["name"],
-        layers=tuple(map(str, content["layers"])),
-        matrices=tuple(content["matrices"]),
-        counts=_integers(content["counts"]),
-        sizes=_integers(content["sizes"]),
-        axis=content.get("axis", "embed"),
-        carried=tuple(map(int, content.get("carried", ()))),
-        capacity=tuple(map(int, content.get("capacity", ()))),
-        definition=content.get("definition", ""),
-    )
-
-
 _BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], Section]] = {
     "table": _table,
     "texts": _texts,
@@ -238,7 +213,6 @@ _BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], Section]] = {
     "reliability": _reliability,
     "curve": _curve,
     "scatter": _scatter,
-    "densities": _densities,
 }
 
 
