@@ -25,7 +25,7 @@ demo: $(VENV)/.report  ## score SmolLM2 in six languages, remove its core region
 
 test: $(VENV)/.test  ## run all tests that need no torch (TESTS= for some, WORKERS= processes of about 2 GB)
 	$(call say,running $(TESTS) without torch)
-	@$(BIN)/python -m pytest -q -m 'not parity' -n $(WORKERS) --dist loadfile --durations=10 $(TESTS)
+	@$(BIN)/python -m pytest -q -m 'not parity' -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 $(TESTS)
 
 fuzz: $(VENV)/.test  ## read COUNT damaged files of each kind: each is read as its format says or refused in a sentence
 	$(call say,reading $(COUNT) damaged files of each kind)

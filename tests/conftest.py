@@ -29,9 +29,20 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / f"xla-{_pro
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
+# Programs that tests start are held against each other, not against figures: they compile in half the time. XLA has
+# read the flags of this process once its devices are there.
+jax.devices()
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 # The first example of a property compiles; a deadline would call that a failure. Each CI run sees the same examples.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -6,39 +6,19 @@ import getpass
 import io
 import re
 import runpy
-from pathlib import Path
 
-import jax
 import nbformat
+import notebooks
 import numpy as np
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from notebooks import ROOT, code, showing
 from PIL import Image
 
 from lingregions.experiments import STUDIES
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-
-
-def code(path: Path) -> list[nbformat.NotebookNode]:
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-
-
-def showing(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Return the cells that show something: all but the first, which installs."""
-    return cells[1:]
-
-
-def kinds(cell: nbformat.NotebookNode) -> list[str]:
-    """Return the richest type of each output of a cell, in order."""
-    found = []
-    for output in cell.outputs:
-        types = output.get("data", {})
-        rich = [name for name in ("image/png", "text/markdown", "text/html", "text/plain") if name in types]
-        found.append(rich[0] if rich else output.output_type)
-    return found
 
 
 def test_one_a_number_and_one_an_experiment():
@@ -118,32 +98,6 @@ def test_what_is_kept_is_of_a_real_run(path):
 
 
 @pytest.mark.slow
-@each
-def test_from_a_clean_kernel(path, tmp_path, monkeypatch):
-    """At `:tiny`, in a folder of its own: each cell shows what is kept of it in the checkout."""
-    kept = [kinds(cell) for cell in showing(code(path))]
-    notebook = nbformat.read(path, as_version=4)
-    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / ".jupyter"))
-    execute = runpy.run_path(str(ROOT / "colab" / "execute.py"))["execute"]
-    found = execute(
-        notebook,
-        tmp_path,
-        {
-            "PYTHONPATH": str(ROOT),
-            "LINGREGIONS_VARIANT": "tiny",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-        },
-    )
-    cells = showing([cell for cell in found.cells if cell.cell_type == "code"])
-    assert all(cell.outputs for cell in cells)
-    pictures = ["image/png" in kinds(cell) for cell in cells]
-    assert any(pictures)
-    if any(kept):
-        assert pictures == ["image/png" in each for each in kept]
-    assert {entry.name for entry in tmp_path.iterdir()} <= {"configs", "runs", ".jupyter"}
-    assert [folder.name.removesuffix("_tiny") for folder in (tmp_path / "runs").iterdir()] == [path.stem[3:]]
-    assert not (ROOT / "colab" / ".ipynb_checkpoints").exists()
+def test_the_quickstart_from_a_clean_kernel(tmp_path):
+    """Those of the experiments run where their work directories are: `test_studies.py`."""
+    notebooks.run(NOTEBOOKS[0], tmp_path)

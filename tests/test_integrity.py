@@ -229,7 +229,7 @@ def test_scoring_goes_on_over_eight_four_and_one_devices(tmp_path: Path) -> None
     ]
 
     def run(program: str, folder: str, devices: int) -> int:
-        flags = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        flags = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
         call = [sys.executable, "-c", program, *words, f"--workdir={tmp_path / folder}"]
         return subprocess.run(call, env=flags, capture_output=True, check=False, timeout=300).returncode
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jax
+import notebooks
 import pytest
 
 from lingregions import effects, settings
@@ -15,22 +16,13 @@ from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.run import Run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-COMMON = (
-    "--config.score.languages=ar,zh",
-    "--config.score.samples=2",
-    "--config.machine.progress=none",
-    "--config.machine.pictures=False",
-)
-EVALUATED = ("--config.evaluate.samples=1",)
-OWN = {
-    "frozen_pretraining": (*EVALUATED, "--config.train.samples=4", "--config.train.batch=2", "--config.train.warmup=0"),
-    "proxy_audit": ("--config.audit.languages=ar,zh",),
-    "reliability": (),
-}
+
+
+CHANGES = {"reliability": ("--config.score.samples=2",)}  # of the notebooks
 
 
 def load(name: str):
-    return settings.load(f"{CONFIGS / name}.py:tiny", [*COMMON, *OWN.get(name, EVALUATED)])
+    return settings.load(f"{CONFIGS / name}.py:tiny", ["--config.machine.progress=none", *CHANGES.get(name, ())])
 
 
 @pytest.fixture(scope="module", params=list(STUDIES))
@@ -38,7 +30,7 @@ def done(request, tmp_path_factory):
     config = load(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meshes, "build", functools.partial(meshes.build, devices=jax.devices()[:1]))
-        with Run.open(tmp_path_factory.mktemp("study") / "run", config) as run:
+        with Run.open(tmp_path_factory.mktemp("study") / "runs" / f"{request.param}_tiny", config) as run:
             assert perform(config, run)
             assert not perform(config, run)
     return request.param, config, run.folder
@@ -92,6 +84,13 @@ def test_the_headline_is_one_short_sentence_and_the_verdict_says_more(done):
     assert verdict["headline"] in (folder / "headline.txt").read_text()
     if name == "frozen_pretraining":
         assert "emov" not in verdict["headline"]
+
+
+@pytest.mark.slow
+def test_its_notebook_shows_it_from_a_clean_kernel(done):
+    name, _, folder = done
+    (notebook,) = (notebooks.ROOT / "colab").glob(f"*_{name}.ipynb")
+    notebooks.run(notebook, folder.parent.parent)
 
 
 @pytest.mark.parametrize("name", STUDIES)
