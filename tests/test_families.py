@@ -190,3 +190,52 @@ def test_a_score_multiplies_what_the_model_uses() -> None:
     slope = np.asarray(jax.grad(objective)(jnp.zeros_like(gains))) / tokens
     assert np.abs(slope).min() > 0
     np.testing.assert_allclose(scores, np.abs(slope), rtol=2e-3, atol=1e-6)
+
+
+# Super weights.
+
+
+def planted(arrays: dict[str, np.ndarray], config: Any, layer: int, row: int, column: int) -> dict[str, np.ndarray]:
+    """Drive a channel of one MLP hard, and let one weight carry it on: in the tensors, as files have them."""
+    found = {tensor: values.copy() for tensor, values in arrays.items()}
+    stem = f"model.layers.{layer}.mlp"
+    if config.fused:
+        found[f"{stem}.gate_up_proj.weight"][[column, config.mlp + column]] *= 1000
+    else:
+        for side in ("gate", "up"):
+            found[f"{stem}.{side}_proj.weight"][column] *= 1000
+    found[f"{stem}.down_proj.weight"][row, column] = 500
+    return found
+
+
+def test_a_planted_super_weight_is_named_as_its_file_has_it(name: str) -> None:
+    config, params, batch, arrays = load(name)
+    places = meshes.shardings(models.declare(config), meshes.build(devices=jax.devices()[:1]))
+    for layer, row, column in ((1, 5, 19), (0, 11, 2)):
+        changed = convert.load(Tensors(planted(arrays, config, layer, row, column)), config, places)
+        without, found = (
+            models.super_weights(models.activation_maxima(config, Compute(), each, batch.tokens, batch.segments))
+            for each in (params, changed)
+        )
+        assert without == []
+        assert found[0] == (f"model.layers.{layer}.mlp.down_proj.weight", (row, column))
+
+
+# arXiv 2411.07191 and its code: (layer, [row, column]) of mlp.down_proj; a preset of the sizes of each model.
+PUBLISHED = {
+    "mistral-7b": [(1, 2070, 7310)],  # Mistral-7B
+    "llama2-7b": [(2, 3968, 7003)],  # LLaMA-7B
+    "llama2-13b": [(2, 2231, 2278), (2, 2231, 6939)],  # LLaMA-13B
+    "llama3.1-8b": [(1, 788, 2427), (1, 1384, 2427), (1, 4062, 2427)],  # Llama-3-8B
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_published_super_weights_are_places_of_their_models(preset: str) -> None:
+    declared = trees.flatten(models.declare(models.PRESETS[preset]))[roles.path("down")]
+    assert declared.axes == ("layers", "embed", "mlp")
+    for where in PUBLISHED[preset]:
+        assert np.ravel_multi_index(where, declared.shape) >= 0
+        tensor = roles.matrix_name("down", where[0])
+        assert roles.locate(tensor) == (declared.path, where[0])
+        assert declared.files()[where[0]] == (tensor, 0)

@@ -1,6 +1,7 @@
 """Exact removal against the proxies: the figures by hand, the predictions against other ways to the same numbers."""
 
 import csv
+import dataclasses
 import functools
 import json
 import math
@@ -339,6 +340,54 @@ def test_the_second_order_is_the_curvature_of_the_gauss_newton_matrix(given):
     assert curvature > 0
     # 100 draws of a square: a standard error of a seventh.
     np.testing.assert_allclose(2 * (predicted["second"] - predicted["signed"]), curvature, rtol=0.35)
+
+
+# --- gains of 1 + w, and capped logits --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gemma() -> tuple[models.DecoderConfig, trees.Tree, Batch]:
+    sizes = {"vocab": 40, "embed": 16, "mlp": 24, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8}
+    how = {"local": (True, False), "window": 4, "std": 0.3, "logit_softcap": 1.5}
+    config = dataclasses.replace(models.PRESETS["gemma2-2b"], **sizes, **how)
+    tokens = np.random.default_rng(0).integers(3, 40, (1, 12)).astype(np.int32)
+    return (
+        config,
+        models.initialize(config, jax.random.key(1)),
+        Batch(tokens, np.ones_like(tokens), np.ones_like(tokens)),
+    )
+
+
+def test_predictions_follow_the_gains_and_the_cap_of_the_family(gemma):
+    config, params, batch = gemma
+    norm = [Scalar(f"model.layers.{layer}.post_attention_layernorm.weight", (d,)) for layer in range(2) for d in (3, 5)]
+    down = [Scalar("model.layers.1.mlp.down_proj.weight", (d, 2 * d)) for d in range(6)]
+    drawn = [audit.Block(each[0].path, "all", tuple(each)) for each in (norm, down)]
+    gradients = audit.ScalarGradients(config, models.Compute(), drawn)
+    whole = compiled(config, models.Compute())
+    base, found = whole(params, batch), audit.predict(gradients, params, batch, drawn, draws=1, nodes=8, seed=1)
+    slopes = trees.flatten(jax.grad(lambda params: whole(params, batch).nll[0])(params))
+    for block, prediction in zip(drawn, found, strict=True):
+        masks = geometry.points(params, [(each.matrix, each.entry) for each in block.scalars]).masks
+        removed = perturb.apply(params, masks, "zero", offsets=models.offsets(config))
+        with scalars.replaced(params, block.scalars, scalars.removed(config, block.scalars)):
+            np.testing.assert_allclose(whole(params, batch).nll, whole(removed, batch).nll, rtol=1e-6)
+        exact, tokens = float(whole(removed, batch).nll[0] - base.nll[0]), int(base.tokens[0])
+        predicted = prediction.predict(audit.Item(0, len(block.scalars), 0))
+        assert abs(exact) > 1e-3
+        np.testing.assert_allclose(predicted["integrated"] * tokens, exact, rtol=2e-3, atol=1e-5)
+        used = [
+            trees.flatten(params)[each.path][each.where] - scalars.removed(config, [each])[0] for each in block.scalars
+        ]
+        slope = [slopes[each.path][each.where] for each in block.scalars]
+        np.testing.assert_allclose(predicted["signed"] * tokens, -np.dot(used, slope), rtol=1e-4)
+
+
+def test_labels_are_drawn_from_capped_logits(gemma):
+    config, params, batch = gemma
+    sharp = params | {"embed_tokens": params["embed_tokens"] * 1000}  # without a cap one token would have it all
+    gradients = audit.ScalarGradients(config, models.Compute(), [])
+    assert (gradients.labels(sharp, batch, 0) != gradients.labels(sharp, batch, 1)).any()
 
 
 def test_tables_and_verdict_are_written(whole):

@@ -1,6 +1,7 @@
 """Audit: what the proxies of importance predict for sampled scalars and groups of them, and what removal really does.
 
-Exact: L(D; theta_G = 0) - L(D) for a set G of scalars, nats per token (docs/method.md 1). Predicted, on the same D:
+Exact: L(D; theta_G = 0) - L(D) for a set G of scalars, nats per token (docs/method.md 1); theta is what the model uses,
+which of a gain 1 + w is 1 + w. Predicted, on the same D:
 
 - *taylor*, what a sum of scores says: the sum over G of |theta_j g_j|;
 - *signed*, the first order: -sum theta_j g_j;
@@ -131,6 +132,7 @@ class ScalarGradients:
 
     def __init__(self, config: Any, compute: models.Compute, blocks: Sequence[Block]) -> None:
         self.every = [each for block in blocks for each in block.scalars]
+        self.removed = scalars.removed(config, self.every)
         self._ends = np.cumsum([len(block.scalars) for block in blocks])[:-1]
         self._where = scalars.places(self.every)
         self._gradient, self._labels = _programs(config, compute)
@@ -166,7 +168,8 @@ def _gradient(
         whole = trees.merge(params, trees.unflatten(part))
         hidden, _ = models.hidden(config, compute, whole, batch.tokens, batch.segments)
         table = models.head(config, whole).astype(DTYPES[compute.dtype])
-        each = loss.cross_entropy(hidden, table, following, min(compute.chunk, hidden.shape[1]))
+        chunk = min(compute.chunk, hidden.shape[1])
+        each = loss.cross_entropy(hidden, table, following, chunk, models.logit_softcap(config))
         return jnp.sum(jnp.where(loss.targets(batch)[1], each, jnp.float32(0)))
 
     with jax.default_matmul_precision(compute.precision):
@@ -175,6 +178,7 @@ def _gradient(
 
 
 def _labels(config: Any, compute: models.Compute, params: trees.Tree, batch: Batch, key: jax.Array) -> jax.Array:
+    cap = models.logit_softcap(config)
     with jax.default_matmul_precision(compute.precision):
         hidden, _ = models.hidden(config, compute, params, batch.tokens, batch.segments)
         table = models.head(config, params).astype(DTYPES[compute.dtype])
@@ -182,6 +186,8 @@ def _labels(config: Any, compute: models.Compute, params: trees.Tree, batch: Bat
         def draw(each: tuple[jax.Array, jax.Array]) -> jax.Array:
             values, key = each
             logits = jnp.einsum("td,vd->tv", values, table, preferred_element_type=jnp.float32)
+            if cap is not None:
+                logits = np.float32(cap) * jnp.tanh(logits / np.float32(cap))
             return jax.random.categorical(key, logits).astype(jnp.int32)
 
         return jax.lax.map(draw, (hidden, jax.random.split(key, hidden.shape[0])))
@@ -235,7 +241,7 @@ def predict(
       seed: of the labels.
     """
     tokens = int(np.asarray(loss.targets(batch)[1]).sum())
-    theta = scalars.gather(params, gradients.every).astype(np.float64)
+    theta = scalars.gather(params, gradients.every).astype(np.float64) - gradients.removed  # what the model uses
     first = gradients.split(theta * gradients.gradient(params, batch) / tokens)
     drawn = gradients.split(
         np.stack(
@@ -249,10 +255,10 @@ def predict(
     )
     points, weights = np.polynomial.legendre.leggauss(nodes)
     for number, block in enumerate(blocks):
-        own = gradients.split(theta)[number]
+        own, removed = (gradients.split(each)[number] for each in (theta, gradients.removed))
         path = np.zeros(len(own))
         for point, weight in zip(points, weights, strict=True):
-            with scalars.replaced(params, block.scalars, own * (1 - point) / 2):
+            with scalars.replaced(params, block.scalars, removed + own * (1 - point) / 2):
                 path += weight / 2 * own * gradients.split(gradients.gradient(params, batch))[number] / tokens
         yield _Predictions(first[number], drawn[number], path)
 

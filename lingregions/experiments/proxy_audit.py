@@ -207,7 +207,12 @@ def _remove(context: Context) -> None:
             block = blocks[item.block]
             members = block.scalars[item.first : item.first + item.size]
             predicted = {language: predictions[language][item] for language in languages}
-            add((block.path, block.stratum, item.size, item.first), members, np.zeros(len(members)), predicted)
+            add(
+                (block.path, block.stratum, item.size, item.first),
+                members,
+                scalars.removed(model.config, members),
+                predicted,
+            )
             bar.advance(1)
 
 

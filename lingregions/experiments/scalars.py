@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lingregions import regions
+from lingregions import models, regions
 from lingregions import tree as trees
 from lingregions.models import roles
 from lingregions.models.roles import locate
@@ -104,6 +104,12 @@ def gather(tree: trees.Tree, scalars: Sequence[Scalar]) -> np.ndarray:
     leaves = trees.flatten(tree)
     parts = {path: np.asarray(_take(leaves[path], _filled(where))) for path, where in places(scalars).items()}
     return spread(scalars, parts)
+
+
+def removed(config: Any, scalars: Sequence[Scalar]) -> np.ndarray:
+    """Return the values that scalars have when they are removed, float64 [n]: 0, and -1 of a gain 1 + w."""
+    added = models.offsets(config)
+    return np.array([0.0 - added.get(each.path, 0.0) for each in scalars])
 
 
 @contextlib.contextmanager
