@@ -1,8 +1,27 @@
-"""Display: how the nouns show themselves, in a line of text and as a small table in notebooks - never an array."""
+"""Display: how the nouns show themselves, in a line of text and as a small table in notebooks - never an array.
+
+And how words of files reach a terminal: as what they are, whatever they would have it do.
+"""
 
 import html
 from collections.abc import Mapping
 from typing import Any
+
+# What a terminal obeys instead of showing: control characters but tab and line feed, and marks that turn the writing.
+_ORDERS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+_ORDERS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def inert(text: str) -> str:
+    """Return a text with all that a terminal would obey written out as escapes."""
+    return text.translate(_ORDERS)
+
+
+def plain(text: str) -> str:
+    """Return a message as Rich prints it: neither its markup nor the terminal's orders have an effect."""
+    from rich.markup import escape  # not for who only asks for help
+
+    return escape(inert(text))
 
 
 class Shown:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lingregions import VERSION
+from lingregions.display import inert
 from lingregions.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return VERBS[words[0]]([word for word in words[1:] if word != "--debug"])
     except SettingsError as error:
-        print(f"lingregions {words[0]}: {error}", file=sys.stderr)
+        print(f"lingregions {words[0]}: {inert(str(error))}", file=sys.stderr)
         return 2
     except BaseException as error:
         if isinstance(error, SystemExit) and "lingregions.run" not in sys.modules:
@@ -223,7 +224,7 @@ def _fail(verb: str, error: BaseException, debug: bool) -> int:
         code, said = _explain(error)
     else:
         raise error
-    print(f"lingregions {verb}: {said}", file=sys.stderr)
+    print(f"lingregions {verb}: {inert(said)}", file=sys.stderr)
     cluster.abandon(code, said)  # the others must hear of a defect too
     return code
 

@@ -1,5 +1,6 @@
 """Cards of region files, and the hub: a fake that keeps what it is given, and answers with it."""
 
+import io
 import json
 import re
 import shutil
@@ -73,6 +74,22 @@ def test_every_saved_region_has_a_card(path):
     assert "| languages | ar, sw |" in text
     assert "| versions | jax 1 |" in text
     assert re.search(r"^\| `model.layers.0.mlp.up_proj.weight` \| 37.5 \|$", text, re.MULTILINE)
+
+
+def test_whoever_names_a_region_orders_neither_terminal_nor_page(path, tmp_path):
+    found, evil = Region.load(path), tmp_path / "evil.safetensors"
+    name, definition = "ev\x1b[2Jil [red]x[/red]", "a`|b` <script>alert(1)</script>\n\n# head"
+    known = found.provenance.replace(name=name, definition=definition, tokenizer="`t` | <b>")
+    regions.save(Region(found.masks, known), evil)
+    text = evil.with_suffix(".md").read_text()
+    assert not any(part in text for part in ("\x1b", "<script>", "\n# head"))
+    assert "# ev\\\\x1b\\[2Jil \\[red\\]x\\[/red\\]\n" in text
+    assert "a\\`\\|b\\` &lt;script&gt;alert(1)&lt;/script&gt; # head\n" in text
+    assert "| tokenizer | `'t' / <b>` |" in text
+    out = io.StringIO()
+    command.main(["show", str(evil)], Console(file=out, width=200))
+    assert "\x1b" not in out.getvalue()
+    assert "ev\\x1b[2Jil [red]x[/red]" in out.getvalue()
 
 
 def test_pushed_and_pulled_it_is_the_same(path, hub, tmp_path):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from lingregions.corpus.check import Inspection
 from lingregions.corpus.corpus import Corpus
 from lingregions.corpus.languages import LANGUAGES, listed
 from lingregions.corpus.source import Source
+from lingregions.display import inert, plain
 from lingregions.models import source as models
 from lingregions.models.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ def _build(
     built: list[_Built] = []
 
     def say(sentence: str) -> None:
-        console.print(f"[yellow]{_plain(sentence)}[/yellow]", soft_wrap=True)
+        console.print(f"[yellow]{plain(sentence)}[/yellow]", soft_wrap=True)
 
     columns = (
         TextColumn("{task.description}"),
@@ -101,7 +101,7 @@ def _build(
     console.print(table)
     for row in built:
         if row.problem:  # on a line of its own, unbroken: file:line is there to be clicked or copied
-            console.print(f"[red]{row.language}: {_plain(row.problem)}[/red]", soft_wrap=True)
+            console.print(f"[red]{row.language}: {plain(row.problem)}[/red]", soft_wrap=True)
     for half, held, _ in builder.halves(folder):
         state = (
             "another process is building it" if held else "half-written: the command that began it goes on from there"
@@ -182,14 +182,14 @@ def _check(
     console.print(table)
     for inspection in inspections:
         for warning in inspection.warnings:
-            console.print(f"[yellow]{inspection.language}: {_plain(warning)}[/yellow]", soft_wrap=True)
+            console.print(f"[yellow]{inspection.language}: {plain(warning)}[/yellow]", soft_wrap=True)
         for error in inspection.errors:
-            console.print(f"[red]{_plain(error)}[/red]", soft_wrap=True)
+            console.print(f"[red]{plain(error)}[/red]", soft_wrap=True)
         if inspection.skipped > len(inspection.errors):
             console.print(f"[red]{inspection.language}: and {inspection.skipped - len(inspection.errors):,} more[/red]")
     if not languages:
         for sentence in source.left_out(None):
-            console.print(f"[yellow]{_plain(sentence)}[/yellow]", soft_wrap=True)
+            console.print(f"[yellow]{plain(sentence)}[/yellow]", soft_wrap=True)
     missing = sorted(set(LANGUAGES) - {inspection.language for inspection in inspections})
     if missing and not languages:
         names = ", ".join(f"{LANGUAGES[code].name} ({code})" for code in missing)
@@ -217,7 +217,7 @@ def _show(corpus: Corpus, tokenizer: Tokenizer, console: Console, *, samples: in
             ids = np.asarray(sample.tokens)[np.asarray(sample.segments) == segment]
             listed = " ".join(map(str, ids[:12].tolist())) + (" ..." if len(ids) > 12 else "")
             console.print(f"sample {position}, segment {segment}, {len(ids)} tokens: {listed}", markup=False)
-            console.print(_inert(tokenizer.decode(ids)), markup=False, highlight=False)
+            console.print(inert(tokenizer.decode(ids)), markup=False, highlight=False)
 
 
 def _codes(source: Source, languages: Sequence[str]) -> list[str]:
@@ -231,21 +231,6 @@ def _codes(source: Source, languages: Sequence[str]) -> list[str]:
         reason = "; ".join(unread) or "give one with --languages, or name files by language, such as ar.txt"
         raise FileNotFoundError(f"no text in any of the thirty languages in {source.name}: {reason}")
     return codes
-
-
-# What a terminal obeys instead of showing: control characters but tab and line feed, and marks that turn the writing.
-_ORDERS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
-_ORDERS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-
-
-def _inert(text: str) -> str:
-    """Return a text with all that a terminal would obey written out as escapes."""
-    return text.translate(_ORDERS)
-
-
-def _plain(text: str) -> str:
-    """Return a message as Rich prints it: neither its markup nor the terminal's orders have an effect."""
-    return escape(_inert(text))
 
 
 def main(words: Sequence[str], console: Console | None = None) -> int:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lingregions import mesh as meshes
 from lingregions import models, verbs
 from lingregions import tree as trees
+from lingregions.display import plain
 from lingregions.models import source as sources
 from lingregions.regions import algebra, file, geometry, publish, region, released, reliability
 from lingregions.regions.region import Provenance, Region
@@ -57,7 +57,7 @@ def _show(path: Path, console: Console, *, axis: str = "embed", leading: int = 8
 
 def _facts(path: Path, header: file.Header, console: Console) -> None:
     own = header.provenance
-    table = Table(title=escape(str(path)), show_header=False)
+    table = Table(title=plain(str(path)), show_header=False)
     rows = {
         "name": own.name,
         "definition": own.definition,
@@ -77,7 +77,7 @@ def _facts(path: Path, header: file.Header, console: Console) -> None:
     }
     for label, value in rows.items():
         if value:
-            table.add_row(label, escape(value))
+            table.add_row(label, plain(value))
     console.print(table)
 
 
@@ -94,7 +94,7 @@ def _diff(first: Path, second: Path, console: Console) -> None:
     regions = [file.load(path) for path in (first, second)]
     algebra.combine("difference", [each.provenance for each in regions])  # of one model, or an error
     overlap = geometry.overlap(regions)
-    table = Table(title=f"{escape(first.name)} against {escape(second.name)}")
+    table = Table(title=f"{plain(first.name)} against {plain(second.name)}")
     table.add_column("where")
     for label in ("first", "second", "both", "IoU", "first in second", "second in first"):
         table.add_column(label, justify="right")
@@ -118,7 +118,7 @@ def _diff(first: Path, second: Path, console: Console) -> None:
     ours, theirs = (each.provenance.describe() for each in regions)
     for field in ours:
         if ours[field] != theirs[field] and field not in ("selection", "parents"):
-            console.print(f"{field}: {escape(str(ours[field]))} | {escape(str(theirs[field]))}")
+            console.print(f"{field}: {plain(str(ours[field]))} | {plain(str(theirs[field]))}")
 
 
 def _combine(operation: str, paths: Sequence[Path], out: Path, console: Console, *, name: str = "") -> None:
@@ -133,7 +133,7 @@ def _combine(operation: str, paths: Sequence[Path], out: Path, console: Console,
         raise ValueError(f"a complement is of one region, not of {len(paths)}")
     result = _OPERATIONS[operation](*(file.load(path) for path in paths), name=name)
     file.save(result, out)
-    console.print(f"{escape(str(out))}: {geometry.total(result):,} entries, {out.stat().st_size:,} bytes")
+    console.print(f"{plain(str(out))}: {geometry.total(result):,} entries, {out.stat().st_size:,} bytes")
 
 
 def _verify(path: Path, console: Console, *, model: str = "", tokenizer: str = "") -> None:
@@ -157,7 +157,7 @@ def _verify(path: Path, console: Console, *, model: str = "", tokenizer: str = "
     header = file.verify(path, params, wanted or None, tokenizer or None)
     checked = ["content"] + ["model"] * bool(wanted) + ["tokenizer"] * bool(tokenizer)
     console.print(
-        f"{escape(str(path))}: {header.count:,} entries in {len(header.matrices):,} matrices; "
+        f"{plain(str(path))}: {header.count:,} entries in {len(header.matrices):,} matrices; "
         f"{', '.join(checked)} as recorded"
     )
 
@@ -176,7 +176,7 @@ def _export(path: Path, folder: Path, console: Console) -> None:
     what = file.load(path)
     released.save(what, folder)
     console.print(
-        f"{escape(str(folder))}: {len(list(folder.glob('*.pt'))):,} files, {trees.count(what.masks):,} entries"
+        f"{plain(str(folder))}: {len(list(folder.glob('*.pt'))):,} files, {trees.count(what.masks):,} entries"
     )
 
 
@@ -184,25 +184,25 @@ def _import(folder: Path, out: Path, console: Console, *, provenance: Provenance
     """Write the region file of a folder of boolean `.pt` files, as the paper's released code writes it."""
     what = released.load(folder, None, provenance)
     file.save(what, out)
-    console.print(f"{escape(str(out))}: {geometry.total(what):,} entries, {out.stat().st_size:,} bytes")
+    console.print(f"{plain(str(out))}: {geometry.total(what):,} entries, {out.stat().st_size:,} bytes")
 
 
 def _card(path: Path, console: Console) -> None:
     """Write the card of a region file beside it, as JSON and Markdown."""
     for written in publish.write_card(path):
-        console.print(escape(str(written)))
+        console.print(plain(str(written)))
 
 
 def _push(path: Path, repository: str, console: Console, *, private: bool = False) -> None:
     """Put a region file and its card into a repository of the Hugging Face hub."""
-    console.print(escape(publish.push(path, repository, private)))
+    console.print(plain(publish.push(path, repository, private)))
 
 
 def _pull(address: str, console: Console, *, out: Path | None = None) -> None:
     """Copy a region file from the Hugging Face hub, and check it."""
     target = publish.pull(address, out or Path(publish.parse(address).path).name)
     header = file.header(target)
-    console.print(f"{escape(str(target))}: {header.count:,} entries in {len(header.matrices):,} matrices, as recorded")
+    console.print(f"{plain(str(target))}: {header.count:,} entries in {len(header.matrices):,} matrices, as recorded")
 
 
 def main(words: Sequence[str], console: Console | None = None) -> int:

@@ -6,6 +6,7 @@ pushed is checked first, and what is pulled afterwards. Nothing here runs unless
 """
 
 import collections
+import html
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from lingregions.display import inert
 from lingregions.regions import file
 from lingregions.run import replacing
 
@@ -95,7 +97,22 @@ def _render(said: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"words": _words, "code": _code}
     return environment.get_template("card.j2").render(card=said)
+
+
+def _words(value: Any) -> str:
+    """Return a value of a header as words of Markdown, whatever is in it: no markup, no cell border, no second line."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(_line(value), quote=False))
+
+
+def _code(value: Any) -> str:
+    """Return a value of a header as it may stand between backticks in a table."""
+    return _line(value).replace("`", "'").replace("|", "/")
+
+
+def _line(value: Any) -> str:
+    return inert(" ".join(str(value).split()))
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

@@ -434,7 +434,7 @@ class Axis:
         ticks: dict[str, Any] = {"labelExpr": formats[self.kind]} if self.kind in formats else {}
         low, high = float(values.min(axis=None)), float(values.max(axis=None))
         if self.kind == "exponential" and 0 < high - low < 1.5:
-            ticks["values"] = [math.log10(tick) for tick in _round(10**low, 10**high)]
+            ticks["values"] = [math.log10(tick) for tick in _round_ticks(10**low, 10**high, 7)]
         return {
             "title": textwrap.wrap(self.title, _TITLE),
             "scale": alt.Scale(type="log") if self.logarithmic else alt.Scale(zero=False, nice=True),
@@ -444,13 +444,6 @@ class Axis:
     def place(self, values: pd.Series) -> pd.Series:
         """Where values lie on the axis."""
         return values / math.log(10) if self.kind == "exponential" else values
-
-
-def _round(low: float, high: float, most: int = 6) -> list[float]:
-    """At most so many round numbers from a low one to a high one."""
-    size = 10 ** math.floor(math.log10(high - low))
-    step = next(step for step in (size / 5, size / 2, size, 2 * size, 5 * size) if (high - low) / step < most)
-    return [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axis, note: str = "") -> Figure:
