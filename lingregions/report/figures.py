@@ -327,8 +327,7 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
         legend=alt.Legend(gradientLength=180, values=[-span, 0, span], format=".2~r"),
     )
     chart = alt.layer(
-        base.mark_rect().encode(color=colour),
-        base.mark_text().encode(text="mark:N", color=_legible("effect_nats")),
+        base.mark_rect().encode(color=colour), base.mark_text().encode(text="mark:N", color=_legible("effect_nats"))
     ).properties(height=alt.Step(18))
     many = frame["label"].nunique()
     words = f"Heat map of the effects of {many} comparisons in {len(columns)} languages: {_extremes(frame)}."
@@ -488,10 +487,7 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
             opacity=dim,
             stroke=alt.Stroke("series:N", sort=None, legend=None),
             strokeDash=alt.StrokeDash(
-                "series:N",
-                sort=None,
-                scale=alt.Scale(range=[list(dash) for dash in _DASHES]),
-                legend=None,
+                "series:N", sort=None, scale=alt.Scale(range=[list(dash) for dash in _DASHES]), legend=None
             ),
         ),
         base.mark_point(filled=True, size=45).encode(

@@ -6,9 +6,12 @@ way to be stored (`raw`, full precision, for CSV). What is missing or not finite
 """
 
 import decimal as decimal_
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeGuard
+
+_Options = ParamSpec("_Options")
 
 
 class Span(NamedTuple):
@@ -30,9 +33,19 @@ _SMALLEST = 1e-3
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _finite(value: Cell) -> bool:
+def _finite(value: Cell) -> TypeGuard[float]:
     """Whether a cell holds a finite number (a bool or a text does not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _printed(write: Callable[Concatenate[float, _Options], str]) -> Callable[Concatenate[Cell, _Options], str]:
+    """Let a function write finite numbers; of anything else a dash is printed."""
+
+    @functools.wraps(write)
+    def printed(value: Cell, *options: _Options.args, **named: _Options.kwargs) -> str:
+        return write(value, *options, **named) if _finite(value) else _DASH
+
+    return printed
 
 
 def _scientific(logarithm: float, digits: int = 2) -> str:
@@ -44,11 +57,9 @@ def _scientific(logarithm: float, digits: int = 2) -> str:
     return f"{mantissa:.{digits - 1}f}{NARROW}×{NARROW}10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
-def number(value: Cell, digits: int = 3) -> str:
+@_printed
+def number(value: float, digits: int = 3) -> str:
     """A number with `digits` significant digits, thousands apart; with a power of ten when very large or small."""
-    if not _finite(value):
-        return _DASH
-    assert isinstance(value, int | float)
     size = abs(value)
     sign = MINUS if value < 0 else ""
     if size == 0:
@@ -60,61 +71,40 @@ def number(value: Cell, digits: int = 3) -> str:
     return f"{sign}{size:,.{decimals}f}"
 
 
-def exponential(logarithm: Cell, digits: int = 3) -> str:
-    """exp(logarithm) for reading: a perplexity from nats per token, a factor from a damage in nats."""
-    if not _finite(logarithm):
-        return _DASH
-    assert isinstance(logarithm, int | float)
+@_printed
+def exponential(logarithm: float, digits: int = 3) -> str:
+    """exp(logarithm) for reading: a perplexity from nats per token, a factor from an effect in nats."""
     if math.log(_SMALLEST) <= logarithm < math.log(_LARGEST):
         return number(math.exp(logarithm), digits)
     return _scientific(logarithm)
 
 
-def _decimal(value: Cell) -> str:
-    """A number with three decimals, so that a column of nats or bits lines up."""
-    if not _finite(value):
-        return _DASH
-    assert isinstance(value, int | float)
+@_printed
+def _decimal(value: float, decimals: int = 3) -> str:
+    """A number with so many decimals, so that a column of nats or bits lines up."""
     if abs(value) >= _LARGEST:
         return number(value)
-    text = f"{abs(value):,.3f}"
-    return text if value >= 0 or text == "0.000" else MINUS + text
+    text = f"{abs(value):,.{decimals}f}"
+    return MINUS + text if value < 0 and float(text.replace(",", "")) else text
 
 
-def _tenths(value: Cell) -> str:
-    """A number with one decimal, for a narrow column."""
-    if not _finite(value):
-        return _DASH
-    assert isinstance(value, int | float)
-    if abs(value) >= _LARGEST:
-        return number(value)
-    text = f"{abs(value):,.1f}"
-    return text if value >= 0 or text == "0.0" else MINUS + text
-
-
-def count(value: Cell) -> str:
+@_printed
+def count(value: float) -> str:
     """A whole number with its thousands apart."""
-    if not _finite(value):
-        return _DASH
-    assert isinstance(value, int | float)
     return f"{value:,.0f}".replace("-", MINUS)
 
 
-def share(value: Cell) -> str:
+@_printed
+def share(value: float) -> str:
     """A share between 0 and 1 (an intersection over union): two decimals, two significant digits below 0.01."""
-    if not _finite(value):
-        return _DASH
-    assert isinstance(value, int | float)
     if 0 < abs(value) < 0.01:
         return number(value, 2)
     return f"{MINUS if value < 0 else ''}{abs(value):.2f}"
 
 
-def percent(value: Cell) -> str:
+@_printed
+def percent(value: float) -> str:
     """A fraction of 1 as a percentage: 0.01 is `1 %`."""
-    if not _finite(value):
-        return _DASH
-    assert isinstance(value, int | float)
     scaled = round(100 * value, 9) if abs(value) < _LARGEST else value * 100
     digits = count(scaled) if abs(scaled) < _LARGEST and scaled == int(scaled) else number(scaled)
     return f"{digits}{NARROW}%"
@@ -138,14 +128,7 @@ def interval(span: Cell) -> str:
     exponent = math.floor(math.log10(largest))
     decimals = max(0, (2 if exponent >= 0 else 1) - exponent)
 
-    def write(value: Cell) -> str:
-        if not _finite(value):
-            return _DASH
-        assert isinstance(value, int | float)
-        digits = f"{abs(value):,.{decimals}f}"
-        return MINUS + digits if value < 0 and float(digits.replace(",", "")) else digits
-
-    return _bounded(span, write)
+    return _bounded(span, functools.partial(_decimal, decimals=decimals))
 
 
 def factor(span: Cell) -> str:
@@ -158,11 +141,9 @@ def _percentage(value: float) -> str:
     return f"{100 * value:g}{NARROW}%" if value == 0 or value >= 1e-6 else percent(value)
 
 
-def probability(value: Cell) -> str:
+@_printed
+def probability(value: float) -> str:
     """A p-value: three decimals, and below them only that it is below."""
-    if not _finite(value):
-        return _DASH
-    assert isinstance(value, int | float)
     return "<" + NARROW + "0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -178,7 +159,7 @@ KINDS: dict[str, Callable[[Cell], str]] = {
     "count": count,
     "number": number,
     "decimal": _decimal,
-    "tenths": _tenths,
+    "tenths": functools.partial(_decimal, decimals=1),
     "exponential": exponential,
     "share": share,
     "percent": percent,

@@ -16,6 +16,7 @@ from lingregions.models import roles
 from lingregions.regions import file
 from lingregions.regions.file import Header
 from lingregions.report import numerals
+from lingregions.report.tables import distinct
 
 _MOST = 64  # regions that one pass can compare: one bit each
 _BINS = 48  # of a profile along one axis of one matrix
@@ -109,7 +110,7 @@ def read(paths: Sequence[str | os.PathLike[str]], axis: str = "embed") -> tuple[
       ValueError: a file is damaged or is no region file; says which.
     """
     headers = [file.header(path) for path in paths]
-    names = _distinct([head.provenance.name or Path(path).stem for head, path in zip(headers, paths, strict=True)])
+    names = distinct([head.provenance.name or Path(path).stem for head, path in zip(headers, paths, strict=True)])
     parallel = 1 < len(paths) <= _MOST and all(_shapes(head) == _shapes(headers[0]) for head in headers[1:])
     carried = [np.zeros(_length(head, axis), np.int64) for head in headers]
     profiles: list[list[Profile]] = [[] for _ in paths]
@@ -135,16 +136,6 @@ def read(paths: Sequence[str | os.PathLike[str]], axis: str = "embed") -> tuple[
 
 def _shapes(header: Header) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, matrix.shape) for name, matrix in header.matrices.items()]
-
-
-def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    taken: list[str] = []
-    for name in names:
-        number, own = 2, name
-        while own in taken:
-            own, number = f"{name} ({number})", number + 1
-        taken.append(own)
-    return tuple(taken)
 
 
 def _place(header: Header, name: str, axis: str) -> int | None:
@@ -217,7 +208,7 @@ def _iou(shared: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.full(shared.shape, np.nan), where=union > 0)
 
 
-def _overlap(names: tuple[str, ...], shared: dict[str, np.ndarray], surveys: Sequence[Survey]) -> Overlap:
+def _overlap(names: Sequence[str], shared: dict[str, np.ndarray], surveys: Sequence[Survey]) -> Overlap:
     together = _iou(np.sum(list(shared.values()), axis=0))
     values = tuple(tuple(None if math.isnan(cell) else cell for cell in row) for row in together.tolist())
     shares = sorted(survey.selected / survey.size for survey in surveys)[-2:]
@@ -225,7 +216,7 @@ def _overlap(names: tuple[str, ...], shared: dict[str, np.ndarray], surveys: Seq
     chance = both / (sum(shares) - both) if sum(shares) > both else None
     columns = roles.ordered({roles.locate(name)[0] for name in shared})
     order = sorted(shared, key=lambda name: (roles.locate(name)[1] or 0, columns.index(roles.locate(name)[0])))
-    return Overlap(names, values, chance, tuple((*_cell(name), _iou(shared[name])) for name in order))
+    return Overlap(tuple(names), values, chance, tuple((*_cell(name), _iou(shared[name])) for name in order))
 
 
 def _survey(name: str, header: Header, axis: str, carried: np.ndarray, profiles: Sequence[Profile]) -> Survey:
