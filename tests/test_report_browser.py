@@ -33,7 +33,7 @@ FILES = {
     "languages": {
         "kind": "overlap",
         "title": "O",
-        "names": ["es", "zh", "pt"],
+        "names": ["es", "vi", "pt"],
         "values": [[1, 0.1, 0.8], [0.1, 1, 0.2], [0.8, 0.2, 1]],
     },
     "many": {
@@ -146,6 +146,21 @@ for (const svg of document.querySelectorAll(".view svg")) {
 }
 return found;
 """
+# Names of one axis that stand in each other.
+CROWDED = """
+const found = [];
+for (const axis of document.querySelectorAll(".view svg .role-axis-label")) {
+  const shown = [...axis.querySelectorAll("text")].filter((text) => text.getAttribute("opacity") !== "0");
+  const boxes = shown.map((text) => text.getBoundingClientRect());
+  for (let place = 1; place < boxes.length; place++) {
+    const [one, two] = [boxes[place - 1], boxes[place]];
+    const across = Math.min(one.right, two.right) - Math.max(one.left, two.left);
+    if (across > 1 && Math.min(one.bottom, two.bottom) - Math.max(one.top, two.top) > 1)
+      found.push(`${shown[place - 1].textContent} | ${shown[place].textContent}`);
+  }
+}
+return found;
+"""
 EMPTY = """
 const marks = ".view svg .role-mark path, .view svg .role-mark line";
 return [...document.querySelectorAll("[data-figure]")]
@@ -159,6 +174,7 @@ def test_every_figure_is_drawn_whole(driver, folder, width, scheme):
     assert opened(driver, folder, width, scheme) == []
     assert driver.execute_script("return document.querySelectorAll('.view svg').length") >= 10
     assert driver.execute_script(CLIPPED) == []
+    assert driver.execute_script(CROWDED) == []
     assert driver.execute_script(EMPTY) == []
 
 

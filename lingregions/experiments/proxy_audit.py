@@ -342,7 +342,7 @@ def _calibration(sample: Sample, names: Sequence[str]) -> dict[str, Any]:
         series,
         "exact effect, nats per token",
         logarithmic=True,
-        note="Medians over the strata of all kinds of matrix and languages, band: quartiles. On the line `equal` the "
+        note="Medians over the strata of all kinds of matrix and languages, band: quartiles. On the line “equal” the "
         "scores of a group add up to the effect of its removal.",
     )
 

@@ -151,6 +151,11 @@ def choice(name: str, options: Sequence[str], words: str, value: str | None = No
     return alt.param(name=name, value=options[0] if value is None else value, bind=bind)
 
 
+def upright(names: Sequence[str]) -> int:
+    """The angle of the names of columns: level where a phone has room for them side by side."""
+    return 0 if len(names) * (max(map(len, names), default=0) + 1) <= _TITLE else -90
+
+
 def _round_ticks(low: float, high: float, most: int = 9) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten apart) inside [low, high]."""
     rough = max(high - low, 1e-9) / (most - 1)
@@ -314,7 +319,7 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
         return None
     columns = list(dict.fromkeys(frame["language"]))
     base = alt.Chart(ROWS).encode(
-        x=alt.X("language:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-60 if len(columns) > 3 else 0)),
+        x=alt.X("language:N", sort=columns, title=None, axis=alt.Axis(labelAngle=upright(columns))),
         y=alt.Y("label:N", sort=None, title=None),
         tooltip=[_HOVER[0], *_HOVER[2:6]],
     )
@@ -381,9 +386,7 @@ def heatmap(
         scale = alt.Scale(domain=[0, span], range="ramp")
     widest = 7 * int(frame["reading"].str.len().max())
     base = alt.Chart(ROWS).encode(
-        x=alt.X(
-            "column:N", sort=None, title=None, axis=alt.Axis(labelAngle=-90 if len(columns) > 6 else 0, orient="top")
-        ),
+        x=alt.X("column:N", sort=None, title=None, axis=alt.Axis(labelAngle=upright(columns), orient="top")),
         y=alt.Y("row:N", sort=None, title=corner or None),
         tooltip=[
             alt.Tooltip("row:N", title=corner or "row"),
@@ -434,6 +437,8 @@ class Axis:
         low, high = float(values.min(axis=None)), float(values.max(axis=None))
         if self.kind == "exponential" and 0 < high - low < 1.5:
             ticks["values"] = [math.log10(tick) for tick in _round_ticks(10**low, 10**high, 7)]
+        elif self.kind == "exponential" and high > low:
+            ticks["values"] = [*range(math.floor(low), math.ceil(high) + 1, math.ceil((high - low) / 7))]
         return {
             "title": textwrap.wrap(self.title, _TITLE),
             "scale": alt.Scale(type="log") if self.logarithmic else alt.Scale(zero=False, nice=True),
