@@ -29,9 +29,9 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / f"xla-{_pro
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
-# Programs that tests start are held against each other, not against figures: they compile in half the time. By a variable
-# that JAX has read here already and that enters the key of what is kept: XLA_FLAGS would enter this process's keys too,
-# and it would load programs that are compiled otherwise than its own.
+# Programs that tests start are held against each other, not against figures: they compile in half the time. JAX has
+# read this variable here already, and it is part of what compiled programs are kept under. XLA_FLAGS would be read
+# again for that: this process would load programs that are compiled otherwise than its own.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # The first example of a property compiles; a deadline would call that a failure. Each CI run sees the same examples.
