@@ -7,6 +7,7 @@ only) costs the logits once more.
 """
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
+from lingregions.models import roles
 from lingregions.models.compute import DTYPES
 
 _PIECES = 16  # of the vocabulary, that the gradient of the head is added up in over devices
@@ -35,6 +37,10 @@ class Loss(NamedTuple):
     nll: jax.Array
     tokens: jax.Array
     bytes: jax.Array
+
+
+Totals = dict[str, jax.Array]  # what is gathered at one parameter, under any names
+Add = Callable[[str, jax.Array, jax.Array, Totals], Totals]
 
 
 def targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -76,12 +82,15 @@ def nll_and_inputs(
 ) -> tuple[Loss, trees.Tree]:
     """Return `nll` and the sums of squares of what enters each weight (see `models.hidden`), from one pass."""
     each, counts, inputs = _each(config, compute, params, batch, capture, bounds, buffers)
-    sums = Loss(
+    return _sums(each, counts, batch), inputs
+
+
+def _sums(each: jax.Array, counts: jax.Array, batch: Batch) -> Loss:
+    return Loss(
         nll=jnp.sum(jnp.where(counts, each, jnp.float32(0)), axis=1),
         tokens=jnp.sum(counts, axis=1, dtype=jnp.int32),
         bytes=jnp.sum(jnp.where(counts, jnp.roll(batch.bytes, -1, axis=1), 0), axis=1, dtype=jnp.int32),
     )
-    return sums, inputs
 
 
 def differentiate(
@@ -91,9 +100,8 @@ def differentiate(
     part: trees.Tree,
     batch: Batch,
     weight: jax.Array,
-    capture: bool = False,
-) -> tuple[trees.Tree, Loss, trees.Tree]:
-    """Return the gradient of weight x the summed NLL of a batch, with the losses and what enters each weight.
+) -> tuple[trees.Tree, Loss]:
+    """Return the gradient of weight x the summed NLL of a batch, with the losses.
 
     Args:
       config: model config.
@@ -102,11 +110,10 @@ def differentiate(
       part: those that the gradient is taken of, a tree of some of their leaves.
       batch: int32 arrays [B, T].
       weight: float32 scalar.
-      capture: whether to gather what enters each weight.
 
     Returns:
-      The gradient, parallel to `part`, and losses and inputs as from `nll_and_inputs`. The layers' weights have theirs
-      in the compute dtype: under bfloat16 no digit more was ever found, and they have half the bytes.
+      The gradient, parallel to `part`, and the losses as from `nll`. The layers' weights have theirs in the compute
+      dtype: under bfloat16 no digit more was ever found, and they have half the bytes.
     """
     dtype, declared, leaves = DTYPES[compute.dtype], trees.flatten(models.declare(config)), trees.flatten(part)
     low = {path: leaf for path, leaf in leaves.items() if declared[path].stacked and leaf.dtype != dtype}
@@ -114,14 +121,117 @@ def differentiate(
 
     def objective(rest: dict[str, jax.Array], buffers: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         whole = trees.merge(params, trees.unflatten(low | rest))
-        found, inputs = nll_and_inputs(config, compute, whole, batch, capture, buffers=trees.unflatten(buffers))
-        return jnp.sum(found.nll) * weight, (found, inputs)
+        found, _ = nll_and_inputs(config, compute, whole, batch, False, buffers=trees.unflatten(buffers))
+        return jnp.sum(found.nll) * weight, found
 
     # Again around the gradient: the hand-written backward passes are traced after the loss.
     with jax.default_matmul_precision(compute.precision):
         buffers = {path: jnp.zeros(leaf.shape, dtype) for path, leaf in low.items()}
-        (above, below), (found, inputs) = jax.grad(objective, argnums=(0, 1), has_aux=True)(rest, buffers)
-    return trees.unflatten(above | below), found, inputs
+        (above, below), found = jax.grad(objective, argnums=(0, 1), has_aux=True)(rest, buffers)
+    return trees.unflatten(above | below), found
+
+
+def accumulate(
+    config: Any,
+    compute: models.Compute,
+    params: trees.Tree,
+    totals: Mapping[str, Totals],
+    batch: Batch,
+    weight: jax.Array,
+    add: Add,
+    capture: bool = False,
+) -> tuple[dict[str, Totals], Loss, trees.Tree]:
+    """Feed the gradient that `differentiate` returns to `add` a layer at a time: no tree of gradients ever exists.
+
+    Forward keeps what enters each layer, [L, B, T, D]. Backward runs each layer again, takes its gradient, and puts
+    what `add` makes of it into the layer's slice of the totals, which are updated in place where they are donated.
+
+    Args:
+      config: model config.
+      compute: how to run it; `remat` says nothing here.
+      params: float32 parameters.
+      totals: {path: arrays}, for the parameters that the gradient is taken of; those of the layers have the axis of
+        layers in front.
+      batch: int32 arrays [B, T].
+      weight: float32 scalar.
+      add: (path, parameter, gradient, totals there) -> totals there; in the layers of one layer, [1, ...] each.
+      capture: whether to gather what enters the weights of the layers.
+
+    Returns:
+      The totals; losses and inputs as from `nll_and_inputs`, those of the layers alone.
+    """
+    family, stack = models.architecture(config), params[roles.LAYERS]
+    outer = {path: leaf for path, leaf in trees.walk(params) if path in totals and not roles.stacked(path)}
+    places = jnp.arange(jax.tree.leaves(stack)[0].shape[0], dtype=jnp.int32)
+
+    def enter(outer: trees.Tree) -> jax.Array:
+        return family.enter(config, compute, trees.merge(params, trees.unflatten(outer)), batch.tokens)
+
+    def layer(weights: trees.Tree, place: jax.Array, x: jax.Array) -> tuple[jax.Array, trees.Tree]:
+        return family.layer(config, compute, weights, place, x, batch.segments, capture)
+
+    def leave(outer: trees.Tree, x: jax.Array) -> tuple[jax.Array, Loss]:
+        whole = trees.merge(params, trees.unflatten(outer))
+        hidden = family.leave(config, compute, whole, x, batch.segments)
+        found = _sums(*_of_hidden(config, compute, whole, hidden, batch), batch)
+        return jnp.sum(found.nll) * weight, found
+
+    def forward(x: jax.Array, each: tuple[trees.Tree, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, trees.Tree]]:
+        out, inputs = layer(*each, x)
+        return out, (x, inputs)
+
+    with jax.default_matmul_precision(compute.precision):
+        x, d_enter = jax.vjp(enter, outer)
+        x, (kept, inputs) = jax.lax.scan(forward, x, (stack, places), unroll=compute.unroll)
+        _, d_leave, found = jax.vjp(leave, outer, x, has_aux=True)
+        above, d_x = d_leave(jnp.ones((), jnp.float32))
+        inside = {path: total for path, total in totals.items() if path not in outer}
+        d_x, summed = _backward_layers(layer, stack, kept, places, d_x, inside, add)
+        (below,) = d_enter(d_x)
+    for path, leaf in outer.items():
+        summed[path] = add(path, leaf, above[path] + below[path], totals[path])
+    return summed, found, {roles.LAYERS: inputs} if capture else {}
+
+
+def _backward_layers(
+    layer: Callable[..., tuple[jax.Array, trees.Tree]],
+    stack: trees.Tree,
+    kept: jax.Array,
+    places: jax.Array,
+    d_x: jax.Array,
+    totals: dict[str, Totals],
+    add: Add,
+) -> tuple[jax.Array, dict[str, Totals]]:
+    """Return the slope of what enters the first layer and the totals, from the slope of what leaves the last.
+
+    Args:
+      layer: (weights, place, x) -> (x, anything).
+      stack: weights of all layers.
+      kept: what entered each layer [L, B, T, D].
+      places: 0 to L - 1.
+      d_x: slope of what left the last layer.
+      totals: by path, of the layers alone.
+      add: as in `accumulate`.
+    """
+
+    def backward(carry: Any, each: tuple[jax.Array, trees.Tree, jax.Array]) -> tuple[Any, None]:
+        (d_x, totals), (x, weights, place) = carry, each
+        leaves = trees.flatten({roles.LAYERS: weights})
+        mine = {path: leaves[path] for path in totals}
+
+        def run(mine: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+            return layer(trees.unflatten(leaves | mine)[roles.LAYERS], place, x)[0]
+
+        gradient, d_x = jax.vjp(run, mine, x)[1](d_x)
+        for path, theta in mine.items():
+            here = jax.tree.map(lambda total: jax.lax.dynamic_slice_in_dim(total, place, 1), totals[path])
+            here = add(path, theta[None], gradient[path][None], here)
+            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=0)
+            totals = totals | {path: jax.tree.map(put, totals[path], here)}
+        return (d_x, totals), None
+
+    (d_x, totals), _ = jax.lax.scan(backward, (d_x, totals), (kept, stack, places), reverse=True)
+    return d_x, totals
 
 
 def losses(
@@ -147,10 +257,17 @@ def _each(
     """Return the loss [B, T] of the token after each position, whether it counts, and what `models.hidden` captured."""
     with jax.default_matmul_precision(compute.precision):
         hidden, inputs = models.hidden(config, compute, params, batch.tokens, batch.segments, capture, bounds, buffers)
-        table = models.head(config, params).astype(DTYPES[compute.dtype])
-        following, counts = targets(batch)
-        chunk = min(compute.chunk, hidden.shape[1])
-        return cross_entropy(hidden, table, following, chunk, models.logit_softcap(config)), counts, inputs
+        return *_of_hidden(config, compute, params, hidden, batch), inputs
+
+
+def _of_hidden(
+    config: Any, compute: models.Compute, params: trees.Tree, hidden: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Return the loss [B, T] of the token after each position, and whether it counts, from the last hidden state."""
+    table = models.head(config, params).astype(DTYPES[compute.dtype])
+    following, counts = targets(batch)
+    chunk = min(compute.chunk, hidden.shape[1])
+    return cross_entropy(hidden, table, following, chunk, models.logit_softcap(config)), counts
 
 
 def cross_entropy(

@@ -5,7 +5,8 @@ released code computes (docs/method.md 1): |theta x the signed gradient summed o
 over means of batches; `sound` weighs every token alike and sums in float32. Scores are trees parallel to the parameters
 of the score scope, on the same shards. A score depends on (model, corpus, seed, number of samples, definition) alone.
 
-Cost: one forward and backward pass a token, and one float32 array a rule beside the parameters in scope (`taylor_abs`
+Cost: two forward passes and one backward a token - each layer is run again when its gradient is due, which is then fed
+to every rule: no tree of gradients exists - and one float32 array a rule beside the parameters in scope (`taylor_abs`
 and `fisher`, and sums in bfloat16, need one more for the gradient of the group that is open).
 """
 
@@ -166,6 +167,7 @@ class Sums:
     open: trees.Tree
 
 
+_OPEN = "open"  # names the gradient of the open group beside the rules
 _NONE: Mapping[str, float] = MappingProxyType({})
 
 
@@ -242,38 +244,49 @@ def step(
     rules = {name: RULES[name] for name in sums.rules}
     capture = any(rule.reads == "inputs" for rule in rules.values())
 
-    if any(rule.reads == "gradient" for rule in rules.values()):
-        gradient, found, inputs = loss.differentiate(config, compute, params, part, batch, weight, capture)
+    offsets = models.offsets(config)
+
+    def add(path: str, theta: jax.Array, gradient: jax.Array, totals: loss.Totals) -> loss.Totals:
+        if sums.open:
+            return {_OPEN: totals[_OPEN] + gradient.astype(jnp.float32)}
+        used = theta + np.float32(offsets.get(path, 0.0))
+        return {name: _updated(name, total, used, gradient) for name, total in totals.items()}
+
+    read = {name: total for name, total in sums.rules.items() if rules[name].reads == "gradient"}
+    fed = {_OPEN: sums.open} if sums.open else read
+    if read:
+        flat = {name: trees.flatten(total) for name, total in fed.items()}
+        totals = {path: {name: total[path] for name, total in flat.items()} for path in trees.flatten(part)}
+        totals, found, inputs = loss.accumulate(config, compute, params, totals, batch, weight, add, capture)
+        fed = {name: trees.unflatten({path: total[name] for path, total in totals.items()}) for name in fed}
     else:
-        gradient, (found, inputs) = {}, loss.nll_and_inputs(config, compute, params, batch, capture)
-    theta = models.effective(part, models.offsets(config))
-    given = {"gradient": gradient, "inputs": inputs, "nothing": part}
+        found, inputs = loss.nll_and_inputs(config, compute, params, batch, capture)
+    theta = models.effective(part, offsets)
     added = {
-        name: total if sums.open and rules[name].reads == "gradient" else _update(name, total, theta, given)
+        name: _update(name, total, theta, inputs if rules[name].reads == "inputs" else part)
         for name, total in sums.rules.items()
+        if name not in read
     }
-    opened = (
-        jax.tree.map(lambda total, more: total + more.astype(total.dtype), sums.open, gradient) if sums.open else {}
-    )
-    return Sums(added, opened), found
+    return Sums(sums.rules | fed | added if not sums.open else sums.rules | added, fed.get(_OPEN, {})), found
 
 
-def _update(name: str, sums: trees.Tree, part: trees.Tree, given: Mapping[str, trees.Tree]) -> trees.Tree:
-    """Apply a rule's update array by array, in float32, and keep the dtype of the sums."""
-    rule, theirs = RULES[name], trees.flatten(given[RULES[name].reads])
+def _updated(name: str, total: jax.Array, theta: jax.Array, slope: jax.Array) -> jax.Array:
+    """Apply a rule's update to one array, in float32, and keep the dtype of the sum."""
+    wide = total.astype(jnp.float32), theta, slope.astype(jnp.float32)
+    return RULES[name].update(*wide).astype(total.dtype)
 
-    def update(path: str, total: jax.Array, theta: jax.Array) -> jax.Array:
-        wide = total.astype(jnp.float32), theta, theirs[path].astype(jnp.float32)
-        return rule.update(*wide).astype(total.dtype)
 
-    return trees.transform(update, sums, part)
+def _update(name: str, sums: trees.Tree, part: trees.Tree, slopes: trees.Tree) -> trees.Tree:
+    """Apply a rule's update array by array; `slopes` is what the rule reads."""
+    theirs = trees.flatten(slopes)
+    return trees.transform(lambda path, total, theta: _updated(name, total, theta, theirs[path]), sums, part)
 
 
 def close(params: trees.Tree, sums: Sums, scope: str, offsets: Mapping[str, float] = _NONE) -> Sums:
     """End a group: feed its gradient to the rules that read it, and empty it. Jit it with `sums` donated."""
     part = models.effective(roles.restrict(params, scope), offsets)
     closed = {
-        name: _update(name, total, part, {"gradient": sums.open}) if RULES[name].reads == "gradient" else total
+        name: _update(name, total, part, sums.open) if RULES[name].reads == "gradient" else total
         for name, total in sums.rules.items()
     }
     return Sums(closed, jax.tree.map(jnp.zeros_like, sums.open))

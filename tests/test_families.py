@@ -92,8 +92,19 @@ def test_loss_and_gradients(name: str) -> None:
         found = loss.nll(config, compute, params, batch)
         return jnp.sum(found.nll), found.nll
 
-    slopes, nll = jax.jit(jax.grad(objective, has_aux=True))(params)
+    def add(path: str, theta: jax.Array, gradient: jax.Array, totals: loss.Totals) -> loss.Totals:
+        return {"sum": totals["sum"] + gradient}
+
+    @jax.jit
+    def both(params: trees.Tree) -> tuple[trees.Tree, jax.Array, dict[str, loss.Totals]]:
+        zeros = {path: {"sum": jnp.zeros_like(leaf)} for path, leaf in trees.walk(params)}
+        summed = loss.accumulate(config, compute, params, zeros, batch, jnp.float32(1), add)[0]
+        return *jax.grad(objective, has_aux=True)(params), summed
+
+    slopes, nll, summed = both(params)
     np.testing.assert_allclose(float(nll[0]), about["nll"], rtol=1e-5)
+    for path, leaf in trees.walk(slopes):  # the gradient of training, and that of scoring
+        assert np.linalg.norm(summed[path]["sum"] - leaf) <= 1e-5 * np.linalg.norm(leaf), path
     found = {tensor: np.zeros(values.shape) for tensor, values in arrays.items()}
     for path, each in trees.walk(models.declare(config)):
         leaf = np.asarray(trees.flatten(slopes)[path], np.float64)

@@ -22,7 +22,7 @@ TIED = DecoderConfig(
     vocab=40, embed=8, mlp=12, layers=1, heads=2, kv_heads=1, head_dim=4, context=64, std=0.5, tied=True
 )
 B, T, D, V = 4, 10, 8, 40
-DIFFERENTIATE = jax.jit(loss.differentiate, static_argnums=(0, 1), static_argnames="capture")
+DIFFERENTIATE = jax.jit(loss.differentiate, static_argnums=(0, 1))
 
 SEGMENTS = np.int32(
     [
@@ -279,14 +279,13 @@ def test_a_bfloat16_gradient_has_half_the_bytes_and_the_same_digits(config, rema
     params, batch = models.initialize(config, jax.random.key(0)), draw()
     compute = Compute(dtype="bfloat16", remat=remat, block=4, chunk=5)
     plain = jax.jit(jax.grad(lambda params: jnp.sum(loss.nll(config, compute, params, batch).nll) * jnp.float32(0.3)))
-    found, told, inputs = DIFFERENTIATE(config, compute, params, params, batch, jnp.float32(0.3))
+    found, told = DIFFERENTIATE(config, compute, params, params, batch, jnp.float32(0.3))
     expected, found = trees.flatten(plain(params)), trees.flatten(found)
     assert found.keys() == expected.keys()
     for path, leaf in found.items():
         assert leaf.dtype == (jnp.bfloat16 if path.startswith("layers.") else jnp.float32), path
         np.testing.assert_array_equal(np.asarray(leaf, np.float32), np.asarray(expected[path]), path)
     np.testing.assert_array_equal(told.nll, loss.nll(config, compute, params, batch).nll)
-    assert not inputs
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1), (1, 4, 2), (8, 1, 1), (1, 1, 8)])
@@ -316,16 +315,42 @@ def test_the_gradient_of_a_part_is_that_part_of_the_gradient():
     params, batch = models.initialize(CONFIG, jax.random.key(0)), draw()
     for dtype in ("float32", "bfloat16"):
         compute = Compute(dtype=dtype, block=4, chunk=5)
-        whole, _, _ = DIFFERENTIATE(CONFIG, compute, params, params, batch, jnp.float32(1))
+        whole, _ = DIFFERENTIATE(CONFIG, compute, params, params, batch, jnp.float32(1))
         part = roles.restrict(params, "decoder_without_norms")
-        found, _, inputs = DIFFERENTIATE(CONFIG, compute, params, part, batch, jnp.float32(1), capture=True)
+        found, _ = DIFFERENTIATE(CONFIG, compute, params, part, batch, jnp.float32(1))
         assert trees.flatten(found).keys() == trees.flatten(part).keys()
         for path, leaf in trees.walk(found):
             assert np.any(leaf)
             np.testing.assert_allclose(
                 np.asarray(leaf, np.float32), np.asarray(trees.flatten(whole)[path], np.float32), rtol=1e-5, atol=1e-6
             )
-        assert trees.flatten(inputs)
+
+
+def keep(path: str, theta: jax.Array, gradient: jax.Array, totals: loss.Totals) -> loss.Totals:
+    """Adds the gradient, and puts down what it was said to be the gradient of."""
+    return {"sum": totals["sum"] + gradient.astype(jnp.float32), "theta": theta}
+
+
+@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["plain", "tied"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scope", ["decoder_without_norms", "everything"])
+def test_layer_by_layer_the_same_gradient_is_added(config, dtype, scope):
+    params, batch = models.initialize(config, jax.random.key(0)), draw()
+    part, compute = roles.restrict(params, scope), Compute(dtype=dtype, block=4, chunk=5)
+    totals = {path: {"sum": jnp.ones_like(leaf), "theta": jnp.zeros_like(leaf)} for path, leaf in trees.walk(part)}
+    accumulate = jax.jit(loss.accumulate, static_argnums=(0, 1, 6))
+    found, told, inputs = accumulate(config, compute, params, totals, batch, jnp.float32(0.3), keep)
+    expected, losses = DIFFERENTIATE(config, compute, params, part, batch, jnp.float32(0.3))
+    assert found.keys() == trees.flatten(part).keys()
+    for path, slope in trees.walk(expected):
+        np.testing.assert_array_equal(found[path]["theta"], trees.flatten(params)[path], path)
+        slope = np.asarray(slope, np.float32)
+        assert np.any(slope)
+        # Sums of at most 16 tokens in another order; and one is added to each.
+        atol = 16 * 2.0**-24 * max(1, np.abs(slope).max())
+        np.testing.assert_allclose(np.asarray(found[path]["sum"]) - 1, slope, rtol=0, atol=atol, err_msg=path)
+    np.testing.assert_array_equal(told.nll, losses.nll)
+    assert not inputs
 
 
 def sizes(jaxpr: Any) -> Iterator[int]:

@@ -578,3 +578,12 @@ def test_every_matrix_product_of_a_step_has_the_precision_that_was_asked(precisi
     # Seven projections and attention's two products forward; twice that and one recomputed backward; the loss.
     assert len(found) >= 20
     assert {each.strip("(),]") for each in found} == {f"Precision.{precision.upper()}"}
+
+
+@pytest.mark.parametrize("rules", [(), RULES], ids=["one rule", "all rules"])
+def test_a_step_holds_no_gradient_but_that_of_one_layer(rules):
+    config = DecoderConfig(vocab=40, embed=32, mlp=96, layers=16, heads=4, kv_heads=2, head_dim=8, context=64)
+    part = roles.restrict(models.shapes(config), "decoder")
+    scorer = Scorer(config, Compute(), Definition(), rules, micro=1)
+    beside = scorer.lower(models.shapes(config), 8).compile().memory_analysis().temp_size_in_bytes
+    assert beside < 4 * trees.count(part) / 4, beside

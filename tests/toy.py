@@ -69,6 +69,18 @@ class _Layer(nn.Module):
         return meshes.constrain(out, "batch", "tokens", "features"), None
 
 
+def embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    return meshes.constrain(jnp.take(table, tokens, axis=0), "batch", "tokens", "features")
+
+
+def seen(segments: jax.Array, dtype: Any) -> jax.Array:
+    """The share of each token before a token, [B, T, T]."""
+    T = segments.shape[1]
+    same = segments[:, :, None] == segments[:, None, :]
+    shares = (same & (jnp.arange(T)[:, None] >= jnp.arange(T)[None, :])[None]).astype(dtype)
+    return shares / jnp.sum(shares, axis=-1, keepdims=True)
+
+
 class Toy(nn.Module):
     """The toy's decoder."""
 
@@ -77,13 +89,9 @@ class Toy(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-        dtype, T = DTYPES[self.compute.dtype], tokens.shape[1]
+        dtype = DTYPES[self.compute.dtype]
         table = parameters(self.config)["embedding"]
-        x = jnp.take(self.param(table.key, table.initialize, table.matrix).astype(dtype), tokens, axis=0)
-        x = meshes.constrain(x, "batch", "tokens", "features")
-        same = segments[:, :, None] == segments[:, None, :]
-        seen = (same & (jnp.arange(T)[:, None] >= jnp.arange(T)[None, :])[None]).astype(dtype)
-        seen = seen / jnp.sum(seen, axis=-1, keepdims=True)
+        x = embed(self.param(table.key, table.initialize, table.matrix).astype(dtype), tokens)
         stack = nn.scan(
             _Layer,
             variable_axes={"params": 0},
@@ -91,8 +99,13 @@ class Toy(nn.Module):
             in_axes=(nn.broadcast,),
             length=self.config.layers,
         )
-        out: jax.Array = stack(self.config, dtype, name=roles.LAYERS)(x, seen)[0]
+        out: jax.Array = stack(self.config, dtype, name=roles.LAYERS)(x, seen(segments, dtype))[0]
         return out
+
+
+def layer(config: ToyConfig, compute: Compute, weights: Any, place: Any, x: Any, segments: Any, capture: bool = False):
+    dtype = DTYPES[compute.dtype]
+    return _Layer(config, dtype).apply({"params": weights}, x, seen(segments, dtype))[0], {}
 
 
 ARCHITECTURE = Architecture(
@@ -101,4 +114,7 @@ ARCHITECTURE = Architecture(
     module=Toy,
     declare=declare,
     head=lambda params: params["embed_tokens"],
+    enter=lambda config, compute, params, tokens: embed(params["embed_tokens"].astype(DTYPES[compute.dtype]), tokens),
+    layer=layer,
+    leave=lambda config, compute, params, x, segments: x,
 )

@@ -60,6 +60,9 @@ class Architecture(NamedTuple):
       module: Linen module, called with (config, compute) and then (tokens, segments) -> hidden [B, T, D].
       declare: config -> tree of `Parameter`.
       head: params -> [V, D].
+      enter: (config, compute, params, tokens) -> what enters the first layer [B, T, D].
+      layer: (config, compute, weights of one layer, its place, x, segments, capture) -> (x, inputs of its weights).
+      leave: (config, compute, params, x, segments) -> hidden [B, T, D]. These three are `module` in pieces.
     """
 
     parse: Callable[[Mapping[str, Any]], Any]
@@ -67,6 +70,9 @@ class Architecture(NamedTuple):
     module: Callable[..., nn.Module] = decoder.Decoder
     declare: Callable[[Any], trees.Tree] = decoder.declare
     head: Callable[[Mapping[str, Any]], jax.Array] = decoder.head
+    enter: Callable[..., jax.Array] = decoder.enter
+    layer: Callable[..., tuple[jax.Array, trees.Tree]] = decoder.layer
+    leave: Callable[..., jax.Array] = decoder.leave
 
 
 _VARIANTS = {  # of the shared decoder, by the `model_type` of a Hugging Face config.json

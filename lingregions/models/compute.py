@@ -26,7 +26,8 @@ class Compute:
       dtype: of activations and matrix products, "float32" or "bfloat16"; parameters, softmax and loss stay float32.
       precision: of float32 matrix products, one of `_PRECISIONS`; no difference on a CPU, a factor in both time and
         error on a TPU.
-      remat: a key of `REMAT`; "full" lowers the memory of the backward pass for about a fifth more time.
+      remat: of training, a key of `REMAT`; "full" lowers the memory of the backward pass for about a fifth more time.
+        Scoring keeps what enters each layer, whatever this says.
       attention: one of `_ATTENTIONS`, which `models.attention` describes; "auto" takes what suits the platform.
       block: queries a block of "blocked".
       chunk: tokens a step of the vocabulary-wide loss, so that no [B, T, V] array exists.

@@ -284,6 +284,80 @@ _BLOCKS: tuple[tuple[Any, str], ...] = ((_Attention, "self_attn"), (_Mlp, "mlp")
 _STACKED = ("params", "inputs", "maxima", "bounds", "cache", "gradient_buffers")
 
 
+class _Last(_Block):
+    """What follows the layers: the last norm."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, segments: jax.Array) -> jax.Array:
+        """Map [B, T, D] to [B, T, D]."""
+        return self.norm(x, "final_norm", segments)
+
+
+def _embed(config: DecoderConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Return what enters the first layer [B, T, D], from the embedding [V, D] in the compute dtype."""
+    # Each device looks up its part of the embed axis for all samples, then the parts change places: with whole rows
+    # the whole table, and its gradient, would lie on every device.
+    x = jnp.take(table, meshes.constrain(tokens, "copies", "tokens"), axis=0)
+    x = meshes.constrain(x, "copies", "tokens", "embed")
+    x = meshes.constrain(x, "batch", "tokens", "features")
+    return x * jnp.asarray(math.sqrt(config.embed), x.dtype) if config.scaled_embedding else x
+
+
+def _turns(
+    config: DecoderConfig, length: int, start: jax.Array | None = None
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array | None]:
+    """Return the angles of rotation and the kind of every layer, int32 [L], as `_Layer` wants them."""
+    kinds = _distinct_kinds(config)
+    turns = [angles(config.head_dim, kind, length, start) for kind in kinds]
+    if len(kinds) == 1:
+        return turns[0], None
+    rope = jnp.stack([cos for cos, _ in turns]), jnp.stack([sin for _, sin in turns])
+    return rope, jnp.asarray([kinds.index(kind) for kind in config.kinds], jnp.int32)
+
+
+def enter(config: DecoderConfig, compute: Compute, params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
+    """Return what enters the first layer, [B, T, D] in the compute dtype."""
+    return _embed(config, _narrow(params[roles.path("embedding")], DTYPES[compute.dtype]), tokens)
+
+
+def layer(
+    config: DecoderConfig,
+    compute: Compute,
+    weights: trees.Tree,
+    place: jax.Array,
+    x: jax.Array,
+    segments: jax.Array,
+    capture: bool = False,
+) -> tuple[jax.Array, trees.Tree]:
+    """Return what leaves one layer, and the sums of squares of what enters its weights if `capture` asks for them.
+
+    Args:
+      config: model config.
+      compute: how to run it.
+      weights: of this layer, without the axis of layers.
+      place: int32 [], which layer it is.
+      x: what enters it, [B, T, D].
+      segments: int32 [B, T].
+      capture: whether to gather what enters each weight.
+    """
+    rope, kinds = _turns(config, x.shape[1])
+    kind = None if kinds is None else jnp.take(kinds, place)
+    module, mutable = _Layer(config, compute), ["inputs"] if capture else []
+    found: Any = module.apply({"params": weights}, x, segments, rope, None, kind, mutable=mutable)
+    (out, _), state = found
+    return out, state.get("inputs", {})
+
+
+def leave(
+    config: DecoderConfig, compute: Compute, params: Mapping[str, Any], x: jax.Array, segments: jax.Array
+) -> jax.Array:
+    """Return the last hidden state from what left the last layer, both [B, T, D]."""
+    key = _parameters(config)["final_norm"].key
+    out: Any = _Last(config, compute).apply({"params": {key: params[key]}}, x, segments)
+    found: jax.Array = out
+    return found
+
+
 class Decoder(_Block):
     """Tokens to the last hidden state, which `loss` multiplies with the head without building all logits."""
 
@@ -295,13 +369,7 @@ class Decoder(_Block):
         of their weights, "cache" keeps keys and values. With `start`, int32 [B], the tokens of each sample are its one
         document's from position `start` on, and the cache holds those before.
         """
-        # Each device looks up its part of the embed axis for all samples, then the parts change places: with whole rows
-        # the whole table, and its gradient, would lie on every device.
-        x = jnp.take(self.weight("embedding"), meshes.constrain(tokens, "copies", "tokens"), axis=0)
-        x = meshes.constrain(x, "copies", "tokens", "embed")
-        x = meshes.constrain(x, "batch", "tokens", "features")
-        if self.config.scaled_embedding:
-            x = x * jnp.asarray(math.sqrt(self.config.embed), x.dtype)
+        x = _embed(self.config, self.weight("embedding"), tokens)
         layer: Any = _Layer
         if REMAT[self.compute.remat] is not None:
             layer = nn.remat(_Layer, policy=REMAT[self.compute.remat], prevent_cse=False)
@@ -313,13 +381,8 @@ class Decoder(_Block):
             length=self.config.layers,
             unroll=self.compute.unroll,
         )
-        kinds, places = _distinct_kinds(self.config), None
-        turns = [angles(self.config.head_dim, kind, tokens.shape[1], start) for kind in kinds]
-        rope = turns[0]
-        if len(kinds) > 1:
-            rope = jnp.stack([cos for cos, _ in turns]), jnp.stack([sin for _, sin in turns])
-            places = jnp.asarray([kinds.index(kind) for kind in self.config.kinds], jnp.int32)
-        x, _ = stack(self.config, self.compute, name=roles.LAYERS)(x, segments, rope, start, places)
+        rope, kinds = _turns(self.config, tokens.shape[1], start)
+        x, _ = stack(self.config, self.compute, name=roles.LAYERS)(x, segments, rope, start, kinds)
         self.capture_maxima(x, "residual", segments)
         if not self.config.tied:
             self.weight("head")  # declared with the others; `loss` applies it

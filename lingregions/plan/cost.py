@@ -117,6 +117,11 @@ class _Sizes:
         outer = [path for path in self.scored if not self.declared[path].stacked]
         return self.width * self.part(set(self.scored) - set(outer)) + 4 * self.part(outer)
 
+    @property
+    def remat(self) -> str:
+        """What the backward pass keeps; that of scoring always keeps what enters each layer, and nothing else."""
+        return "full" if self.step.job == "score" else self.step.compute.remat
+
     def products(self) -> list[Parameter]:
         return [self.declared[path] for path in self.layers if len(self.declared[path].matrix) == 2]
 
@@ -138,7 +143,7 @@ def _flops(step: Step) -> float:
     forward = matrices + 2 * attention
     if step.job == "evaluate":
         return sizes.samples * (forward + vocabulary)
-    again = {"none": 0.0, "dots": 2 * attention, "full": forward}[step.compute.remat]
+    again = {"none": 0.0, "dots": 2 * attention, "full": forward}[sizes.remat]
     # Logits and their slope; with the head's own gradient the logits once more, and that gradient.
     table = vocabulary * (2 if step.job == "score" else 4)
     return sizes.samples * (forward + again + 2 * matrices + 5 * attention + table)
@@ -152,7 +157,7 @@ def cost(step: Step, topology: Topology | None = None) -> Cost:
     if step.job == "select":
         return Cost(0.0, sizes.part(sizes.layers) * (4.0 * _SELECT_PASSES + 1), 0.0, 0.0)
     passes = {"evaluate": 1, "score": 2, "train": 2}[step.job]
-    if step.job != "evaluate" and step.compute.remat == "full":
+    if step.job != "evaluate" and sizes.remat == "full":
         passes += 1
     turns = sizes.samples // step.micro
     tokens = sizes.rows * step.length
@@ -167,7 +172,7 @@ def cost(step: Step, topology: Topology | None = None) -> Cost:
     gradients, low = 4 * sizes.part(sizes.scored), sizes.gradients
     traffic = turns * (weights + activations)
     if step.job == "score":
-        traffic += 2 * low + 2 * gradients  # written; read, and added to the sums
+        traffic += 2 * gradients  # added to the sums, layer by layer as it is found
     elif step.job == "train":
         summed = 2 * low + 2 * gradients if turns > 1 else low
         traffic += turns * summed + (gradients if turns > 1 else low)
@@ -224,13 +229,13 @@ def memory(step: Step) -> Memory:
         "full": model.embed,
         "dots": model.embed + edges,
         "none": 4 * model.embed + 2 * edges + model.mlp / tensor,
-    }[step.compute.remat]
+    }[sizes.remat]
     temporaries += round(model.layers * tokens * saved * width)
     gradients = 4 * sizes.part(sizes.scored)
     if step.job == "score":
         # Sums in float32; or in bfloat16, with the gradient of the open group beside them.
         sums = gradients * 3 // 2 if step.group else gradients
-        return Memory(arguments + sums, temporaries + sizes.gradients)
+        return Memory(arguments + sums, temporaries + sizes.gradients // model.layers)  # of one layer at a time
     frozen = sizes.part(trees.flatten(roles.restrict(trees.unflatten(sizes.declared), SCOPE)))
     moments = 8 * sizes.part(everything) + frozen // 8
     sums = gradients if batches > 1 else 0

@@ -128,7 +128,7 @@ def make(
         batch=chosen.batch,
         length=step.length,
         dtype=step.compute.dtype,
-        remat=step.compute.remat,
+        remat={"train": step.compute.remat, "score": "full"}.get(step.job, "none"),
         memory=topology.chip.memory,
         compiled=found,
         estimate=cost.memory(chosen),
@@ -161,7 +161,7 @@ def describe(plan: _Plan) -> str:
     if plan.job != "select":
         step = f" in a step of {plan.batch}" if plan.batch != plan.micro else ""
         add("micro-batch", f"{plan.micro} samples of {plan.length} tokens{step}")
-        add("compute", f"{plan.dtype}, remat {plan.remat if plan.job != 'evaluate' else 'none'}")
+        add("compute", f"{plan.dtype}, remat {plan.remat}")
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     if plan.compiled is None:
         parts = [hardware.gibibytes(each) for each in plan.estimate]

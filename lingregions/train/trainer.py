@@ -153,7 +153,7 @@ class Trainer:
 
         def slope(micro: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
             part = trees.unflatten(moving)
-            found, told, _ = loss.differentiate(self.config, self.compute, state.params, part, micro, 1 / total)
+            found, told = loss.differentiate(self.config, self.compute, state.params, part, micro, 1 / total)
             return trees.flatten(found), told.nll
 
         def add(gradient: dict[str, jax.Array], micro: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
