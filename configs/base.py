@@ -102,6 +102,8 @@ def evaluated(config: ConfigDict, variant: str) -> ConfigDict:
     # What the bootstrap resamples: stretches of so many tokens; 0: documents. The UDHR is one document a language.
     config.evaluate.segment = 64
     config.machine.evaluate_batch = 1  # samples a step, on each part of the batch axes
+    # GB of hidden states, on all devices together, that are kept for interventions that leave the first layers alone.
+    config.machine.kept_states = 1.0
     if variant == "tiny":
         config.evaluate.languages = ("ar", "zh", "en", "sw")
         config.evaluate.segment = 8

@@ -125,6 +125,8 @@ def memory(settings: ConfigDict) -> _Memory:
             job, config, compute, shape, micro, settings.data.length, batch, preset=settings.score.preset
         )
         peaks[job] = cost.memory(step).peak * len(devices)
+        if job == "evaluate":
+            peaks[job] += round(settings.machine.kept_states * _GIGABYTE)
     job = max(peaks, key=lambda each: peaks[each])
     host = meshes.platform() == "cpu"
     return _Memory(peaks[job] + host * _RUNTIME, _host() if host else _device() * len(devices), job)

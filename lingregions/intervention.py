@@ -122,28 +122,34 @@ class Intervention(Shown):
         """Return the intervention of a row of results.csv or effects.csv; other columns are left aside."""
         return cls(**{name: _READ[name](row[name]) for name in COLUMNS if row[name] != ""})
 
+    def touched(self) -> trees.Tree | None:
+        """Return the masks of the region, which is made if it is not there yet; None: nothing is changed."""
+        region = self.region() if callable(self.region) else self.region
+        return None if region is None else region.masks
+
     def apply(
-        self, params: trees.Tree, offsets: Mapping[str, float] | None = None
+        self, params: trees.Tree, offsets: Mapping[str, float] | None = None, masks: trees.Tree | None = None
     ) -> contextlib.AbstractContextManager[trees.Tree]:
         """Return the context in which `params` is what the intervention makes of it; every bit is back afterwards.
 
         Args:
           params: float32 parameters; changed in place while the context lasts (see `perturb.applied`).
           offsets: of the model (`models.offsets`): a gain 1 + w is removed by w = -1.
+          masks: those of the region, where they are at hand.
 
         Raises:
           ValueError: the region belongs to another model, or there is no such perturbation.
         """
-        if self.region is None:
+        masks = self.touched() if masks is None else masks
+        if masks is None:
             return contextlib.nullcontext(params)
-        region = self.region() if callable(self.region) else self.region
         if self.perturbation not in perturb.PERTURBATIONS:
             raise ValueError(
                 f"{self.name}: perturbation {self.perturbation!r} is none of {', '.join(perturb.PERTURBATIONS)}"
             )
         draws = perturb.PERTURBATIONS[self.perturbation].draws
         seed = (self.seed if self.noise_seed is None else self.noise_seed) if draws else None
-        return perturb.applied(params, region.masks, self.perturbation, self.factor, seed, offsets)
+        return perturb.applied(params, masks, self.perturbation, self.factor, seed, offsets)
 
 
 # Of the tables, in their order: the fields that compare.

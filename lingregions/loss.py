@@ -245,6 +245,51 @@ def losses(
     return jnp.where(counts, each, jnp.float32(0)), counts
 
 
+def states(
+    config: Any, compute: models.Compute, places: tuple[int, ...], params: trees.Tree, batch: Batch
+) -> jax.Array:
+    """Return what enters the layers at `places`, [places, B, T, D]; the number of layers means what leaves the last."""
+    family, stack = models.architecture(config), params[roles.LAYERS]
+    slots = jnp.asarray([places.index(at) if at in places else len(places) for at in range(config.layers)], jnp.int32)
+
+    def forward(carry: tuple[jax.Array, jax.Array], each: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
+        (x, kept), (weights, place, slot) = carry, each
+        kept = kept.at[slot].set(x, mode="drop")  # a slot beyond the last is none
+        return (family.layer(config, compute, weights, place, x, batch.segments)[0], kept), None
+
+    with jax.default_matmul_precision(compute.precision):
+        x = family.enter(config, compute, params, batch.tokens)
+        kept = jnp.zeros((len(places), *x.shape), x.dtype)
+        over = stack, jnp.arange(config.layers, dtype=jnp.int32), slots
+        (x, kept), _ = jax.lax.scan(forward, (x, kept), over)
+    return kept.at[places.index(config.layers)].set(x) if config.layers in places else kept
+
+
+def losses_from(
+    config: Any,
+    compute: models.Compute,
+    params: trees.Tree,
+    batch: Batch,
+    states: jax.Array,
+    slot: jax.Array,
+    place: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return `losses` from what enters the layer at `place`, int32 [], which is `states[slot]` (see `states`)."""
+    family, stack = models.architecture(config), params[roles.LAYERS]
+
+    def forward(place: jax.Array, x: jax.Array) -> jax.Array:
+        weights = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, keepdims=False), stack)
+        out: jax.Array = family.layer(config, compute, weights, place, x, batch.segments)[0]
+        return out
+
+    with jax.default_matmul_precision(compute.precision):
+        x = jax.lax.dynamic_index_in_dim(states, slot, keepdims=False)
+        x = jax.lax.fori_loop(place, jnp.int32(config.layers), forward, x)
+        hidden = family.leave(config, compute, params, x, batch.segments)
+        each, counts = _of_hidden(config, compute, params, hidden, batch)
+    return jnp.where(counts, each, jnp.float32(0)), counts
+
+
 def _each(
     config: Any,
     compute: models.Compute,

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lingregions import effects, evaluate, models
+from lingregions import effects, evaluate, models, prefix
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
@@ -37,6 +37,7 @@ from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import roles
 from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
+from lingregions.regions import geometry
 from lingregions.regions.region import Provenance, Region, axes
 from lingregions.scores import Scores, magnitudes
 from lingregions.scoring import PRESETS, RULES, Definition, Scorer
@@ -83,6 +84,11 @@ class Model(Shown):
     def evaluator(self) -> evaluate.Evaluator:
         """The compiled evaluation, used for every intervention and language."""
         return evaluate.build(self.config, self.compute, self.mesh)
+
+    @functools.cached_property
+    def stages(self) -> prefix.Stages:
+        """The compiled halves of an evaluation, for interventions that leave the first layers as they are."""
+        return prefix.Stages(self.config, self.compute, self.mesh)
 
     @functools.cached_property
     def _scorers(self) -> dict[tuple[Definition, int], Scorer]:
@@ -236,6 +242,7 @@ class Model(Shown):
         batch: int = 1,
         bounds: trees.Tree | None = None,
         params: trees.Tree | None = None,
+        evaluator: evaluate.Evaluator | None = None,
     ) -> Iterator[tuple[str, evaluate.Result]]:
         """Yield (language, its loss) under the parameters as they are, as soon as its last sample is done.
 
@@ -245,22 +252,18 @@ class Model(Shown):
           batch: samples a step, on each part of the batch axes.
           bounds: bounds on activations (see `models.bounded`).
           params: in place of the model's own, as training makes them.
+          evaluator: in place of the whole pass.
         """
-        size = batch * meshes.rows(self.mesh)
-        places = [(code, position) for code, (_, positions) in texts.items() for position in np.sort(positions)]
         queue: collections.deque[list[tuple[str, np.ndarray]]] = collections.deque()
 
         def batches() -> Iterator[Batch]:
-            for start in range(0, len(places), size):
-                by_language = itertools.groupby(places[start : start + size], key=lambda place: place[0])
-                groups = [(code, np.asarray([position for _, position in group])) for code, group in by_language]
-                parts = [texts[code][0].batch(positions) for code, positions in groups]
+            for groups, each in self._batches(texts, batch):
                 queue.append(groups)
-                yield Batch(*(_fill(np.concatenate(each), size) for each in zip(*parts, strict=True)))
+                yield each
 
         left = {code: len(positions) for code, (_, positions) in texts.items()}
         gathered: dict[str, list[tuple[np.ndarray, evaluate.Losses]]] = {code: [] for code in texts}
-        for found in evaluate.stream(self.evaluator, params or self.params, batches(), self.place, bounds):
+        for found in evaluate.stream(evaluator or self.evaluator, params or self.params, batches(), self.place, bounds):
             first = 0
             for code, positions in queue.popleft():
                 own = found.take(first, first + len(positions))
@@ -269,6 +272,39 @@ class Model(Shown):
                 first, left[code] = first + len(positions), left[code] - len(positions)
                 if not left[code]:
                     yield code, evaluate.total(*zip(*gathered.pop(code), strict=True))
+
+    def _batches(self, texts: _Texts, batch: int) -> Iterator[tuple[list[tuple[str, np.ndarray]], Batch]]:
+        """Yield host batches of one size, each with the (language, positions) of its samples."""
+        size = batch * meshes.rows(self.mesh)
+        places = [(code, position) for code, (_, positions) in texts.items() for position in np.sort(positions)]
+        for start in range(0, len(places), size):
+            by_language = itertools.groupby(places[start : start + size], key=lambda place: place[0])
+            groups = [(code, np.asarray([position for _, position in group])) for code, group in by_language]
+            parts = [texts[code][0].batch(positions) for code, positions in groups]
+            yield groups, Batch(*(_fill(np.concatenate(each), size) for each in zip(*parts, strict=True)))
+
+    @contextlib.contextmanager
+    def under(
+        self, intervention: Intervention, texts: _Texts, known: prefix.Prefix, segment: int = 0, batch: int = 1
+    ) -> Iterator[Iterator[tuple[str, evaluate.Result]]]:
+        """Apply an intervention while the context lasts; gives the losses of the texts under it, as `losses` does.
+
+        Args:
+          intervention: of a region of this model.
+          texts: as in `losses`.
+          known: of a series of interventions on these texts, or on parts of them; what lies before the first layer that
+            each touches is computed once.
+          segment: as in `losses`.
+          batch: as in `losses`.
+        """
+        masks, evaluator = intervention.touched(), None
+        if masks is not None and intervention.bounds is None:
+            first = geometry.first_layer(masks, self.config.layers)
+            key = (batch, *((code, positions.tobytes()) for code, (_, positions) in texts.items()))
+            placed = (self.place(each) for _, each in self._batches(texts, batch))
+            evaluator = known.evaluator(first, self.params, key, placed)
+        with intervention.apply(self.params, models.offsets(self.config), masks):
+            yield self.losses(texts, segment, batch, intervention.bounds, evaluator=evaluator)
 
     def evaluate(
         self,
@@ -307,13 +343,13 @@ class Model(Shown):
         if segment is None:
             segment = _STRETCH if any(len(corpus.chosen) < _FEW for corpus, _ in chosen.values()) else 0
         ours, theirs = [self._meet(each) for each in interventions], [self._meet(each) for each in controls]
+        known = prefix.Prefix(self.stages, sum(len(positions) * corpus.length for corpus, positions in chosen.values()))
         measured = {}
         for each in _distinct([UNTOUCHED, *ours, *theirs]):
-            with each.apply(self.params, models.offsets(self.config)):
-                measured[each] = dict(self.losses(chosen, segment, batch, each.bounds))
+            with self.under(each, chosen, known, segment, batch) as found:
+                measured[each] = dict(found)
         segments = {each: {code: sums[code].segments for code in chosen} for each, sums in measured.items()}
-        found = effects.compare(segments, itertools.product(ours, theirs), seed)
-        return _frame(found, measured)
+        return _frame(effects.compare(segments, itertools.product(ours, theirs), seed), measured)
 
     def _texts(
         self, texts: str | Corpus | Sequence[str | Corpus], samples: int | None, length: int, seed: int

@@ -27,6 +27,7 @@ ORDER = (
     "regions",
     "scores",
     "evaluate",
+    "prefix",
     "generate",
     "statistics",
     "effects",

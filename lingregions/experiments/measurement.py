@@ -10,13 +10,13 @@ import csv
 import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from lingregions import evaluate, models
+from lingregions import evaluate, prefix
 from lingregions import tree as trees
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import COLUMNS, UNTOUCHED, Intervention
@@ -53,19 +53,28 @@ def measure(context: Context, interventions: Sequence[Intervention]) -> None:
     names = [each.name for each in everything]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two interventions are called {twice[0]!r}")
-    missing = {each: remember(context, each) for each in everything}
+    missing, settings = {each: remember(context, each) for each in everything}, context.settings
+    known = prefix.Prefix(
+        context.model.stages, _tokens(context, settings.evaluate.languages), settings.machine.kept_states
+    )
     with _progress(context, [code for codes in missing.values() for code in codes]) as bar:
         for each, languages in missing.items():
+            texts = {code: context.samples(code, "evaluate") for code in languages}
             if languages:
-                with each.apply(context.model.params, models.offsets(context.model.config)) as params:
-                    _measure(context, each, params, languages, bar)
+                how = known, settings.evaluate.segment, settings.machine.evaluate_batch
+                with context.model.under(each, texts, *how) as found:
+                    _write(context, each, found, bar)
 
 
 def observe(context: Context, intervention: Intervention, params: trees.Tree) -> None:
     """Evaluate every language under parameters that were made elsewhere, by training; what is finished is skipped."""
     if missing := remember(context, intervention):
+        settings, texts = context.settings, {code: context.samples(code, "evaluate") for code in missing}
         with _progress(context, missing) as bar:
-            _measure(context, intervention, params, missing, bar)
+            found = context.model.losses(
+                texts, settings.evaluate.segment, settings.machine.evaluate_batch, intervention.bounds, params
+            )
+            _write(context, intervention, found, bar)
 
 
 def remember(context: Context, intervention: Intervention) -> list[str]:
@@ -87,27 +96,26 @@ def results(context: Context) -> dict[tuple[str, str], dict[str, Any]]:
 
 def _progress(context: Context, languages: Sequence[str]) -> contextlib.AbstractContextManager[Bar]:
     """Return the bar of an evaluation of so many texts."""
-    length = context.settings.data.length
-    tokens = sum(len(context.samples(code, "evaluate")[1]) * length for code in languages)
-    return context.run.progress("evaluate", tokens, "tokens")
+    return context.run.progress("evaluate", _tokens(context, languages), "tokens")
 
 
-def _measure(
-    context: Context, intervention: Intervention, params: trees.Tree, languages: Sequence[str], bar: Bar
+def _tokens(context: Context, languages: Sequence[str]) -> int:
+    """Return the tokens of the texts to evaluate, padding included."""
+    return sum(len(context.samples(code, "evaluate")[1]) for code in languages) * int(context.settings.data.length)
+
+
+def _write(
+    context: Context, intervention: Intervention, found: Iterable[tuple[str, evaluate.Result]], bar: Bar
 ) -> None:
-    """Measure the missing languages of one intervention, and write each as soon as it is known."""
-    run, name, settings = context.run, intervention.name, context.settings
-    texts = {code: context.samples(code, "evaluate") for code in languages}
-    found = context.model.losses(
-        texts, settings.evaluate.segment, settings.machine.evaluate_batch, intervention.bounds, params
-    )
+    """Write the loss of each language under one intervention as soon as it is known."""
+    run, name = context.run, intervention.name
     for code, result in found:
         if why := evaluate.doubt(result, context.model.config.vocab):
             run.note(f"{name}, {code}: {why}; no figure of it says what language a region carries")
         checksum = _store(context, name, code, result.segments)
         run.log(event="evaluated", intervention=name, language=code, nll_nats=result.nll)
-        run.add("results", _row(settings.experiment, intervention, code, result, checksum))
-        bar.advance(len(texts[code][1]) * settings.data.length)
+        run.add("results", _row(context.settings.experiment, intervention, code, result, checksum))
+        bar.advance(_tokens(context, [code]))
         run.check()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import mesh as meshes
-from lingregions import permutation
+from lingregions import permutation, prefix
 from lingregions.corpus.batch import Batch
 from lingregions.experiments import audit, claims, scalars, scored, step, tables
 from lingregions.experiments.audit import PREDICTORS, Block, Item
@@ -182,12 +182,16 @@ def _remove(context: Context) -> None:
     }
     whole = model.place(Batch(*(np.concatenate(each) for each in zip(*batches.values(), strict=True))))
     base = audit.means(model.evaluator(params, whole, None), rows)
+    before = prefix.Prefix(model.stages, whole.tokens.size, settings.machine.kept_states)
 
     def add(names: tuple[str, str, int, int], members: Sequence[Scalar], values: Any, predicted: _Predicted) -> None:
         if all((*names, language) in known for language in languages):
             return
+        evaluator = (
+            before.evaluator(min(each.layer or 0 for each in members), params, "audit", [whole]) or model.evaluator
+        )
         with scalars.replaced(params, members, values):
-            found = audit.means(model.evaluator(params, whole, None), rows)
+            found = audit.means(evaluator(params, whole, None), rows)
         for language in languages:
             cell = dict(zip(_KEYS, (*names, language), strict=True))
             run.add("audit", {**cell, "exact": found[language] - base[language], **predicted[language]})

@@ -39,10 +39,14 @@ class Scalar(NamedTuple):
         return locate(self.matrix)[0]
 
     @property
+    def layer(self) -> int | None:
+        """Its layer; None outside of the layers."""
+        return locate(self.matrix)[1]
+
+    @property
     def where(self) -> tuple[int, ...]:
         """Index in that array, the layer first where layers are stacked."""
-        layer = locate(self.matrix)[1]
-        return (*(() if layer is None else (layer,)), *self.entry)
+        return (*(() if self.layer is None else (self.layer,)), *self.entry)
 
     def __str__(self) -> str:
         """Short name for tables: "layer 11 mlp.down_proj [507 1229]"."""

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.cluster import hierarchy
 
 from lingregions import tree as trees
+from lingregions.models import roles
 from lingregions.regions import algebra, region, stack
 from lingregions.regions.region import Provenance, Region
 
@@ -61,6 +62,18 @@ def density(what: Region) -> dict[str, list[float]]:
         path: [each / math.prod(region.shape(path, leaves[path])) for each in found]
         for path, found in counts(what).items()
     }
+
+
+def first_layer(masks: trees.Tree, layers: int) -> int:
+    """Return the first of `layers` decoder layers that masks touch: 0 for the embedding, `layers` for none of them."""
+    found = layers
+    for path, mask in trees.walk(masks):
+        if region.stacked(path):
+            touched = np.flatnonzero(_along(path, mask, (0,)))
+            found = min(found, *touched[:1].tolist(), layers)
+        elif path == roles.path("embedding") and _along(path, mask, (0,)).any():
+            return 0
+    return found
 
 
 # ---- along an axis ----

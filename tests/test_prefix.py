@@ -1,0 +1,145 @@
+"""What lies before the first touched layer is computed once, and every loss is that of the whole pass."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+import lingregions as lr
+from lingregions import evaluate, models, perturb, prefix
+from lingregions import mesh as meshes
+from lingregions import tree as trees
+from lingregions.corpus.batch import Batch
+from lingregions.intervention import Intervention
+from lingregions.models import Compute, DecoderConfig, roles
+from lingregions.regions import geometry
+
+# Local and global attention by turns, norms around, a capped head: what layers may differ in, and what follows them.
+CONFIG = DecoderConfig(
+    vocab=40,
+    embed=8,
+    mlp=16,
+    layers=8,
+    heads=4,
+    kv_heads=2,
+    head_dim=4,
+    context=64,
+    std=0.4,
+    norms="around",
+    window=3,
+    local=(True, False) * 4,
+    logit_softcap=30.0,
+)
+B, T = 8, 12
+
+
+def batches() -> list[Batch]:
+    rng = np.random.default_rng(0)
+    segments = np.sort(rng.integers(1, 3, (B, T)), axis=1).astype(np.int32)
+    segments[:2, 9:] = 0
+    return [Batch(rng.integers(0, 39, (B, T)).astype(np.int32), segments, np.ones((B, T), np.int32)) for _ in range(2)]
+
+
+DOWN = "layers.mlp.down_proj"
+
+
+def matrix(params: trees.Tree, layer: int) -> trees.Tree:
+    """Masks of one matrix of a layer, on the shards of its array."""
+    values = trees.flatten(params)[DOWN]
+    mask = np.zeros(values.shape, bool)
+    mask[layer] = True
+    return trees.unflatten({DOWN: jax.device_put(mask, values.sharding)})
+
+
+@pytest.fixture(params=["decoder", "toy"])
+def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setitem(models.ARCHITECTURES, "toy", toy.ARCHITECTURE)
+    return CONFIG if request.param == "decoder" else toy.ToyConfig(layers=8)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_losses_are_those_of_the_whole_pass(config: Any, shape: tuple[int, int, int]) -> None:
+    mesh = meshes.build(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    params = models.initialize(config, jax.random.key(1), meshes.shardings(models.declare(config), mesh))
+    whole, stages = evaluate.build(config, Compute(block=4, chunk=5), mesh), prefix.Stages(config, Compute(), mesh)
+    given = [meshes.place(each, mesh) for each in batches()]
+    known = prefix.Prefix(stages, 2 * B * T)
+    assert known.places == tuple(range(1, 9))
+    untouched = [np.asarray(whole(params, each)[0]) for each in given]
+    for layer in range(2, 8):
+        evaluator = known.evaluator(layer, params, "texts", given)
+        assert evaluator is not None
+        with perturb.applied(params, matrix(params, layer), "negate"):
+            for each, before in zip(given, untouched, strict=True):
+                (found, counted), (expected, counts) = evaluator(params, each), whole(params, each)
+                assert np.abs(np.asarray(expected) - before).max() > 1e-3  # it does something
+                np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+                np.testing.assert_array_equal(counted, counts)
+    assert stages._after._cache_size() == 1  # one program for all layers
+
+
+def test_little_room_keeps_few_layers_and_begins_at_the_last_of_them() -> None:
+    stages, tokens = prefix.Stages(CONFIG, Compute()), 1000
+    size = tokens * CONFIG.embed * 4 / 1e9
+    assert prefix.Prefix(stages, tokens, 0.99 * size).places == ()
+    assert prefix.Prefix(stages, tokens, 100 * size).places == tuple(range(1, 9))
+    some = prefix.Prefix(stages, tokens, 3.5 * size)
+    assert some.places == (3, 5, 8)
+    assert [some.begin(first) for first in range(9)] == [None, None, None, 3, 3, 5, 5, 5, 8]
+    # A quarter of the layers is the least that is worth it.
+    assert [prefix.Prefix(stages, tokens).begin(first) for first in (0, 1, 2)] == [None, None, 2]
+    assert prefix.Prefix(stages, tokens, 0.0).begin(8) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "first"),
+    [("embed_tokens", 0), ("norm", 8), ("lm_head", 8), ("layers.mlp.up_proj", 5), ("layers.input_layernorm", 5)],
+)
+def test_the_first_touched_layer(path: str, first: int) -> None:
+    leaf = trees.flatten(models.shapes(CONFIG))[path]
+    mask = np.zeros(leaf.shape, bool)
+    assert geometry.first_layer({path: jax.numpy.asarray(mask)}, 8) == 8
+    mask[(5,) if path.startswith("layers") else 0] = True
+    assert geometry.first_layer(trees.unflatten({path: jax.numpy.asarray(mask)}), 8) == first
+
+
+def test_a_series_is_measured_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the door: interventions on the embedding, early, late, on the last norm, with bounds."""
+    model = lr.load("preset:tiny")
+    ends = trees.flatten(model.shapes)
+    everything = {
+        path: {path: jax.device_put(np.ones(ends[path].shape, bool), ends[path].sharding)}
+        for path in ("embed_tokens", "norm")
+    }
+    late = matrix(model.params, 1)
+    made = [
+        Intervention(kind="late", perturbation="scale", factor=30.0, region=Masks(late)),
+        Intervention(kind="embedding", perturbation="scale", factor=2.0, region=Masks(everything["embed_tokens"])),
+        Intervention(kind="last", perturbation="scale", factor=0.5, region=lambda: Masks(everything["norm"])),
+        Intervention(
+            kind="bounded",
+            perturbation="scale",
+            factor=30.0,
+            region=Masks(late),
+            bounds=roles.tree({"down": np.full(2, 0.01, np.float32)}),
+        ),
+    ]
+    text = model.corpus(["Some words of a text that is long enough to be two samples."] * 3, "en", length=32)
+    begun = []
+    first = prefix.Prefix.begin
+    monkeypatch.setattr(prefix.Prefix, "begin", lambda self, layer: begun.append(first(self, layer)) or begun[-1])
+    found = model.evaluate([text], made)
+    assert begun == [1, None, 2]
+    monkeypatch.setattr(prefix.Prefix, "begin", lambda self, layer: None)
+    expected = model.evaluate([text], made)
+    assert found["effect_nats"].abs().min() > 1e-4
+    np.testing.assert_allclose(found["effect_nats"], expected["effect_nats"], rtol=1e-4, atol=1e-6)
+
+
+class Masks:
+    """Masks alone, as an intervention reads them of a region."""
+
+    def __init__(self, masks: trees.Tree) -> None:
+        self.masks = masks
