@@ -21,7 +21,7 @@ from lingregions.corpus.batch import Batch
 from lingregions.models.compute import DTYPES
 
 ROOM = 1.0  # GB of hidden states, where nothing else is said
-_LEAST = 0.25  # of the layers must be spared, or the whole pass is as well
+_LEAST = 0.1  # of the layers must be spared, or the whole pass is as well
 
 
 class Stages:

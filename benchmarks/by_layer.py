@@ -1,0 +1,107 @@
+"""Time interventions that leave the first layers alone, with the states before them kept against whole passes.
+
+Two series on SmolLM2, each measured both ways in turn in one process: single scalars, spread over the 30 layers, and
+the removal of 1 % of one layer, layer by layer. Both ways must give the same losses. What compiles is not counted; the
+pass that makes the kept states is. Prints a line a round on the error stream and one JSON line: medians of whole over
+kept, of seconds a series.
+
+    python benchmarks/by_layer.py [--scalars 60] [--windows 2] [--rounds 3]
+
+Needs Linux and a quiet machine: --smoke tries it out on a busy one.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import peer
+
+LENGTH = 512
+
+
+def series(model: Any, scalars: int) -> dict[str, list[Any]]:
+    """Return the interventions: {series: one a scalar, or one a layer}."""
+    import jax
+    import jax.numpy as jnp
+
+    from lingregions import regions
+    from lingregions import tree as trees
+    from lingregions.intervention import Intervention
+    from lingregions.models import roles
+    from lingregions.regions import geometry
+
+    layers, embed = model.config.layers, model.config.embed
+    down = trees.flatten(model.shapes)[roles.path("down")]
+    rng = np.random.default_rng(0)
+
+    def scalar(number: int) -> Intervention:
+        name = roles.matrix_name("down", number % layers)
+        entry = (int(rng.integers(embed)), int(rng.integers(model.config.mlp)))
+        like = trees.unflatten({roles.path("down"): down})
+        region = geometry.points(like, [(name, entry)], "scalar")
+        return Intervention(kind="scalar", target=f"{number}", perturbation="zero", region=region)
+
+    largest = regions.select(jax.tree.map(jnp.abs, roles.restrict(model.params, "decoder")), "1%")
+    parts = [
+        Intervention(kind="layer", layer=layer, perturbation="zero", region=regions.restrict(largest, layers=[layer]))
+        for layer in range(layers)
+    ]
+    return {"scalars": [scalar(number) for number in range(scalars)], "layers": parts}
+
+
+def measure(model: Any, interventions: Sequence[Any], texts: Any, room: float) -> tuple[float, list[float]]:
+    """Return the seconds of a series, and the loss under each intervention."""
+    from lingregions import prefix
+
+    tokens = sum(len(positions) * LENGTH for _, positions in texts.values())
+    start, known, nll = time.perf_counter(), prefix.Prefix(model.stages, tokens, room), []
+    for each in interventions:
+        with model.under(each, texts, known) as found:
+            nll += [result.nll for _, result in found]
+    return time.perf_counter() - start, nll
+
+
+def main() -> None:
+    """Measure both series both ways."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scalars", type=int, default=60)
+    parser.add_argument("--windows", type=int, default=2, help="samples of 512 tokens")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true", help="try it out on a busy machine")
+    asked = parser.parse_args()
+    others = peer.quiet(asked.smoke)
+
+    import lingregions as lr
+
+    model = lr.load(peer.MODEL)
+    texts = {"sw": (model.corpus("udhr", "sw", length=LENGTH, split="second"), np.arange(asked.windows))}
+    result: dict[str, Any] = {"benchmark": "by_layer", "others": round(others, 2), "windows": asked.windows}
+    for name, interventions in series(model, asked.scalars).items():
+        for room in (1.0, 0.0):
+            measure(model, interventions[-1:], texts, room)
+        seconds: dict[float, list[float]] = {1.0: [], 0.0: []}
+        for number in range(asked.rounds):
+            losses = {}
+            for room, times in seconds.items():
+                took, losses[room] = measure(model, interventions, texts, room)
+                times.append(took)
+            np.testing.assert_allclose(losses[1.0], losses[0.0], rtol=1e-5)
+            kept, whole = (times[-1] for times in seconds.values())
+            print(f"{name}, round {number + 1}: kept {kept:.1f} s, whole {whole:.1f} s", file=sys.stderr, flush=True)
+        ratios = [whole / kept for kept, whole in zip(seconds[1.0], seconds[0.0], strict=True)]
+        result[name] = {
+            "interventions": len(interventions),
+            "kept_seconds": round(statistics.median(seconds[1.0]), 2),
+            "whole_seconds": round(statistics.median(seconds[0.0]), 2),
+            "ratio": round(statistics.median(ratios), 2),
+        }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
