@@ -35,6 +35,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.audit.draws = 8  # of labels, for the second order
     config.audit.nodes = 2  # Gauss-Legendre, for integrated gradients
     config.audit.rounding = 18  # scalars moved by one unit in the last place, for the noise floor
+    config.machine.kept_states = 1.0  # GB of hidden states before the scalars that are removed
     if variant == "smollm2":
         config.data.length = 96
         config.score.samples = 1

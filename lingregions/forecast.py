@@ -28,6 +28,7 @@ from lingregions.experiments import step as planned
 from lingregions.experiments.context import define
 from lingregions.experiments.step import Step
 from lingregions.models import source as sources
+from lingregions.models.compute import DTYPES
 from lingregions.plan import compiled, cost
 from lingregions.run import replacing
 from lingregions.settings import leaves
@@ -126,10 +127,18 @@ def memory(settings: ConfigDict) -> _Memory:
         )
         peaks[job] = cost.memory(step).peak * len(devices)
         if job == "evaluate":
-            peaks[job] += round(settings.machine.kept_states * _GIGABYTE)
+            peaks[job] += _kept(settings, config)
     job = max(peaks, key=lambda each: peaks[each])
     host = meshes.platform() == "cpu"
     return _Memory(peaks[job] + host * _RUNTIME, _host() if host else _device() * len(devices), job)
+
+
+def _kept(settings: ConfigDict, config: Any) -> int:
+    """Return the bytes of hidden states that an evaluation keeps (see `prefix`), all devices together."""
+    room = round(settings.machine.kept_states * _GIGABYTE)
+    tokens = len(settings.evaluate.languages) * settings.evaluate.samples * settings.data.length
+    width = np.dtype(DTYPES[settings.compute.dtype]).itemsize
+    return min(room, config.layers * config.embed * width * tokens) if tokens else room
 
 
 def _describe(settings: ConfigDict) -> str:
