@@ -6,7 +6,7 @@ The reference is transformers' Gemma3ForCausalLM.
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig
+from lingregions.models.config import DecoderConfig, RotaryScaling
 from lingregions.models.config_json import Fields, dump_rotary, rotary
 from lingregions.models.gemma2 import SHARED, dump_shared, shared
 
@@ -52,4 +52,15 @@ def _preset(**sizes: Any) -> DecoderConfig:
 PRESETS: dict[str, DecoderConfig] = {
     "gemma3-270m": _preset(embed=640, mlp=2048, layers=18, heads=4, kv_heads=1, window=512),
     "gemma3-1b": _preset(embed=1152, mlp=6912, layers=26, heads=4, kv_heads=1, window=512),
+    "gemma3-4b": _preset(
+        vocab=262_208,
+        embed=2560,
+        mlp=10_240,
+        layers=34,
+        heads=8,
+        kv_heads=4,
+        window=1024,
+        context=131_072,
+        rope_scaling=RotaryScaling("linear", 8.0),
+    ),
 }
