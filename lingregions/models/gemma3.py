@@ -61,6 +61,6 @@ PRESETS: dict[str, DecoderConfig] = {
         kv_heads=4,
         window=1024,
         context=131_072,
-        rope_scaling=RotaryScaling("linear", 8.0),
+        rope_scaling=RotaryScaling("linear", 8.0, original_context=131_072),
     ),
 }
