@@ -377,11 +377,6 @@ def test_an_unknown_key_without_a_value_changes_nothing(key):
     assert models.parse(LLAMA2_7B | {key: None}) == models.PRESETS["llama2-7b"]
 
 
-def test_a_wrapper_says_that_its_text_model_is_wanted():
-    with pytest.raises(ValueError, match=r"'gemma3' wraps a text model \('gemma3_text'\) and others"):
-        models.parse({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}})
-
-
 def test_a_config_of_no_architecture_is_refused():
     with pytest.raises(TypeError, match="dict is no config of the architectures llama"):
         models.declare({"hidden_size": 8})

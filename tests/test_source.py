@@ -128,6 +128,31 @@ def edit(path, **changes):
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_model_of_a_wrapper_is_loaded(tmp_path, prefix, lone_mesh):
+    small = {"embed": 16, "mlp": 24, "layers": 6, "heads": 2, "kv_heads": 1, "head_dim": 8, "vocab": 264}
+    config = dataclasses.replace(models.PRESETS["gemma3-270m"], **small, local=(True,) * 5 + (False,))
+    params = models.initialize(config, jax.random.key(0))
+    convert.export(params, config, tmp_path / "alone", Tokenizer.bytes())
+    folder = shutil.copytree(tmp_path / "alone", tmp_path / "wrapper")
+    rename(folder, lambda name: prefix + name.removeprefix("model."))
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path) | {"vision_tower.patch": np.ones((2, 2), np.float32)}
+    safetensors.numpy.save_file(tensors, path)
+    inner = json.loads((folder / "config.json").read_text())
+    raw = {"model_type": "gemma3", "text_config": inner, "vision_config": {}, "mm_tokens_per_image": 4}
+    (folder / "config.json").write_text(json.dumps(raw))
+    found = source.resolve(str(folder))
+    assert found.config == config
+    assert trees.fingerprint(found.load(lone_mesh)) == trees.fingerprint(params)
+    raw["text_config"]["model_type"] = "qwen2_5_vl_text"
+    (folder / "config.json").write_text(json.dumps(raw | {"model_type": "qwen2_5_vl"}))
+    with pytest.raises(
+        ValueError, match=r"config.json: model_type 'qwen2_5_vl_text' is not supported; supported: llama"
+    ):
+        source.resolve(str(folder))
+
+
 def rename(folder, names):
     """Write the tensors of a folder again under the names that a function of the old ones gives; None drops one."""
     path = folder / "model.safetensors"

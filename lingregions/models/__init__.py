@@ -113,11 +113,6 @@ def parse(raw: Mapping[str, Any]) -> Any:
       ValueError: the model type is not supported, or a key asks for other maths.
     """
     kind = raw.get("model_type")
-    if isinstance(inner := raw.get("text_config"), Mapping):
-        raise ValueError(
-            f"model_type {kind!r} wraps a text model ({inner.get('model_type')!r}) and others: its weights are not "
-            "read here; save the text model by itself, as a folder of its own"
-        )
     if kind not in ARCHITECTURES:
         raise ValueError(f"model_type {kind!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
     for key, value in raw.items():

@@ -26,6 +26,8 @@ from lingregions.models.evidence import EMBEDDING, HEAD
 from lingregions.models.tokenizer import Tokenizer
 
 # Buffers that old checkpoints carry: functions of the config, and recomputed.
+# Where a model that wraps a text model with others keeps it: {prefix: what stands there in the text model by itself}.
+_WRAPPED = {"language_model.": "", "model.language_model.": "model."}
 _BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 _SHARD = 5_000_000_000  # bytes of an exported file, the size that Hugging Face uses
 
@@ -100,11 +102,11 @@ def _read(weights: Weights, parameter: models.Parameter, bounds: tuple[tuple[int
 
 @dataclasses.dataclass(frozen=True)
 class _Renamed:
-    """Weights of which one tensor goes by another name."""
+    """Weights some of whose tensors go by other names, {name: as stored}; the others as they are, or not at all."""
 
     weights: Weights
-    name: str
-    stored: str
+    stored: Mapping[str, str]
+    others: bool = True
 
     @property
     def where(self) -> str:
@@ -113,10 +115,21 @@ class _Renamed:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         shapes = dict(self.weights.shapes)
-        return shapes | {self.name: shapes.pop(self.stored)}
+        renamed = {name: shapes.pop(stored) for name, stored in self.stored.items()}
+        return shapes | renamed if self.others else renamed
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return self.weights.read(self.stored if name == self.name else name, index)
+        return self.weights.read(self.stored.get(name, name), index)
+
+
+def text_model(weights: Weights) -> Weights:
+    """Return the text model in the weights of one that wraps it with others, under the names that it has alone."""
+    stored = {}
+    for name in weights.shapes:
+        for prefix, alone in _WRAPPED.items():
+            if name.startswith(prefix):
+                stored[alone + name.removeprefix(prefix)] = name
+    return _Renamed(weights, stored, others=False)
 
 
 def check(weights: Weights, config: Any) -> Weights:
@@ -132,7 +145,7 @@ def check(weights: Weights, config: Any) -> Weights:
     if config.layers > max(1000, len(weights.shapes)):  # 2^31 of them have no time for a name each
         raise ValueError(f"{weights.where}: the config has {config.layers} layers, and the weights have {layers}")
     if tied and HEAD in weights.shapes and EMBEDDING not in weights.shapes:
-        weights = _Renamed(weights, EMBEDDING, HEAD)
+        weights = _Renamed(weights, {EMBEDDING: HEAD})
     found = {name: shape for name, shape in weights.shapes.items() if not _BUFFERS.fullmatch(name)}
     expected = {name: _shape(parts) for name, parts in _stored(declaration).items()}
     if tied and EMBEDDING in found:

@@ -45,7 +45,8 @@ def complete_config(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config.json with what its model type implies written out, and without keys of generation and training.
 
     A model type that the library does not know is returned as it is, and so are sizes that the file lacks: a default
-    would describe another model.
+    would describe another model. Of a model that wraps a text model with others it is that of the text model, whose
+    sizes may be left to the library.
 
     Raises:
       ValueError: a value that the library refuses.
@@ -66,6 +67,9 @@ def complete_config(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
             return dict(raw)  # of sizes that do not divide: the family's own parser knows whether they need to
         except Exception as error:  # its own classes, and whatever arithmetic with broken sizes raises
             raise ValueError(f"{folder / 'config.json'}: transformers refuses it ({_line(error)})") from error
+    if "text_config" in raw:
+        wrapped: dict[str, Any] = config.get_text_config().to_dict()
+        return wrapped
     complete: dict[str, Any] = config.to_dict()
     return {key: value for key, value in complete.items() if key in raw or key not in _SIZES}
 

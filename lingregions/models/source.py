@@ -216,7 +216,8 @@ def _folder(name: str, kind: str, folder: Path) -> Source:
         config = models.parse(huggingface.complete_config(folder, raw))
     except (ValueError, TypeError, ArithmeticError) as error:  # broken sizes lead to arithmetic with them
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    weights = convert.check(convert.open_weights(folder), config)
+    weights = convert.open_weights(folder)
+    weights = convert.check(convert.text_model(weights) if "text_config" in raw else weights, config)
     tokenizer = Tokenizer.from_folder(folder, name)
     used = ("config.json", "tokenizer*", "special_tokens_map.json", "*.safetensors", "*.safetensors.index.json")
     files = sorted({file for pattern in used for file in folder.glob(pattern)})
