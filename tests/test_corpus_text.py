@@ -1,10 +1,12 @@
 """Reading text: what is a document, and every bad input with the message that a user would want."""
 
+import functools
 import gzip
 import json
 import lzma
 import re
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +184,22 @@ def test_a_cut_or_damaged_archive_says_how_far_it_goes(ending: str, tmp_path: Pa
     path = write(tmp_path / f"b.txt{ending}", b"not an archive at all")
     with pytest.raises(TextError, match=rf"b\.txt{ending}:1: the archive is cut off or damaged here"):
         read(path)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_line_without_end_is_refused_before_memory_holds_it(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "_LONGEST", 1 << 20)
+    pack = {".gz": functools.partial(gzip.compress, compresslevel=1), ".zst": zstandard.ZstdCompressor(1).compress}
+    path = write(tmp_path / f"a.txt{ending}", pack[ending](b"good\n" + bytes(1 << 28) + b"\ngood"))
+    tracemalloc.start()
+    with pytest.raises(TextError, match=rf"a\.txt{ending}:2: a line of 1 MiB and more: no text, or a bomb"):
+        read(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    tracemalloc.stop()
+    reading = Reading(strict=False)
+    assert (read(path, reading), reading.skipped) == (["good", "good"], 1)
 
 
 def test_only_text_files_are_read(tmp_path: Path) -> None:

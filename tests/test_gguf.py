@@ -327,7 +327,10 @@ def test_parts_that_are_not_those_of_one_model_are_named(split):
         FileNotFoundError, match=r"2 parts of a model, and 1 of them are missing: m-00002-of-00002.gguf"
     ):
         gguf.load(split[0])
-    split[0].rename(split[0].with_name("m.gguf"))
+    none = split[0].rename(split[0].with_name("m-00001-of-00000.gguf"))
+    with pytest.raises(ValueError, match=r"m-00001-of-00000.gguf: one of 2 parts of a model"):
+        gguf.load(none)
+    none.rename(split[0].with_name("m.gguf"))
     with pytest.raises(ValueError, match=r"m.gguf: one of 2 parts of a model; give them back their names"):
         gguf.load(split[0].with_name("m.gguf"))
 

@@ -1,8 +1,10 @@
 """What is on disk is what was written, and what a living process holds is left alone: faults injected for real."""
 
+import dataclasses
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import resource
@@ -375,6 +377,19 @@ def test_a_config_with_a_number_that_is_none_is_refused() -> None:
     assert models.parse(raw) == models.PRESETS["tiny"]
     with pytest.raises(ValueError, match="rms_norm_eps is inf: no model can be built of that"):
         models.parse({**raw, "rms_norm_eps": float("inf")})
+    llama3 = {"rope_type": "llama3", "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    for message, rotary in {
+        "rope_theta is inf": {"rope_theta": math.inf},
+        "rope_theta is 0.0": {"rope_theta": 0.0},
+        "the rotary keys have no rope_theta": {"rope_theta": None},
+        "rope scaling factor is nan": {"rope_type": "linear", "rope_theta": 1e4, "factor": math.nan},
+        "minus the low one is 0.0": {**llama3, "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            models.parse({**raw, "rope_parameters": rotary})
+    for field, value in {"eps": -1.0, "logit_softcap": 0.0, "attention_scale": (-4.0) ** -0.5}.items():
+        with pytest.raises(ValueError, match=f"config {field} is .* no model can be built of that"):
+            dataclasses.replace(models.PRESETS["tiny"], **{field: value})
 
 
 # --- the disk, the network, memory ------------------------------------------------------------------------------------

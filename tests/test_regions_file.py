@@ -194,7 +194,12 @@ def test_a_header_that_lies_is_refused(path: Path) -> None:
     forge("stored as uint32, the header says uint8", lambda own: own["matrices"][NAME].update(coding="uint8"))
     forge("does not hold one matrix of one shape", lambda own: own["matrices"][NAME].update(shape=[16, 24]))
     forge("do not match the digest", lambda own: own.update(digest="0" * 64))
-    forge("the provenance says model is 7, which cannot be", lambda own: own["provenance"].update(model=7))
+    forge("region format True, this version reads 2", lambda own: own.update(format=True))
+    for name, value in {"model": 7, "languages": [["vi"]], "samples": ["64"], "axes": [["a"]], "seed": True}.items():
+        said = f"the provenance says {name} is .*, which cannot be"
+        forge(said, lambda own, name=name, value=value: own["provenance"].update({name: value}))
+    counts = {"entries": 1, "selected": "1", "matrices": 1}
+    forge("the selection says selected is '1', which", lambda own: own["provenance"].update(selection=counts))
     forge("NoneType", lambda own: own["provenance"].update(parents=None))
     forge("says what cannot be of", lambda own: own["matrices"][NAME].update(shape=[24.0, 16]))
     forge("says what cannot be of", lambda own: own["matrices"][NAME].update(shape=[-24, -16]))

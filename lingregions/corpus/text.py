@@ -26,6 +26,8 @@ _PACKAGES = {".parquet": "pyarrow", ".zst": "zstandard"}
 _DOCUMENTS = ("line", "paragraph", "file")
 _SHOWN = 20  # messages about skipped texts that are kept; all are counted
 _CHUNK = 1 << 20
+_LONGEST = 1 << 26  # bytes of a line: no text has one, and a packed file of a few kilobytes may
+_FRAME = 1 << 12  # bytes of Zstandard that are unpacked at a time: to 128 MB at most
 _ROWS = 1024  # of Parquet that are in memory at a time
 
 
@@ -249,7 +251,13 @@ def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
         reading.handle = raw
         stream = stack.enter_context(_decompressed(raw, kind(path)[1]))
         try:
-            for number, line in enumerate(stream, 1):
+            while line := stream.readline(_LONGEST):
+                number += 1
+                if len(line) == _LONGEST:
+                    reading.refuse(f"{path}:{number}", f"a line of {_LONGEST >> 20} MiB and more: no text, or a bomb")
+                    while line and not line.endswith(b"\n"):
+                        line = stream.readline(_LONGEST)
+                    continue
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield number, line.removesuffix(b"\n").removesuffix(b"\r")
@@ -280,7 +288,7 @@ class _Zstandard(io.RawIOBase):
         self.raw = raw
         self.frame: Any = None
         self.left = b""
-        self.ready = b""
+        self.ready = memoryview(b"")
 
     def readable(self) -> bool:
         """Return True."""
@@ -289,7 +297,7 @@ class _Zstandard(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` with plain bytes; return how many, 0 at the end."""
         while not self.ready:
-            data = self.left or self.raw.read(_CHUNK)
+            data = self.left or self.raw.read(_FRAME)
             self.left = b""
             if not data:
                 if self.frame is not None:
@@ -298,7 +306,7 @@ class _Zstandard(io.RawIOBase):
             if self.frame is None:
                 self.frame = self.package.ZstdDecompressor().decompressobj()
             try:
-                self.ready = self.frame.decompress(data)
+                self.ready = memoryview(self.frame.decompress(data))
             except self.package.ZstdError as error:
                 raise EOFError(str(error)) from None
             if self.frame.eof:

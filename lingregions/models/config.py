@@ -5,9 +5,17 @@ architecture, this decoder or another one.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple, Protocol
+import math
+from typing import Any, Literal, NamedTuple, Protocol
 
 _SIZES = ("vocab", "embed", "mlp", "layers", "heads", "kv_heads", "head_dim", "context")
+_POSITIVE = ("rope_theta", "local_theta", "attention_scale", "attention_softcap", "logit_softcap")
+
+
+def _check_positive(what: str, value: Any) -> None:
+    """Refuse what is no number above zero: the forward pass would give NaN, or logits that are all equal."""
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"config {what} is {value}: no model can be built of that")
 
 
 class Config(Protocol):
@@ -78,9 +86,17 @@ class RotaryScaling:
     long: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse kinds that are not implemented."""
+        """Refuse kinds that are not implemented, and numbers that leave no frequencies."""
         if self.kind not in _SCALINGS:
             raise ValueError(f"rope scaling {self.kind!r} is not implemented; there are {', '.join(_SCALINGS)}")
+        for field in ("factor", "low_frequency_factor", "original_context", "attention_factor", "fast", "slow"):
+            _check_positive(f"rope scaling {field}", getattr(self, field))
+        for divisor in (*self.short, *self.long):
+            _check_positive("rope scaling divisor", divisor)
+        _check_positive(
+            "rope scaling high_frequency_factor minus the low one",
+            self.high_frequency_factor - self.low_frequency_factor,
+        )
 
     @property
     def by_length(self) -> bool:
@@ -170,12 +186,17 @@ class DecoderConfig:
     fused: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no decoder has."""
+        """Refuse sizes and numbers that no decoder has."""
         for field in _SIZES:
             if getattr(self, field) < 1:
                 raise ValueError(f"config {field} is {getattr(self, field)}; it must be at least 1")
         if self.window is not None and self.window < 1:
             raise ValueError(f"config window is {self.window}; a token sees at least itself")
+        for field in _POSITIVE:
+            if getattr(self, field) is not None:
+                _check_positive(field, getattr(self, field))
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f"config eps is {self.eps}: no model can be built of that")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv heads evenly")
         if self.head_dim % 2:

@@ -155,9 +155,11 @@ def rotary(given: Mapping[str, Any], context: int, original: int | None = None) 
       original: the original context, where the config says it outside of these keys.
 
     Raises:
-      ValueError: a kind that is not implemented, or keys that it lacks or has not.
+      ValueError: a kind that is not implemented, keys that it lacks or has not, or no base.
     """
     rest = {key: value for key, value in given.items() if value is not None}
+    if "rope_theta" not in rest:
+        raise ValueError("the rotary keys have no rope_theta, the base of the frequencies")
     theta = float(rest.pop("rope_theta"))
     old, kind = rest.pop("type", None), rest.pop("rope_type", None)
     kind = kind or old or "default"

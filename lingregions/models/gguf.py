@@ -247,7 +247,7 @@ def load(path: Path) -> _Gguf:
 def parts(path: Path) -> tuple[Path, ...]:
     """Return the files of a model of which one is given, by the names that llama.cpp gives to parts."""
     match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
-    if match is None:
+    if match is None or not int(match[2]):
         return (path,)
     return tuple(path.with_name(f"{match[1]}-{n:05}-of-{match[2]}.gguf") for n in range(1, int(match[2]) + 1))
 

@@ -204,7 +204,7 @@ class _Reader:
         try:
             fields = json.loads(text)
             self.format = fields["format"]
-            if self.format not in (1, _FORMAT):
+            if type(self.format) is not int or self.format not in (1, _FORMAT):
                 raise ValueError(
                     f"region format {self.format!r}, this version reads {_FORMAT}; "
                     "read it with the version of lingregions that wrote it (see its provenance)"

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import math
 import os
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, Self
 
@@ -179,16 +180,25 @@ class Provenance:
             found = cls(**values)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"the provenance has a field that this version does not know: {error}") from error
-        for field in dataclasses.fields(cls):
-            value = getattr(found, field.name)
-            whole = field.name in ("seed", "data_seed", "layer")
-            kind = int if whole else Selection if field.name == "selection" else type(field.default)
-            if type(value) is not kind and not (value is None and field.default is None):
-                raise ValueError(f"the provenance says {field.name} is {value!r}, which cannot be")
+        for what, given in (("provenance", found), ("selection", found.selection)):
+            for name, kind in typing.get_type_hints(type(given)).items():
+                if given is not None and not _fits(getattr(given, name), kind):
+                    raise ValueError(f"the {what} says {name} is {getattr(given, name)!r}, which cannot be")
         return found
 
 
 UNKNOWN = Provenance()
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of an annotated type, down to the last entry of its tuples."""
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        if type(value) is not tuple:
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    return any(_fits(value, each) for each in inner) if inner else type(value) is kind
 
 
 def _frozen(value: Any) -> Any:
