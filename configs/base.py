@@ -30,6 +30,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
 
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # activations and matrix products; float32 or bfloat16
+    config.compute.parameters = "float32"  # what they are held in; bfloat16 is half the memory, and no training
     config.compute.precision = "highest"  # of float32 matrix products: highest, or default (bfloat16 passes on a TPU)
 
     config.data = ConfigDict()

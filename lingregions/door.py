@@ -77,6 +77,8 @@ def _problems(settings: ConfigDict, workdir: Path, fetch: bool, steps: list[Step
     if not settings.machine.distributed:  # else the devices are known when the hosts have met
         yield from _attempt(lambda: meshes.build(**settings.machine.mesh.to_dict()))
         yield from _units(settings.compute.dtype, jax.devices()[0])
+    if "train" in settings and settings.compute.parameters != "float32":
+        yield "compute.parameters is 'bfloat16', in which most steps of a training round to nothing; take float32"
     opened: list[Source] = []
     yield from _attempt(lambda: opened.extend(_model(settings, fetch)))
     if not values:  # else every text would tell the same again

@@ -149,7 +149,7 @@ def accumulate(
     Args:
       config: model config.
       compute: how to run it; `remat` says nothing here.
-      params: float32 parameters.
+      params: parameters.
       totals: {path: arrays}, for the parameters that the gradient is taken of; those of the layers have the axis of
         layers in front.
       batch: int32 arrays [B, T].
@@ -161,7 +161,12 @@ def accumulate(
       The totals; losses and inputs as from `nll_and_inputs`, those of the layers alone.
     """
     family, stack = models.architecture(config), params[roles.LAYERS]
-    outer = {path: leaf for path, leaf in trees.walk(params) if path in totals and not roles.stacked(path)}
+    # Wide, whatever they are held in: a gradient has the dtype of what it is taken of.
+    outer = {
+        path: leaf.astype(jnp.float32)
+        for path, leaf in trees.walk(params)
+        if path in totals and not roles.stacked(path)
+    }
     places = jnp.arange(jax.tree.leaves(stack)[0].shape[0], dtype=jnp.int32)
 
     def enter(outer: trees.Tree) -> jax.Array:
@@ -217,7 +222,7 @@ def _backward_layers(
     def backward(carry: Any, each: tuple[jax.Array, trees.Tree, jax.Array]) -> tuple[Any, None]:
         (d_x, totals), (x, weights, place) = carry, each
         leaves = trees.flatten({roles.LAYERS: weights})
-        mine = {path: leaves[path] for path in totals}
+        mine = {path: leaves[path].astype(jnp.float32) for path in totals}
 
         def run(mine: dict[str, jax.Array], x: jax.Array) -> jax.Array:
             return layer(trees.unflatten(leaves | mine)[roles.LAYERS], place, x)[0]

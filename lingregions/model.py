@@ -57,7 +57,7 @@ class Model(Shown):
     Attributes:
       source: the name that it was loaded by.
       config: sizes and maths of the architecture.
-      params: float32 parameters on the mesh; changed only while an intervention lasts.
+      params: on the mesh, held in `compute.parameters`; changed only while an intervention lasts.
       mesh: device mesh.
       tokenizer: of the model.
       compute: how it is run.
@@ -370,7 +370,8 @@ class Model(Shown):
 
     def _line(self) -> str:
         devices = f"{self.mesh.size} {self.mesh.devices.flat[0].platform}"
-        return f"{self.source}: {trees.count(self.params):,} parameters in {self.compute.dtype} on {devices}"
+        held = "" if self.compute.parameters == self.compute.dtype else f", held in {self.compute.parameters},"
+        return f"{self.source}: {trees.count(self.params):,} parameters in {self.compute.dtype}{held} on {devices}"
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -455,7 +456,7 @@ def load(
       compute: how it is run; float32 by default.
       seed: of the values of a preset, which are random.
       cache: folder for downloads; default $LINGREGIONS_CACHE or ~/.cache/lingregions.
-      dtype: of activations and matrix products, in place of that of `compute`; the parameters are float32.
+      dtype: of activations and matrix products, in place of that of `compute`.
 
     Raises:
       FileNotFoundError, ConnectionError, ValueError: as `models.source.resolve` and `Source.load` do.
@@ -465,5 +466,5 @@ def load(
     if dtype is not None:
         compute = dataclasses.replace(compute, dtype=dtype)
     found = sources.resolve(source, cache)
-    params = found.load(mesh, jax.random.key(seed))
+    params = found.load(mesh, jax.random.key(seed), compute.parameters)
     return Model(source, found.config, params, mesh, found.tokenizer, compute)

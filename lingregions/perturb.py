@@ -110,14 +110,15 @@ def _changed(
     kind, added = PERTURBATIONS[name], dict(offsets)
 
     def leaf(path: str, values: jax.Array, mask: jax.Array) -> jax.Array:
+        wide = values.astype(jnp.float32)
         if path not in added:
-            return change(path, values, mask)
+            return jnp.where(mask, change(path, wide, mask).astype(values.dtype), values)
         # What is changed is what the model uses: a gain 1 + w is removed by w = -1.
-        offset = jnp.asarray(added[path], values.dtype)
-        return jnp.where(mask, change(path, values + offset, mask) - offset, values)
+        offset = jnp.float32(added[path])
+        return jnp.where(mask, (change(path, wide + offset, mask) - offset).astype(values.dtype), values)
 
     def change(path: str, values: jax.Array, mask: jax.Array) -> jax.Array:
-        key_of_leaf, size = jax.random.fold_in(key, zlib.crc32(path.encode())), amount.astype(values.dtype)
+        key_of_leaf, size = jax.random.fold_in(key, zlib.crc32(path.encode())), amount
         if not stacked(path):
             return jnp.where(mask, kind.change(values, mask, size, key_of_leaf), values)
         keys = jax.vmap(functools.partial(jax.random.fold_in, key_of_leaf))(jnp.arange(values.shape[0]))
@@ -192,7 +193,7 @@ def apply(
     """Return `params` with a perturbation of the region; everything outside keeps every bit.
 
     Args:
-      params: the parameter tree, float32.
+      params: the parameter tree; what is computed is float32, and rounded where the parameters are not.
       masks: bool tree parallel to the parameters of some scope.
       name: a key of `PERTURBATIONS`.
       amount: of `set` (the value), `scale` (the factor) and `noise` (its norm, relative to the region's; 1 by default).

@@ -220,5 +220,7 @@ def magnitudes(params: trees.Tree, like: Provenance, model: Bearer | None = None
     known = like.replace(
         score=json.dumps(definition, sort_keys=True), languages=(), samples=(), data="", data_seed=None
     )
-    values = trees.transform(lambda _, theta: jnp.abs(theta), roles.restrict(params, like.score_scope))
+    values = trees.transform(
+        lambda _, theta: jnp.abs(theta.astype(jnp.float32)), roles.restrict(params, like.score_scope)
+    )
     return Scores(values, known, model=model)

@@ -147,6 +147,7 @@ def plan() -> argparse.ArgumentParser:
     add("--length", type=int, default=512, help="tokens a sample")
     add("--samples", type=int, default=0, help="samples of the whole job; default: the paper's")
     add("--dtype", choices=_DTYPES, default="bfloat16")
+    add("--parameters", choices=_DTYPES, default="float32", help="what parameters are held in; training: float32")
     add("--precision", choices=_PRECISIONS, default="highest")
     add("--preset", choices=_PRESETS, default="sound", help="how scores are defined")
     add("--remat", choices=_REMAT, default="full")

@@ -173,7 +173,7 @@ def _gradient(
         return jnp.sum(jnp.where(loss.targets(batch)[1], each, jnp.float32(0)))
 
     with jax.default_matmul_precision(compute.precision):
-        found = jax.grad(objective)({path: leaves[path] for path in where})
+        found = jax.grad(objective)({path: leaves[path].astype(jnp.float32) for path in where})
     return {path: found[path][tuple(place)] for path, place in where.items()}
 
 

@@ -123,7 +123,7 @@ def replaced(params: trees.Tree, scalars: Sequence[Scalar], values: Sequence[flo
     The dict `params` itself is changed: no other reference to its arrays may be used meanwhile or afterwards.
 
     Args:
-      params: the parameters, float32.
+      params: the parameters.
       scalars: none twice.
       values: one for each.
     """
@@ -141,7 +141,7 @@ def _put(params: trees.Tree, scalars: Sequence[Scalar], values: np.ndarray) -> N
         *parents, last = path.split(".")
         node = functools.reduce(lambda node, key: node[key], parents, params)
         chosen = values[owners == path]
-        node[last] = _scatter(node[last], _filled(where), _filled(chosen))
+        node[last] = _scatter(node[last], _filled(where), _filled(chosen).astype(node[last].dtype))
 
 
 def _filled(values: np.ndarray) -> np.ndarray:

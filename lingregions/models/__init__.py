@@ -131,11 +131,11 @@ def declare(config: Any) -> trees.Tree:
     return architecture(config).declare(config)
 
 
-def shapes(config: Any, shardings: trees.Tree | None = None) -> trees.Tree:
-    """Return the float32 `ShapeDtypeStruct` of each parameter, with its sharding when given."""
+def shapes(config: Any, shardings: trees.Tree | None = None, dtype: Any = np.float32) -> trees.Tree:
+    """Return the `ShapeDtypeStruct` of each parameter, with its sharding when given."""
     places = trees.flatten(shardings) if shardings else {}
     return trees.transform(
-        lambda path, parameter: jax.ShapeDtypeStruct(parameter.shape, np.float32, sharding=places.get(path)),
+        lambda path, parameter: jax.ShapeDtypeStruct(parameter.shape, dtype, sharding=places.get(path)),
         declare(config),
     )
 
@@ -281,7 +281,10 @@ def offsets(config: Any) -> dict[str, float]:
 
 
 def effective(part: trees.Tree, offsets: Mapping[str, float]) -> trees.Tree:
-    """Return the values that a model uses: those of some of its parameters plus their `offsets`."""
-    if not offsets:
-        return part
-    return trees.transform(lambda path, leaf: leaf + np.float32(offsets.get(path, 0.0)), part)
+    """Return the values that a model uses, float32: those of some of its parameters plus their `offsets`."""
+
+    def value(path: str, leaf: jax.Array) -> jax.Array:
+        wide = leaf.astype(jnp.float32)
+        return wide + np.float32(offsets[path]) if path in offsets else wide
+
+    return trees.transform(value, part)

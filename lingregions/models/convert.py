@@ -22,12 +22,13 @@ from jax.experimental import multihost_utils
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.models import evidence, gguf, safetensors
+from lingregions.models.compute import DTYPES
 from lingregions.models.evidence import EMBEDDING, HEAD
 from lingregions.models.tokenizer import Tokenizer
 
-# Buffers that old checkpoints carry: functions of the config, and recomputed.
 # Where a model that wraps a text model with others keeps it: {prefix: what stands there in the text model by itself}.
 _WRAPPED = {"language_model.": "", "model.language_model.": "model."}
+# Buffers that old checkpoints carry: functions of the config, and recomputed.
 _BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 _SHARD = 5_000_000_000  # bytes of an exported file, the size that Hugging Face uses
 
@@ -53,13 +54,14 @@ def open_weights(path: str | Path) -> Weights:
     return gguf.load(path) if path.is_file() else safetensors.load(path)
 
 
-def load(source: str | Path | Weights, config: Any, shardings: Mapping[str, Any]) -> trees.Tree:
-    """Return the float32 parameters of a Hugging Face folder (safetensors) or a GGUF file, each leaf on its shards.
+def load(source: str | Path | Weights, config: Any, shardings: Mapping[str, Any], dtype: str = "float32") -> trees.Tree:
+    """Return the parameters of a Hugging Face folder (safetensors) or a GGUF file, each leaf on its shards.
 
     Args:
       source: the folder or file, or weights that are open already.
       config: the model config; it decides which tensors are expected.
       shardings: from `mesh.shardings(models.declare(config), mesh)`.
+      dtype: of the parameters, "float32" or "bfloat16" (rounded to nearest even).
 
     Raises:
       FileNotFoundError: a file that is missing.
@@ -70,10 +72,10 @@ def load(source: str | Path | Weights, config: Any, shardings: Mapping[str, Any]
     if "lm_head" not in declaration and HEAD in weights.shapes:
         _check_head(weights)
     places = trees.flatten(shardings)
-    return trees.transform(lambda path, parameter: _place(weights, parameter, places[path]), declaration)
+    return trees.transform(lambda path, parameter: _place(weights, parameter, places[path], dtype), declaration)
 
 
-def _place(weights: Weights, parameter: models.Parameter, sharding: Any) -> jax.Array:
+def _place(weights: Weights, parameter: models.Parameter, sharding: Any, dtype: str) -> jax.Array:
     """Return one leaf; each distinct part of it is read once, whatever the number of devices that hold a copy."""
     holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(parameter.shape).items():
@@ -81,7 +83,7 @@ def _place(weights: Weights, parameter: models.Parameter, sharding: Any) -> jax.
         holders.setdefault(bounds, []).append(device)
     shards: list[jax.Array] = []
     for bounds, devices in holders.items():
-        values = _read(weights, parameter, bounds)
+        values = _read(weights, parameter, bounds).astype(DTYPES[dtype], copy=False)
         # Waiting keeps the host copy of one part alive, not those of all.
         shards += jax.block_until_ready([jax.device_put(values, device) for device in devices])
     return jax.make_array_from_single_device_arrays(parameter.shape, sharding, shards)

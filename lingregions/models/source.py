@@ -35,6 +35,7 @@ from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.models import convert, evidence, gguf, huggingface
+from lingregions.models.compute import DTYPES
 from lingregions.models.json_object import read_object
 from lingregions.models.tokenizer import Tokenizer
 
@@ -111,22 +112,24 @@ class Source:
             digest.update(json.dumps(models.dump(self.config), sort_keys=True).encode())
         return digest.hexdigest()
 
-    def load(self, mesh: Mesh | Mapping[str, Any], key: jax.Array | None = None) -> trees.Tree:
-        """Return the float32 parameters, each leaf on its shards.
+    def load(self, mesh: Mesh | Mapping[str, Any], key: jax.Array | None = None, dtype: str = "float32") -> trees.Tree:
+        """Return the parameters, each leaf on its shards.
 
         Args:
           mesh: the device mesh, or a tree of shardings parallel to the parameters.
           key: JAX random key of a preset's values; other kinds need none.
+          dtype: of the parameters, "float32" or "bfloat16" (rounded to nearest even).
 
         Raises:
           ValueError: a preset without a key; whatever `convert.load` finds wrong with the weights.
         """
         shardings = meshes.shardings(models.declare(self.config), mesh) if isinstance(mesh, Mesh) else dict(mesh)
         if self.weights is not None:
-            return convert.load(self.weights, self.config, shardings)
+            return convert.load(self.weights, self.config, shardings, dtype)
         if key is None:
             raise ValueError(f"{self.name} is a random model: give the key that its values are drawn from")
-        return models.initialize(self.config, key, shardings)
+        drawn = models.initialize(self.config, key, shardings)
+        return jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), drawn)
 
 
 def tell(message: str) -> None:

@@ -79,7 +79,11 @@ def main(words: Sequence[str]) -> int:
         job=asked.job,
         model=config,
         compute=models.Compute(
-            dtype=asked.dtype, precision=asked.precision, remat=asked.remat, attention=asked.attention
+            dtype=asked.dtype,
+            parameters=asked.parameters,
+            precision=asked.precision,
+            remat=asked.remat,
+            attention=asked.attention,
         ),
         mesh=asked.mesh,
         micro=asked.micro or (0 if train else asked.batch),

@@ -212,7 +212,10 @@ def memory(step: Step) -> Memory:
     tensor, tokens = sizes.mesh.shape["tensor"], rows * step.length
     batches = step.batch // step.micro if step.job == "train" else 1
     # Tokens and segments, and where bytes are counted, those.
-    arguments = 4 * sizes.part(everything) + batches * (12 if step.job == "score" else 8) * tokens
+    arguments = (
+        _WIDTHS[step.compute.parameters] * sizes.part(everything)
+        + batches * (12 if step.job == "score" else 8) * tokens
+    )
     # At work on a layer: three of its largest matrices, gathered or as gradients that are not on their shards yet, and
     # its activations. At work on the loss: the head and one chunk of logits. Never both.
     split = step.mesh[1] > 1

@@ -79,6 +79,7 @@ def describe(compute: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "process_count": jax.process_count(),
         "precision": {
             "dtype": chosen.get("dtype", "float32"),
+            "parameters": chosen.get("parameters", "float32"),
             "matmul": chosen.get("precision") or _setting("jax_default_matmul_precision") or "default",
             "x64": _setting("jax_enable_x64"),
             "dtype_promotion": _setting("jax_numpy_dtype_promotion"),

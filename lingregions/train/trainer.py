@@ -68,7 +68,7 @@ class Trainer:
       mesh: device mesh; the moments lie on the shards of their parameters. None: one device.
 
     Raises:
-      ValueError: `micro` does not divide over the mesh, or two constraints have one name.
+      ValueError: parameters in bfloat16, `micro` does not divide over the mesh, or two constraints have one name.
     """
 
     def __init__(
@@ -80,6 +80,10 @@ class Trainer:
         micro: int = 1,
         mesh: Mesh | None = None,
     ) -> None:
+        if compute.parameters != "float32":
+            raise ValueError(
+                "parameters are held in bfloat16, in which most steps round to nothing: load them in float32"
+            )
         self.config, self.compute, self.recipe, self.mesh = config, compute, recipe, mesh
         self.constraints = list(constraints)
         self.micro = min(micro, recipe.batch) if mesh is None else micro
