@@ -139,13 +139,18 @@ def plan() -> argparse.ArgumentParser:
     parser = _parser("plan", said, _PLAN)
     add = parser.add_argument
     add("--model", help="a preset such as llama2-7b, or a folder with a config.json")
-    add("--topology", default="", help="v5e-16, v4-32, v5p-64, v6e-8, 2xv5e-16 ...; default: the local devices")
+    add(
+        "--topology",
+        default="",
+        help="v5e-16, v4-32, 2xv5e-16 ..., or a card: l4, h100 ...; default: the local devices",
+    )
     add("--job", choices=_JOBS, default="score")
     add("--mesh", type=_mesh, default=(-1, -1, -1), help="data,fsdp,tensor; default: chosen")
     add("--micro", type=int, default=0, help="samples of a micro-batch over all devices; default: chosen")
     add("--batch", type=int, default=0, help=f"samples of a step: of training {_TRAIN_BATCH}, else the micro-batch")
     add("--length", type=int, default=512, help="tokens a sample")
     add("--samples", type=int, default=0, help="samples of the whole job; default: the paper's")
+    add("--utilisation", type=float, default=0.4, help="part of the best speed that is expected; default: 0.4")
     add("--dtype", choices=_DTYPES, default="bfloat16")
     add("--parameters", choices=_DTYPES, default="float32", help="what parameters are held in; training: float32")
     add("--precision", choices=_PRECISIONS, default="highest")

@@ -55,7 +55,7 @@ def test_a_topology_is_read_from_its_name(name, chip, chips, slices, shape):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v9-16", "no topology 'v9-16': a topology reads like v5e-16, .* of the chips v4, v5e, v5p, v6e"),
+        ("v9-16", "no topology 'v9-16': a topology reads like v5e-16, .* the chips are v4, v5e, v5p, v6e"),
         ("v5-16", r"did you mean v5.-16\?"),
         ("sixteen", "a topology reads like v5e-16"),
         ("v5e-17", "there is no slice 'v5e-17'; there are v5e-1, v5e-4, v5e-8, v5e-16"),
@@ -391,6 +391,52 @@ def test_a_file_that_holds_no_plans_is_refused(capsys, tmp_path):
 
 def test_the_table_in_the_docs_is_that_of_its_record():
     assert (ROOT / "docs" / "slices.md").read_text() == table.render(ROOT / "docs" / "slices.jsonl")
+
+
+# Cards.
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "cheapest"),
+    # 36.7 GiB of parameters and sums of the 7B are too close to 40 GB.
+    [("llama3.2-1b", "float32", "t4"), ("llama3.2-1b", "bfloat16", "l4"), ("llama2-7b", "bfloat16", "a100-80g")],
+)
+def test_the_cheapest_card_is_the_first_that_fits(capsys, model, dtype, cheapest):
+    words = ["--model", model, "--job=score", "--dtype", dtype, "--parameters=bfloat16"]
+    found = choose.smallest(
+        step("score", models.PRESETS[model], models.Compute(dtype=dtype, parameters="bfloat16"), (-1, -1, -1), 0, 512),
+        hardware.CARDS["h100"],
+    )
+    assert found is not None
+    assert found.name == cheapest
+    code, text, _ = said(capsys, *words, "--topology=h100")
+    assert code == 0
+    assert f"  cheapest    {cheapest} fits, by estimate" in text
+    assert "fits (by estimate)" in text
+    assert " hours at 40% of that speed (--utilisation)" in text
+
+
+def test_a_card_computes_in_what_it_has(capsys):
+    words = ["--model=llama3.2-1b", "--topology=t4", "--job=evaluate"]
+    assert "a t4 has no units for bfloat16: --dtype=float32" in said(capsys, *words)[2]
+    code, text, _ = said(capsys, *words, "--dtype=float32", "--utilisation=1")
+    assert (code, "--utilisation" in text) == (0, False)
+    l4 = hardware.parse("L4").chip
+    assert (l4.at("bfloat16").flops, l4.at("float32").flops) == (121e12, 30.3e12)
+    assert hardware.CHIPS["v5e"].at("float32") is hardware.CHIPS["v5e"]
+    assert "above 0, at most 1" in said(capsys, *words, "--utilisation=0")[2]
+
+
+@pytest.mark.parametrize("job", ["score", "evaluate"])
+def test_the_estimate_is_near_what_the_compiler_of_the_cpu_says(job, monkeypatch):
+    """In float32: of bfloat16 products a CPU makes float32 copies that a card does not."""
+    (one, *_) = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *_: [one])
+    model = models.PRESETS["smollm2-135m"]
+    asked = step(job, model, micro=1, length=512, batch=0, topology="")
+    found = compiled._lower(asked).compile().memory_analysis()
+    real = found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes
+    assert cost.memory(asked).peak == pytest.approx(real - found.alias_size_in_bytes, rel=0.1)
 
 
 # Every job is lowered from shapes alone; what is counted as arguments is what the program takes.

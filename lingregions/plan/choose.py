@@ -78,6 +78,13 @@ def ranked(step: Step, topology: Topology) -> list[Step]:
     return sorted(found, key=key)
 
 
+def refusal(chip: hardware.Chip, dtype: str) -> str | None:
+    """Return why a card does not compute in a dtype; None: it does."""
+    if chip.name == "t4" and dtype == "bfloat16":
+        return "a t4 has no units for bfloat16: --dtype=float32"
+    return None
+
+
 def least(step: Step, topology: Topology) -> Step:
     """Return the candidate of the least memory, whether it fits or not."""
     found = [_filled(each) for each in _candidates(step, topology)]
@@ -90,9 +97,10 @@ def least(step: Step, topology: Topology) -> Step:
 
 
 def smallest(step: Step, chip: hardware.Chip) -> Topology | None:
-    """Return the smallest slice of a chip on which something fits by the estimate; None: not even the largest."""
+    """Return the smallest slice of a chip, or the cheapest card, on which a step fits by the estimate; None: none."""
     free = dataclasses.replace(step, mesh=(-1, -1, -1), micro=0)
-    for topology in hardware.sizes(chip):
+    cards = [Topology(each, 1) for each in hardware.CARDS.values() if refusal(each, step.compute.dtype) is None]
+    for topology in cards if chip.name in hardware.CARDS else hardware.sizes(chip):
         if ranked(dataclasses.replace(free, topology=topology.name), topology):
             return topology
     return None

@@ -1,6 +1,7 @@
 """`lingregions plan`: does a job fit on a slice, how long does it take at best, and which slice is the smallest?
 
 lingregions plan --model=llama2-7b --topology=v5e-16 --job=score
+lingregions plan --model=llama3.2-1b --topology=l4 --job=score --parameters=bfloat16
 lingregions plan --model=llama2-13b --topology=v4-32 --job=train --batch=256 --record=plans.jsonl
 lingregions plan --table=plans.jsonl > slices.md
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lingregions import models, verbs
-from lingregions.plan import compiled, hardware, plan, table
+from lingregions.plan import choose, compiled, hardware, plan, table
 from lingregions.plan.compiled import Step
 from lingregions.plan.hardware import Topology
 
@@ -70,7 +71,13 @@ def main(words: Sequence[str]) -> int:
         raise ValueError(f"--length is {asked.length}; a sample needs at least 2 tokens")
     config = _model(asked.model)
     topology = hardware.parse(asked.topology) if asked.topology else _local()
-    if asked.topology and not asked.estimate and not compiled.installed():
+    if not 0 < asked.utilisation <= 1:
+        raise ValueError(f"--utilisation is {asked.utilisation:g}; it is a part of the peak: above 0, at most 1")
+    card = topology.chip.name in hardware.CARDS
+    if card and (refused := choose.refusal(topology.chip, asked.dtype)):
+        raise ValueError(refused)
+    topology = dataclasses.replace(topology, chip=topology.chip.at(asked.dtype))
+    if asked.topology and not card and not asked.estimate and not compiled.installed():
         raise ValueError(f"{compiled.ADVICE}; or add --estimate, which compiles nothing")
     if asked.mesh[0] > 0 and math.prod(asked.mesh) != topology.devices:
         raise ValueError(f"--mesh={asked.mesh} does not multiply to the {topology.devices} chips of {topology.name}")
@@ -92,7 +99,8 @@ def main(words: Sequence[str]) -> int:
         topology=asked.topology,
         preset=asked.preset,
     )
-    made = plan.make(asked.model, topology, step, asked.samples, not asked.estimate, asked.quick)
+    compiling = not (asked.estimate or card)  # no compiler for a card that is not here
+    made = plan.make(asked.model, topology, step, asked.samples, compiling, asked.quick, asked.utilisation)
     print(plan.describe(made))
     if asked.record:
         asked.record.parent.mkdir(parents=True, exist_ok=True)

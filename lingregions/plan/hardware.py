@@ -1,4 +1,4 @@
-"""Accelerators: what a chip holds and does, and the slices that can be rented, by the names that Google Cloud has.
+"""Accelerators: what a chip holds and does; TPU slices by the names that Google Cloud has, and single GPUs by theirs.
 
 v5e-16 (or v5litepod-16) is 16 chips of v5e; v4-16 is 8 chips of v4, because the names of v4 and v5p count TensorCores,
 two a chip; 2xv5e-16 is two slices of 16 chips.
@@ -13,17 +13,18 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip (one JAX device).
+    """One chip or card (one JAX device).
 
     Attributes:
       name: as slices are named by.
       memory: bytes of high-bandwidth memory that a program may use.
-      flops: bfloat16 floating-point operations a second at best.
+      flops: bfloat16 floating-point operations a second at best (float32 on a T4, which has no bfloat16).
       bandwidth: bytes a second between the chip and its memory.
       link: bytes a second into one chip from its neighbours, over all its links.
       cores: what a slice's name counts, a chip.
-      dimensions: of the torus.
+      dimensions: of the torus; 0 for a card.
       options: what `jax.experimental.topologies` needs to know beside the shape.
+      single: of a card, float32 operations a second; 0 where `flops` is taken for them.
     """
 
     name: str
@@ -34,6 +35,11 @@ class Chip:
     cores: int
     dimensions: int
     options: tuple[tuple[str, str], ...] = ()
+    single: float = 0.0
+
+    def at(self, dtype: str) -> "Chip":
+        """Return the chip as it computes in a dtype."""
+        return dataclasses.replace(self, flops=self.single) if dtype == "float32" and self.single else self
 
 
 # FLOP/s, bytes/s and Gbit/s of the links (1 byte = 8 bit): Google Cloud TPU documentation, "System architecture", the
@@ -56,6 +62,18 @@ LOCAL: dict[str, Chip] = {
     "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 1, 1),
     "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 1, 1),
     "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 1, 1),
+}
+# GPUs by name, from the cheapest to rent to the dearest: NVIDIA's data sheets, dense, with sums in float32.
+CARDS: dict[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        Chip("t4", 16 * 10**9, 8.1e12, 320e9, 16e9, 1, 0, single=8.1e12),
+        Chip("l4", 24 * 10**9, 121e12, 300e9, 32e9, 1, 0, single=30.3e12),
+        Chip("rtx4090", 24 * 10**9, 165.2e12, 1008e9, 32e9, 1, 0, single=82.6e12),
+        Chip("a100-40g", 40 * 10**9, 312e12, 1555e9, 300e9, 1, 0, single=19.5e12),
+        Chip("a100-80g", 80 * 10**9, 312e12, 2039e9, 300e9, 1, 0, single=19.5e12),
+        Chip("h100", 80 * 10**9, 989e12, 3350e9, 450e9, 1, 0, single=67e12),
+    )
 }
 # Bytes a second into one chip from other slices, over the data centre network: 25 Gbit/s, what a v5e has.
 BETWEEN_SLICES = 25e9 / 8
@@ -94,6 +112,8 @@ class Topology:
     @property
     def name(self) -> str:
         """The name, as `parse` reads it."""
+        if self.chip.name in CARDS:
+            return self.chip.name
         return f"{f'{self.slices}x' if self.slices > 1 else ''}{self.chip.name}-{self.chips * self.chip.cores}"
 
     @property
@@ -122,18 +142,20 @@ def sizes(chip: Chip) -> list[Topology]:
 
 
 def parse(name: str) -> Topology:
-    """Return the topology of a name such as "v5e-16", "v5litepod-16", "v4-32" or "2xv5e-16".
+    """Return the topology of a name such as "v5e-16", "v5litepod-16", "v4-32" or "2xv5e-16", or of a card ("l4").
 
     Raises:
       ValueError: no such chip, or no slice of that size.
     """
+    if name.strip().lower() in CARDS:
+        return Topology(CARDS[name.strip().lower()], 1)
     match = re.fullmatch(r"(?:(\d+)x)?(v\d+\w*?)-(\d+)", name.strip().lower().replace("v5litepod", "v5e"))
-    forms = "a topology reads like v5e-16, v4-32 or 2xv5e-16"
+    forms = f"a topology reads like v5e-16, v4-32 or 2xv5e-16, or is a card, {', '.join(CARDS)}"
     if match is None or match[2] not in CHIPS:
-        known = [each.name for chip in CHIPS.values() for each in sizes(chip)]
+        known = [*CARDS, *(each.name for chip in CHIPS.values() for each in sizes(chip))]
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"no topology {name!r}: {forms}, of the chips {', '.join(CHIPS)}{hint}")
+        raise ValueError(f"no topology {name!r}: {forms}; the chips are {', '.join(CHIPS)}{hint}")
     chip, slices, count = CHIPS[match[2]], int(match[1] or 1), int(match[3])
     allowed = SHAPES[chip.dimensions]
     if slices < 1 or count % chip.cores or count // chip.cores not in allowed:

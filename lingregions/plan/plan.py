@@ -59,6 +59,7 @@ class _Plan:
     seconds: dict[str, float]
     samples: int
     smallest: str
+    utilisation: float = 1.0
 
     @property
     def peak(self) -> int:
@@ -92,6 +93,7 @@ def make(
     samples: int = 0,
     compiling: bool = True,
     quick: bool = False,
+    utilisation: float = 1.0,
 ) -> _Plan:
     """Return the plan of a job: the best mesh and micro-batch that fit, confirmed by the compiler.
 
@@ -102,6 +104,7 @@ def make(
       samples: of the whole job; 0: `_SAMPLES`.
       compiling: False: estimate only.
       quick: compile fast; the memory is then no more than a bound.
+      utilisation: part of the least speed that is expected to be reached.
 
     Raises:
       ValueError: no mesh takes the step, or libtpu is missing.
@@ -115,7 +118,8 @@ def make(
         if found is None or (found.fits and found.peak <= topology.chip.memory):
             break
     wanted = dataclasses.replace(step, batch=step.batch if step.job == "train" else 0)
-    smallest = choose.smallest(wanted, topology.chip) if topology.chip.name in hardware.CHIPS else None
+    named = topology.chip.name in hardware.CHIPS or topology.chip.name in hardware.CARDS
+    smallest = choose.smallest(wanted, topology.chip) if named else None
     reached = cost.cost(chosen, topology)
     return _Plan(
         model=name,
@@ -136,6 +140,7 @@ def make(
         seconds=reached.seconds(topology),
         samples=samples or _SAMPLES[step.job],
         smallest="" if smallest is None else smallest.name,
+        utilisation=utilisation,
     )
 
 
@@ -178,10 +183,11 @@ def describe(plan: _Plan) -> str:
         wide = plan.compiled.gathered(plan.micro)
         add("gathers", f"GATHERED {', '.join(wide)}" if wide else "no score and no mask is gathered")
     lines += _times(plan)
+    card = plan.topology in hardware.CARDS
     if plan.smallest and not (plan.fits and plan.smallest == plan.topology):
-        add("smallest", f"{plan.smallest} fits, by estimate")
+        add("cheapest" if card else "smallest", f"{plan.smallest} fits, by estimate")
     elif not plan.smallest and not plan.fits:
-        add("smallest", "no slice of this chip fits, by estimate")
+        add("smallest", f"no {'card' if card else 'slice of this chip'} fits, by estimate")
     return "\n".join(lines)
 
 
@@ -199,4 +205,7 @@ def _times(plan: _Plan) -> list[str]:
     lines.append(f"  {'roofline':<12}{plan.seconds[longest]:.3g} s a step at best, bound by {longest} ({each})")
     what = "one selection" if plan.job == "select" else f"{plan.samples:,} samples, {plan.steps:,} steps"
     lines.append(f"  {'whole job':<12}{what}: {plan.hours:.3g} hours, {plan.hours * plan.chips:.3g} chip-hours at best")
+    if plan.utilisation < 1:
+        hours = plan.hours / plan.utilisation
+        lines.append(f"  {'':<12}{hours:.3g} hours at {plan.utilisation:.0%} of that speed (--utilisation)")
     return lines
