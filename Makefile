@@ -13,7 +13,7 @@ say      = @printf '%s\n' '--> $(1)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint check parity docs wheel-test lock clean
+.PHONY: help demo test fuzz lint check parity bench docs wheel-test lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ check: lint test  ## lint, then test
 parity: $(PARITY)/.parity  ## compare with torch and transformers, live (installs torch into a venv of its own)
 	$(call say,comparing with torch)
 	@$(PARITY)/bin/python -m pytest -q -m parity --durations=10 $(TESTS)
+
+bench: $(PARITY)/.parity  ## time the main jobs against torch and plain loops, into bench.md (QUICK=1: ten minutes)
+	$(call say,timing)
+	@$(PARITY)/bin/python benchmarks/bench.py $(if $(QUICK),--quick)
 
 docs: $(VENV)/.docs  ## build the pages of docs/ into site/, strictly and without network
 	$(call say,building site/index.html)

@@ -1,11 +1,11 @@
-"""Time removals: take a region of SmolLM2 and evaluate thirty languages, against a plain loop over a transformers model.
+"""Time removals of a region of SmolLM2, evaluated in thirty languages, against a plain loop over a transformers model.
 
 A removal is one region of random scalars, 1 % of each matrix, set to zero, and the NLL of the same tokens under it: 30
-languages, 2 windows of 512 of the UDHR each. The plain loop does for each removal what a script does: load the model from
-its folder (safetensors, float32), zero the region with the loader of the README, evaluate window by window. Ours loads
-and compiles once, changes the parameters in place and puts them back. Each side runs in a process of its own, in turn;
-the losses of both must agree. Prints a line a process on the error stream and one JSON line at the end: removals an hour
-once warm, and over all removals with start, load and compilation.
+languages, 2 windows of 512 of the UDHR each. The plain loop does for each removal what a script does: load the model
+from its folder (safetensors, float32), zero the region with the loader of the README, evaluate window by window. Ours
+loads and compiles once, changes the parameters in place and puts them back. Each side runs in a process of its own, in
+turn; the losses of both must agree. Prints a line a process on the error stream and one JSON line at the end: removals
+an hour once warm, and over all removals with start, load and compilation.
 
     python benchmarks/removals.py [--removals 3] [--languages 30] [--windows 2] [--rounds 1]
 
