@@ -97,6 +97,7 @@ class TestOpen:
         assert (found["device_count"], found["process_count"], found["backend"]) == (8, 1, "cpu")
         assert found["precision"] == {
             "dtype": "float32",
+            "parameters": "float32",
             "matmul": "float32",
             "x64": False,
             "dtype_promotion": "strict",
