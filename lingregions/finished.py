@@ -24,7 +24,7 @@ from lingregions.display import Shown
 from lingregions.model import Model
 from lingregions.models import roles
 from lingregions.regions import file
-from lingregions.regions.region import Region, axes
+from lingregions.regions.region import Region, declared
 from lingregions.run import checkpoint, table
 from lingregions.scores import Scores
 
@@ -102,9 +102,9 @@ class Run(Shown):
         header = checkpoint.header(folder, version) or {}
         scope = header["definition"]["scope"]
         if model is None:
-            like, named = trees.unflatten(checkpoint.shapes(folder, version)), self._axes(scope)
+            like, named = trees.unflatten(checkpoint.shapes(folder, version)), self._declared(scope)
         else:
-            like, named = roles.restrict(model.shapes, scope), model.axes(scope)
+            like, named = roles.restrict(model.shapes, scope), model.declared(scope)
             if model.fingerprint != header["model"]:
                 raise ValueError(f"{folder} holds scores of another model, {header['model']}, not of {model.source}")
         return Scores.read(checkpoint.load(folder, version, like), header, named, model)
@@ -139,13 +139,13 @@ class Run(Shown):
         numbers = [column for column in frame.columns if column not in _WORDS]
         return frame.assign(**{column: pandas.to_numeric(frame[column]) for column in numbers})
 
-    def _axes(self, scope: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """Return the axis names of the scored parameters, by the config of the model that the run has noted."""
+    def _declared(self, scope: str) -> dict[str, Any]:
+        """Return what provenance says of the scored parameters, by the config of the model that the run has noted."""
         for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             event = json.loads(line)
             if event.get("event") == "model":
-                return axes(roles.restrict(models.declare(models.parse(event["config"])), scope))
-        return ()
+                return declared(roles.restrict(models.declare(models.parse(event["config"])), scope))
+        return {}
 
     def _line(self) -> str:
         return f"{self.config['experiment']} in {self.folder}: {len(self.regions)} regions"

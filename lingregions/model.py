@@ -38,7 +38,7 @@ from lingregions.models import roles
 from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.regions import geometry
-from lingregions.regions.region import Provenance, Region, axes
+from lingregions.regions.region import Provenance, Region, declared
 from lingregions.scores import Scores, magnitudes
 from lingregions.scoring import PRESETS, RULES, Definition, Scorer
 
@@ -99,9 +99,9 @@ class Model(Shown):
         placed: Batch = meshes.place(batch, self.mesh)
         return placed
 
-    def axes(self, scope: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """Return (path, axis names) of every array in a scope, for `Provenance.axes`."""
-        return axes(roles.restrict(models.declare(self.config), scope))
+    def declared(self, scope: str) -> dict[str, Any]:
+        """Return what `Provenance` says of the arrays in a scope: their axes, and what removal sets them to."""
+        return declared(roles.restrict(models.declare(self.config), scope))
 
     # Texts and scores
 
@@ -179,7 +179,7 @@ class Model(Shown):
             score_scope=scope,
             model=self.fingerprint,
             tokenizer=self.tokenizer.fingerprint,
-            axes=self.axes(scope),
+            **self.declared(scope),
         )
         return magnitudes(self.params, known, self)
 
@@ -194,7 +194,7 @@ class Model(Shown):
         """
         known = {"model": self.fingerprint, "tokenizer": self.tokenizer.fingerprint, "data": corpus.fingerprint}
         header = {"languages": [corpus.language], "definition": dataclasses.asdict(definition), **known, **counts}
-        return Scores.read(values, header, self.axes(definition.scope), self)
+        return Scores.read(values, header, self.declared(definition.scope), self)
 
     def _scorer(self, definition: Definition, micro: int) -> Scorer:
         if (definition, micro) not in self._scorers:

@@ -9,6 +9,7 @@ import dataclasses
 import fractions
 import json
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class Scores(Shown):
         cls,
         values: trees.Tree,
         header: Mapping[str, Any],
-        axes: tuple[tuple[str, tuple[str, ...]], ...] = (),
+        declared: Mapping[str, Any] = MappingProxyType({}),
         model: Bearer | None = None,
     ) -> "Scores":
         """Return scores with the header that they were saved with (the inverse of `header`).
@@ -55,7 +56,7 @@ class Scores(Shown):
         Args:
           values: the scores.
           header: what `header` returned.
-          axes: axis names of every leaf, `regions.region.axes`.
+          declared: what is known of every leaf, `regions.region.declared`.
           model: where it is at hand.
         """
         return cls(
@@ -69,7 +70,7 @@ class Scores(Shown):
                 model=header["model"],
                 tokenizer=header["tokenizer"],
                 data=header["data"],
-                axes=axes,
+                **declared,
             ),
             header["tokens"],
             header["nll"],

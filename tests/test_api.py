@@ -134,7 +134,7 @@ def test_combined_scores_remember_everything(model: lr.Model, scores: lr.Scores,
 
 def test_one_language_reads_back_from_its_header(model: lr.Model) -> None:
     found = model.score(model.corpus("udhr", "es", length=64), samples=1, definition="wanda")
-    again = lr.Scores.read(found.values, found.header(), model.axes("decoder"), model)
+    again = lr.Scores.read(found.values, found.header(), model.declared("decoder"), model)
     assert again.provenance == found.provenance
     assert (again.tokens, again.nll, again.definition.rule) == (found.tokens, found.nll, "wanda")
     assert found.select("1%").name == "top 1% es"

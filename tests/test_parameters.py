@@ -14,6 +14,7 @@ from lingregions import tree as trees
 from lingregions.experiments import scalars
 from lingregions.models import Compute, convert
 from lingregions.models.tokenizer import Tokenizer
+from lingregions.regions import file
 
 pytestmark = pytest.mark.usefixtures("one_device")
 SMALL = {"embed": 16, "mlp": 24, "layers": 6, "heads": 2, "kv_heads": 1, "head_dim": 8, "vocab": 264, "std": 0.3}
@@ -40,6 +41,18 @@ def test_half_the_bytes_of_the_same_model(pair: tuple[lr.Model, lr.Model]) -> No
     assert wide.fingerprint == narrow.fingerprint
     assert "held in bfloat16" in repr(narrow)
     assert "held" not in repr(wide)
+
+
+def test_a_region_says_what_removal_sets_its_entries_to(pair: tuple[lr.Model, lr.Model], tmp_path: Path) -> None:
+    model, path = pair[0], tmp_path / "core.safetensors"
+    core = model.magnitudes().select("1%")
+    core.save(path)
+    assert lr.Region.load(path).provenance == core.provenance
+    gemma = model.config.norm_offset == 1
+    for name, matrix in file.header(path).matrices.items():
+        assert matrix.removal == (-1 if gemma and "norm" in name else 0), name
+    assert len(core.provenance.removal) == (6 if gemma else 0)
+    assert (core | core).provenance.removal == core.provenance.removal
 
 
 @pytest.mark.parametrize("rule", ["taylor", "fisher", "magnitude", "wanda"])

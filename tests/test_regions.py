@@ -29,7 +29,7 @@ from lingregions.regions import (
     union,
 )
 from lingregions.regions.matched import _QUANTILES, match
-from lingregions.regions.region import axes, locate, matrices, names
+from lingregions.regions.region import declared, locate, matrices, names
 
 DECLARATION = {
     "embed_tokens": Parameter("embedding", (6, 4), ("vocab", "embed"), 0.1),
@@ -47,7 +47,7 @@ LIKE = trees.unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path,
 
 def build(masks: dict[str, np.ndarray], name: str = "a region", **known: object) -> Region:
     tree = trees.unflatten({path: jnp.asarray(mask, bool) for path, mask in masks.items()})
-    return Region(tree, Provenance(name=name, axes=axes(DECLARATION), **known))
+    return Region(tree, Provenance(name=name, **declared(DECLARATION), **known))
 
 
 def empty() -> dict[str, np.ndarray]:
@@ -123,7 +123,7 @@ def test_results_remember_where_they_come_from() -> None:
     assert (own.name, own.model, own.languages, own.score) == ("monolingual vi", "m1", ("vi", "ru"), "")
     assert own.parents == (one.provenance, two.provenance)
     assert union(one, two).name == "union(vi, ru)"
-    assert own.axes == axes(DECLARATION)
+    assert own.axes == declared(DECLARATION)["axes"]
     assert isinstance(hash(own), int)
 
 

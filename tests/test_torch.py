@@ -455,5 +455,11 @@ def test_the_example_zeroes_tied_models_and_refuses_what_it_cannot_change(tmp_pa
     assert torch.count_nonzero(model.lm_head.weight == 0) == 1
     for layer in model.model.layers:
         assert torch.count_nonzero(layer.mlp.up_proj.weight == 0) == 9 * 8
+    # A gain that is used as 1 + w is removed by w = -1, which the file says of each matrix.
+    gains = regions.Provenance(removal=(("layers.mlp.up_proj", -1.0),))
+    regions.save(regions.Region({"layers": {"mlp": {"up_proj": matrices}}}, gains), path)
+    zero(model, path)
+    for layer in model.model.layers:
+        assert torch.count_nonzero(layer.mlp.up_proj.weight == -1) == 9 * 8
     with pytest.raises(KeyError, match="the model has no parameter"):
         zero(torch.nn.Linear(2, 2), path)

@@ -157,7 +157,7 @@ def _super_weights(context: Context) -> Region:
     context.run.log(event="super weights", found=[f"{matrix} {list(index)}" for matrix, index in found])
     like = _core(context)
     named = geometry.points(like.masks, found)
-    known = {name: getattr(like.provenance, name) for name in ("model", "tokenizer", "axes")}
+    known = {name: getattr(like.provenance, name) for name in ("model", "tokenizer", "axes", "removal")}
     return dataclasses.replace(named, provenance=named.provenance.replace(**known))
 
 

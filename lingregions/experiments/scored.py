@@ -119,7 +119,7 @@ def read(context: Context, name: str) -> Scores:
     scope, header = context.definition.scope, context.run.header(name)
     values = context.run.load(name, roles.restrict(context.model.shapes, scope))
     assert header is not None  # `load` has seen to it
-    return Scores.read(values, header, context.model.axes(scope), context.model)
+    return Scores.read(values, header, context.model.declared(scope), context.model)
 
 
 def combined(context: Context, normalised: bool | None = None, folder: str = "scores") -> Scores:
@@ -142,7 +142,7 @@ def _shapes(context: Context) -> Scores:
     """Return what random regions are drawn from: they need no values, and have read no text."""
     model, scope = context.model, context.definition.scope
     known = Provenance(score_scope=scope, model=model.fingerprint, tokenizer=model.tokenizer.fingerprint)
-    return Scores(model.shapes, known.replace(axes=model.axes(scope)))
+    return Scores(model.shapes, known.replace(**model.declared(scope)))
 
 
 # Name of a ranking -> what regions are selected from, beside the languages by their codes.

@@ -193,6 +193,7 @@ def combine(verb: str, parents: Sequence[Provenance], name: str = "") -> Provena
         tokenizer=shared("tokenizer"),
         data=shared("data"),
         axes=shared("axes", ()),
+        removal=shared("removal", ()),
         versions=region.versions(),
         parents=tuple(parents),
     )

@@ -56,12 +56,14 @@ class _Matrix:
       count: entries of the region in it.
       coding: dtype of the stored tensor: "uint8" (packed bits), "uint32" or "uint64" (indices).
       crc32: of the stored bytes, in hex; "" in a file of format 1.
+      removal: what removal sets its entries to.
     """
 
     shape: tuple[int, ...]
     count: int
     coding: str
     crc32: str = ""
+    removal: float = 0.0
 
     @property
     def size(self) -> int:
@@ -107,7 +109,8 @@ def save(what: Region, path: str | os.PathLike[str]) -> None:
     for where, counts in geometry.counts(what).items():
         for layer, (name, count) in enumerate(zip(region.matrices(where, leaves[where]), counts, strict=True)):
             full = region.shape(where, leaves[where])
-            matrices[name] = _Matrix(full, count, _coding(math.prod(full), count), "0" * 8)
+            removal = dict(what.provenance.removal).get(where, 0.0)
+            matrices[name] = _Matrix(full, count, _coding(math.prod(full), count), "0" * 8, removal)
             places[name] = (where, layer)
     # Wide types first, so that every tensor starts at a multiple of its item size.
     order = sorted(matrices, key=lambda name: -np.dtype(matrices[name].coding).itemsize)
@@ -285,12 +288,15 @@ class _Reader:
 
 def _matrix(name: str, fields: Mapping[str, Any]) -> _Matrix:
     """Return what the header says of a matrix; raises ValueError where that cannot be."""
-    matrix = _Matrix(tuple(fields["shape"]), fields["count"], fields["coding"], fields.get("crc32", ""))
+    matrix = _Matrix(
+        tuple(fields["shape"]), fields["count"], fields["coding"], fields.get("crc32", ""), fields.get("removal", 0.0)
+    )
     numbers = (*matrix.shape, matrix.count)
     if (
         not all(type(each) is int and each >= 0 for each in numbers)
         or matrix.coding not in ("uint8", "uint32", "uint64")
         or matrix.count > matrix.size
+        or not isinstance(matrix.removal, float)
     ):
         raise ValueError(f"the header says what cannot be of {name!r}: {dict(fields)}")
     return matrix

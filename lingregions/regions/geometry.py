@@ -120,7 +120,7 @@ def _named(what: Region, axis: str) -> dict[str, int]:
     if missing:
         raise ValueError(
             f"region {what.name!r} does not know the axes of {missing[0]!r}; record them when it is made: "
-            "Provenance(axes=region.axes(declaration))"
+            "Provenance(**region.declared(declaration))"
         )
     found = {path: named[path].index(axis) for path in what.leaves() if axis in named[path]}
     if not found:

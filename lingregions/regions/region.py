@@ -109,6 +109,7 @@ class Provenance:
       tokenizer: fingerprint of the tokenizer.
       data: fingerprint of the text.
       axes: (path, axis names) of every leaf, as declared by the architecture.
+      removal: (path, what removal sets it to) of the leaves where that is not 0: -1 for gains that are used as 1 + w.
       selection: what the selection met.
       versions: (library, version).
       parents: provenance of the operands, for results of the algebra.
@@ -132,6 +133,7 @@ class Provenance:
     tokenizer: str = ""
     data: str = ""
     axes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    removal: tuple[tuple[str, float], ...] = ()
     selection: Selection | None = None
     versions: tuple[tuple[str, str], ...] = ()
     parents: tuple["Provenance", ...] = ()
@@ -483,6 +485,10 @@ def _percent(fraction: str) -> str:
     return f"{text if fractions.Fraction(text) == value else value}%"
 
 
-def axes(declaration: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return `Provenance.axes` for a tree of `Parameter` (anything with `.axes`)."""
-    return tuple((path, tuple(parameter.axes)) for path, parameter in trees.walk(declaration))
+def declared(declaration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `Provenance` says of the arrays of a tree of `Parameter`: `axes` and `removal`."""
+    leaves = list(trees.walk(declaration))
+    return {
+        "axes": tuple((path, tuple(parameter.axes)) for path, parameter in leaves),
+        "removal": tuple((path, -parameter.offset) for path, parameter in leaves if parameter.offset),
+    }
