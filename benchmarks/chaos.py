@@ -1,17 +1,18 @@
 """Kills at random moments: the same command goes on, what it writes is the same to the bit, and nothing is left behind.
 
-    python benchmarks/chaos.py [--kills 3] [--seed 0] [--only run,train,export,data,sweep]
+    python benchmarks/chaos.py [--kills 3] [--seed 0] [--only run,train,export,data,sweep,pod]
 
 Every scenario is a command of tiny size: `run` (scoring, selection, evaluation), `train` (a frozen training, saved at
-every step), `export` of it, `data` (token files, with workers) and `sweep`. It is performed undisturbed; then begun,
-killed (SIGKILL, the parent process alone) at a random moment after its first file and begun again, until it ends by
-itself. Where that comes before all kills were made, it is begun anew in another folder. So every scenario has exactly
-so many kills, and every start that is to end, ends.
+every step), `export` of it, `data` (token files, with workers), `sweep`, and `pod`, a `run` of two processes. It is
+performed undisturbed; then begun, killed (SIGKILL, the parent process alone, or one of the two) at a random moment
+after its first file and begun again, until it ends by itself. Where that comes before all kills were made, it is begun
+anew in another folder. So every scenario has exactly so many kills, and every start that is to end, ends.
 
 Prints one JSON line a scenario: kills, folders in which the command came to its end, files there at each kill and at
 the end, files compared, which differ, what is left that an undisturbed run has not, processes that outlived their
-parent. Exit code 1 where anything differs, is left or lives on; what a failed command said is shown. A command that
-takes longer than ten minutes is ended. `environment-1.json` is left, rightly so, where the checkout changed meanwhile.
+parent or partner. Exit code 1 where anything differs, is left or lives on; what a failed command said is shown. A
+command that takes longer than ten minutes is ended. `environment-1.json` is left, rightly so, where the checkout
+changed meanwhile.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # of one command
-ORPHANS = 10  # seconds in which the children of a killed process must have ended
+ORPHANS = 20  # seconds in which the children and the partner of a killed process must have ended
 QUIET = ("--config.machine.progress=none", "--config.machine.pictures=False", "--config.machine.save_seconds=0")
 
 
@@ -43,24 +45,24 @@ class Scenario(NamedTuple):
       words: of the command line.
       compared: patterns of the files below {out} that must be the same to the bit.
       after: the scenario whose undisturbed folder it reads.
+      processes: that perform it together.
     """
 
     words: Sequence[str]
     compared: Sequence[str]
     after: str = ""
+    processes: int = 1
 
 
+RESULTS = ("results.csv", "effects.csv", "segments/**/*.csv", "regions/*", "tables/verdict.json")
 SCENARIOS = {
-    "run": Scenario(
-        ("run", "--config=configs/core_removal.py:tiny", "--workdir={out}", *QUIET),
-        ("results.csv", "effects.csv", "segments/**/*.csv", "regions/*", "tables/verdict.json"),
-    ),
+    "run": Scenario(("run", "--config=configs/core_removal.py:tiny", "--workdir={out}", *QUIET), RESULTS),
     "train": Scenario(
         (
             *("run", "--config=configs/frozen_pretraining.py:tiny", "--workdir={out}", *QUIET),
             *("--config.freeze.treatments=full,core", "--config.machine.save_steps=1"),
         ),
-        ("results.csv", "effects.csv", "segments/**/*.csv", "regions/*", "tables/verdict.json"),
+        RESULTS,
     ),
     "export": Scenario(
         ("export", "--workdir={place}/train/whole/out", "--training=core 1% seed 0", "--out={out}"), ("**/*",), "train"
@@ -76,6 +78,14 @@ SCENARIOS = {
         ),
         ("results.csv", "effects.csv", "cells/*/results.csv", "cells/*/effects.csv", "cells/*/regions/*"),
     ),
+    "pod": Scenario(
+        (
+            *("run", "--config=configs/core_removal.py:tiny", "--workdir={out}", *QUIET),
+            *("--config.machine.distributed=True", "--config.machine.mesh.data=2"),
+        ),
+        RESULTS,
+        processes=2,
+    ),
 }
 
 
@@ -89,8 +99,19 @@ class Command:
         self.since = time.time()
         words = [word.format(out=self.out, place=folder.parent.parent) for word in scenario.words]
         program = [sys.executable, "-m", "lingregions.main", *words]
+        with socket.create_server(("localhost", 0)) as free:
+            together = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free.getsockname()[1]}"}
+        self.processes: list[subprocess.Popen[bytes]] = []
         with open(self.said, "wb") as said:
-            self.process = subprocess.Popen(program, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
+            for number in range(scenario.processes):
+                own = together | {"JAX_NUM_PROCESSES": str(scenario.processes), "JAX_PROCESS_ID": str(number)}
+                group = self.processes[0].pid if number else 0
+                self.processes.append(
+                    subprocess.Popen(
+                        program, cwd=ROOT, stdout=said, stderr=said, env=os.environ | own, process_group=group
+                    )
+                )
+        self.process = self.processes[0]
 
     def begun(self) -> float:
         """Return the seconds until it wrote something; what stands there from a start before does not count."""
@@ -101,20 +122,20 @@ class Command:
     def end(self) -> None:
         """Wait until it ends, and raise with what it said where it failed."""
         try:
-            code = self.process.wait(max(SECONDS - (time.monotonic() - self.started), 0))
+            codes = [each.wait(max(SECONDS - (time.monotonic() - self.started), 0)) for each in self.processes]
         finally:
             self.outlived(0)
-        if code:
-            raise RuntimeError(f"exit code {code}:\n{self.said.read_text(errors='replace')[-4000:]}")
+        if any(codes):
+            raise RuntimeError(f"exit codes {codes}:\n{self.said.read_text(errors='replace')[-4000:]}")
 
-    def kill(self, after: float) -> bool:
-        """Kill it so many seconds from now; returns whether it still ran, and raises where it had failed before."""
+    def kill(self, after: float, which: int) -> bool:
+        """Kill a process so many seconds from now; returns whether it still ran, raises where it had failed before."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(after)
+            self.processes[which].wait(after)
             self.end()
             return False
-        self.process.kill()
-        self.process.wait()
+        self.processes[which].kill()
+        self.processes[which].wait()
         return True
 
     def outlived(self, seconds: float) -> bool:
@@ -122,6 +143,8 @@ class Command:
         until = time.monotonic() + seconds
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < until:
+                for each in self.processes:
+                    each.poll()  # one that has ended is of the group until it is asked for
                 os.killpg(self.process.pid, 0)
                 time.sleep(0.1)
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -172,7 +195,10 @@ def trial(scenario: Scenario, kills: int, draw: random.Random, place: Path) -> d
             if found["kills"] == kills:
                 command.end()
                 ended = True
-            elif ended := not (command.begun() and command.kill(draw.uniform(0, max(seconds - begun, 0.01)))):
+            elif ended := not (
+                command.begun()
+                and command.kill(draw.uniform(0, max(seconds - begun, 0.01)), draw.randrange(scenario.processes))
+            ):
                 continue
             else:
                 found["kills"] += 1

@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(verb: str, error: BaseException, debug: bool) -> int:
     """Tell an error and let the other processes know; returns the exit code."""
-    from lingregions.run import Interrupted, cluster
+    from lingregions.run import Interrupted, RunError, cluster
 
     if isinstance(error, Interrupted):
         print(error, file=sys.stderr)
@@ -222,6 +222,8 @@ def _fail(verb: str, error: BaseException, debug: bool) -> int:
         code, said = 130, "stopped by SIGINT"
     elif isinstance(error, Exception):
         code, said = _explain(error)
+        if code == 1 and not isinstance(error, RunError):  # a collective breaks where another process is gone
+            said = cluster.blame() or said
     else:
         raise error
     print(f"lingregions {verb}: {inert(said)}", file=sys.stderr)

@@ -24,7 +24,8 @@ def meet(*claims: tuple[int, int], timeout: float = 20.0, address: str = "") -> 
 
     def come(index: int) -> None:
         try:
-            cluster._meet(address, *claims[index], timeout)
+            for _, line in cluster._meet(address, *claims[index], timeout).values():
+                line.close()
         except RunError as error:
             said[index] = str(error)
 

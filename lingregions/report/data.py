@@ -60,7 +60,7 @@ def _content(path: Path) -> dict[str, Any]:
     """The JSON object of a file `tables/<name>.json`; ReportError if it is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise ReportError(f"{path}: a JSON object is expected")
@@ -98,7 +98,7 @@ def _metrics(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 notes.append(f"{path.name} breaks off in its last line: the run was interrupted while writing it.")
                 return

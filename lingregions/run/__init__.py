@@ -15,6 +15,17 @@ which each process writes for its own shards), and what decides the flow (`rows`
 """
 
 from lingregions.run.files import InUse, RunError, Unavailable, replacing
-from lingregions.run.workdir import FORMAT, MACHINE, Interrupted, Run, verify
+from lingregions.run.workdir import FORMAT, MACHINE, Interrupted, Run, identities, verify
 
-__all__ = ["FORMAT", "MACHINE", "InUse", "Interrupted", "Run", "RunError", "Unavailable", "replacing", "verify"]
+__all__ = [
+    "FORMAT",
+    "MACHINE",
+    "InUse",
+    "Interrupted",
+    "Run",
+    "RunError",
+    "Unavailable",
+    "identities",
+    "replacing",
+    "verify",
+]

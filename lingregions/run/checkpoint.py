@@ -8,6 +8,7 @@ mesh), which a load checks: one pass over the devices' memory.
 
 import contextlib
 import ctypes
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from lingregions import tree as trees
 from lingregions.run import files
 
 _SCHEMA = 2  # of the record
+
+# Orbax writes the tracebacks of its threads to the log; it raises the same errors to us, who tell them.
+logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
 
 
 def newest(folder: Path) -> int:

@@ -3,15 +3,20 @@
 JAX ends a process whose partner is missing by an abort that names nobody, and lets the others wait in a collective. So
 the processes meet here first (`connect`), and wherever one may fail or be late alone, they say so to each other before
 the next collective (`exchange`, `ready`); `abandon` ends all of them when one has failed. All must call these in the
-same order, as with collectives. In a run of one process everything here does nothing.
+same order, as with collectives. The lines of the meeting stay open: over them process 0 and each of the others say
+every second that they live, so that whoever is killed, or stopped, or cut off, is named (`_listen`), wherever the
+others wait. In a run of one process everything here does nothing.
 
-Costs a few hundred bytes a process and call, over the port of process 0 that JAX uses as well; no device is touched.
+Costs a byte a process and second and a few hundred a call, over the port of process 0 that JAX uses as well; no device
+is touched.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
 import os
+import select
 import socket
 import sys
 import threading
@@ -28,7 +33,11 @@ WAIT = 600.0  # seconds, where the config says nothing
 WORK = 4 * 3600.0  # seconds for work of unknown length: a host that dies is noticed anyway, one that is late is told of
 _PATIENCE = 30.0  # seconds until a process that waits says for whom
 _GRACE = 5.0  # seconds that a process has to end by itself after another one failed
+_ALIVE, _GOODBYE = b".", b"!"  # what goes over a line after the meeting
 _turns = itertools.count()
+_lost: dict[int, str] = {}  # processes that are gone without a word, and how that is told
+
+_Lines = dict[int, tuple[str, socket.socket]]  # process -> its host, and the connection with it
 
 
 def connect(variables: Mapping[str, str], timeout: float = WAIT) -> None:
@@ -45,7 +54,7 @@ def connect(variables: Mapping[str, str], timeout: float = WAIT) -> None:
     address, count, place, devices = _place(variables, timeout)
     if count == 1:
         return
-    _meet(address, count, place, timeout)
+    lines = _meet(address, count, place, timeout)
     # SIGTERM is answered by `Run.check`, for all processes together.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -55,10 +64,13 @@ def connect(variables: Mapping[str, str], timeout: float = WAIT) -> None:
         local_device_ids=devices,
         cluster_detection_method="deactivate",
         initialization_timeout=int(timeout),
+        heartbeat_timeout_seconds=max(100, int(2 * timeout)),  # JAX names nobody: `_listen` speaks first
         # At a good end the others wait for process 0, which writes the report; a bad end is for `abandon`.
         shutdown_timeout_seconds=max(3600, int(timeout)),
     )
+    atexit.register(_leave, lines)  # before what JAX does at the end, where all wait for all
     threading.Thread(target=_watch, name="cluster", daemon=True).start()
+    threading.Thread(target=_listen, args=(lines, timeout), name="lines", daemon=True).start()
 
 
 def _place(variables: Mapping[str, str], timeout: float) -> tuple[str, int, int, Any]:
@@ -101,8 +113,10 @@ def _place(variables: Mapping[str, str], timeout: float) -> tuple[str, int, int,
 # --- before JAX is started --------------------------------------------------------------------------------------------
 
 
-def _meet(address: str, count: int, place: int, timeout: float) -> None:
+def _meet(address: str, count: int, place: int, timeout: float) -> _Lines:
     """Wait until all processes have called this, over plain sockets on the port that JAX uses afterwards.
+
+    Returns the lines to all others in process 0, the one to process 0 in the others.
 
     Args:
       address: host:port of process 0.
@@ -114,24 +128,29 @@ def _meet(address: str, count: int, place: int, timeout: float) -> None:
       RunError: a process did not come, or the processes do not agree on who they are; all that came raise the same.
     """
     host, _, port = address.rpartition(":")
-    problem = _gather(int(port), count, timeout) if place == 0 else _report(host, int(port), count, place, timeout)
+    if place == 0:
+        problem, lines = _gather(int(port), count, timeout)
+    else:
+        problem, lines = _report(host, int(port), count, place, timeout)
     if problem:
         raise Unavailable(problem)
+    return lines
 
 
-def _gather(port: int, count: int, timeout: float) -> str:
-    """Hear all other processes and tell them how it ended; returns the problem, or nothing."""
+def _gather(port: int, count: int, timeout: float) -> tuple[str, _Lines]:
+    """Hear all other processes and tell them how it ended; returns the problem, or nothing and the lines."""
     end, told = time.monotonic() + timeout, time.monotonic() + _PATIENCE
     names, lines, problem = {0: socket.gethostname()}, dict[int, socket.socket](), ""
     try:
         listener = socket.create_server(("", port), backlog=count)
     except OSError as error:
-        return f"process 0 cannot listen on port {port} ({error.strerror}); is an earlier run still there?"
+        return f"process 0 cannot listen on port {port} ({error.strerror}); is an earlier run still there?", {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(listener)
         while not problem:
             for who in [who for who, line in lines.items() if _hung_up(line)]:  # it will come again
-                del names[who], lines[who]
+                lines.pop(who).close()
+                del names[who]
             if len(names) == count:
                 break
             left = end - time.monotonic()
@@ -149,10 +168,14 @@ def _gather(port: int, count: int, timeout: float) -> str:
             listener.settimeout(max(0.01, min(left, told - time.monotonic())))
             try:
                 line = stack.enter_context(listener.accept()[0])
+            except OSError:
+                continue
+            try:
                 line.settimeout(5)  # a stranger on this port sends nothing
                 said = _receive(line)
                 who, where, number = int(said["process"]), str(said["host"]), int(said["processes"])
             except (OSError, ValueError, KeyError):
+                line.close()
                 continue
             if number != count:
                 problem = f"process {who} ({where}) was told of {number} processes, process 0 of {count}"
@@ -161,8 +184,12 @@ def _gather(port: int, count: int, timeout: float) -> str:
             names[who], lines[-1 if problem else who] = where, line
         for line in lines.values():
             with contextlib.suppress(OSError):
-                _send(line, {"problem": problem})
-    return problem
+                _send(line, {"problem": problem, "host": names[0]})
+        if problem:
+            return problem, {}
+        listener.close()
+        stack.pop_all()  # the lines stay
+    return "", {number: (names[number], line) for number, line in lines.items()}
 
 
 def _hung_up(line: socket.socket) -> bool:
@@ -178,20 +205,26 @@ def _hung_up(line: socket.socket) -> bool:
         line.settimeout(5)
 
 
-def _report(host: str, port: int, count: int, place: int, timeout: float) -> str:
-    """Tell process 0 that this one is here, and hear how the meeting ended."""
+def _report(host: str, port: int, count: int, place: int, timeout: float) -> tuple[str, _Lines]:
+    """Tell process 0 that this one is here, and hear how the meeting ended: the problem, or nothing and the line."""
     end = time.monotonic() + timeout
     reason = "no answer"
     while time.monotonic() < end:
         try:
-            with socket.create_connection((host, port), timeout=max(0.1, end - time.monotonic())) as line:
+            with contextlib.ExitStack() as stack:
+                left = max(0.1, end - time.monotonic())
+                line = stack.enter_context(socket.create_connection((host, port), timeout=left))
                 _send(line, {"process": place, "host": socket.gethostname(), "processes": count})
                 line.settimeout(max(0.1, end - time.monotonic()) + 5)  # process 0 began later, and knows more
-                return str(_receive(line)["problem"])
+                said = _receive(line)
+                if said["problem"]:
+                    return str(said["problem"]), {}
+                stack.pop_all()  # the line stays
+                return "", {0: (str(said["host"]), line)}
         except (OSError, ValueError) as error:
             reason = str(error) or type(error).__name__
             time.sleep(0.2)
-    return f"process 0 did not come to the start within {timeout:.0f} s: {host}:{port} says: {reason}"
+    return f"process 0 did not come to the start within {timeout:.0f} s: {host}:{port} says: {reason}", {}
 
 
 def _send(line: socket.socket, content: dict[str, Any]) -> None:
@@ -306,13 +339,22 @@ def abandon(code: int, message: str = "") -> None:
         client.key_value_set(f"{_FAILED}/{state.process_id}", json.dumps(mine))
         end = time.monotonic() + 2 * _GRACE
         while state.process_id == 0 and time.monotonic() < end:
-            if len(client.key_value_dir_get(_FAILED)) == state.num_processes:
+            if len({*_failed(), *_lost}) == state.num_processes:
                 break
             time.sleep(0.1)
     os._exit(code)
 
 
 _FAILED = "lingregions/failed"
+
+
+def _failed() -> dict[int, str]:
+    """Return the processes that have failed and said so, and how that is told."""
+    found = {}
+    for key, text in _client().key_value_dir_get(_FAILED):
+        number, said = int(key.rpartition("/")[2]), json.loads(text)
+        found[number] = f"process {number} ({said['host']}) failed: {said['message']}"
+    return found
 
 
 def _watch() -> None:
@@ -323,16 +365,82 @@ def _watch() -> None:
         if distributed.global_state.client is None:
             return
         try:
-            failed = {int(key.rpartition("/")[2]): text for key, text in _client().key_value_dir_get(_FAILED)}
+            failed = _failed()
         except jax.errors.JaxRuntimeError:
             return
         if failed and me not in failed:
-            number, text = min(failed.items())
+            _, message = min(failed.items())
             time.sleep(_GRACE)  # it may be about to end with the same error
-            said = json.loads(text)
-            message = f"process {number} ({said['host']}) failed: {said['message']}"
             _say(message)
             abandon(1, message)
+
+
+def _listen(lines: _Lines, timeout: float) -> None:
+    """End this process, and tell the others, when one at the end of a line is gone, or silent for `timeout` seconds.
+
+    A thread of its own, as the one that looks for failures waits for process 0, which may be what has stopped.
+    """
+    heard = dict.fromkeys(lines, time.monotonic())
+    for _, line in lines.values():
+        line.settimeout(0)
+    while lines and distributed.global_state.client is not None:
+        select.select([line for _, line in lines.values()], [], [], 1)
+        for number, (host, line) in list(lines.items()):
+            said = _exchanged(line)
+            if said and _GOODBYE in said:
+                del lines[number]
+            elif said:
+                heard[number] = time.monotonic()
+            elif said is not None:
+                _mourn(number, f"process {number} ({host}) ended without a word: was it killed?")
+            elif time.monotonic() - heard[number] > timeout:
+                _mourn(number, f"process {number} ({host}) has said nothing for {timeout:.0f} s: stopped, or cut off?")
+        time.sleep(0.2)
+
+
+def _exchanged(line: socket.socket) -> bytes | None:
+    """Say that this process lives, and return what the other one has said: nothing (None), or b"" where it is gone."""
+    try:
+        with contextlib.suppress(BlockingIOError):  # it does not read
+            line.send(_ALIVE)
+        return line.recv(4096)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+
+
+def _mourn(number: int, message: str) -> None:
+    """End this process because another one is gone; returns where that one had failed, and told why."""
+    if number:  # else nobody is left to ask, or to tell
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            if number in _failed():
+                return
+    _lost[number] = message = f"{message} The same command goes on from what is finished"
+    _say(message)
+    if number == 0:
+        os._exit(1)
+    abandon(1, message)
+
+
+def blame() -> str:
+    """Return who of the others is gone or has failed, if anybody: what this process then raises is no reason."""
+    if alone():
+        return ""
+    end = time.monotonic() + 2
+    while time.monotonic() < end and not _lost:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            if failed := _failed():  # this process is not among them yet
+                return min(failed.items())[1]
+        time.sleep(0.1)
+    return next(iter(_lost.values()), "")
+
+
+def _leave(lines: _Lines) -> None:
+    """Say goodbye: this process has come to its end."""
+    for _, line in lines.values():
+        with contextlib.suppress(OSError):
+            line.send(_GOODBYE)
 
 
 def _client() -> Any:

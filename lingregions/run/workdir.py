@@ -190,7 +190,7 @@ class Run:
         """
         if jax.process_index() != 0:
             return
-        known, place = _identities(self.folder), environment.masked(place)
+        known, place = identities(self.folder), environment.masked(place)
         before = known.get(name)
         if before is None:
             known[name] = {"digest": digest, "place": place}
@@ -531,7 +531,7 @@ def _show(values: Mapping[str, Any], path: str) -> str:
     return json.dumps(values[path], ensure_ascii=False) if path in values else "(not there)"
 
 
-def _identities(folder: Path) -> dict[str, dict[str, str]]:
+def identities(folder: Path) -> dict[str, dict[str, str]]:
     """Return {name: {digest, place}} of what a work directory is made from, as far as it has been seen."""
     path = folder / "identities.json"
     if not path.exists():

@@ -16,7 +16,7 @@ import jax
 from lingregions import report
 from lingregions.report import numerals
 from lingregions.report.effects import BASE, MEAN, read_effects
-from lingregions.run import Run, table
+from lingregions.run import Run, RunError, identities, table
 from lingregions.sweep.grid import Cell, Grid, text
 
 _TABLES = ("results.csv", "effects.csv", "damage.csv")  # of a cell, put together row by row
@@ -44,7 +44,9 @@ def write(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequenc
 
     Raises:
       InUse: another process is writing them.
+      RunError: two cells that ask for one model or text were made from two.
     """
+    _check_sources(folder, finished)
     with Run.open(folder, grid.config) as run:
         for name in _TABLES:
             if content := _join(folder, grid.keys, finished, name):
@@ -53,6 +55,23 @@ def write(folder: Path, grid: Grid, states: Mapping[str, str], finished: Sequenc
             run.write(f"tables/{name}.json", json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
         if jax.process_index() == 0:
             report.write(run.folder, grid.cells[0].config.machine.pictures)
+
+
+def _check_sources(folder: Path, cells: Sequence[Cell]) -> None:
+    """Refuse to set side by side what was made before and after weights or texts changed under the same path."""
+    seen: dict[str, tuple[str, str]] = {}
+    for cell in cells:
+        asked = {name: cell.config[name].to_dict() for name in ("model", "data", "compute") if name in cell.config}
+        for name, known in identities(folder / "cells" / cell.name).items():
+            drawn = name.startswith("data/") or known["place"].startswith("preset:")  # by the seed
+            key = json.dumps([name, asked, cell.config.seed if drawn else None], sort_keys=True)
+            other, digest = seen.setdefault(key, (cell.name, known["digest"]))
+            if digest != known["digest"]:
+                raise RunError(
+                    f"the {name} at {known['place']} is another one in {cell.name} than in {other}: its content "
+                    "changed between the two. Put the right one there, and remove the cells of the other from "
+                    f"{folder / 'cells'}"
+                )
 
 
 def _join(folder: Path, keys: Sequence[str], cells: Sequence[Cell], name: str) -> bytes:
