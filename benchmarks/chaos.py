@@ -81,7 +81,9 @@ SCENARIOS = {
     "pod": Scenario(
         (
             *("run", "--config=configs/core_removal.py:tiny", "--workdir={out}", *QUIET),
-            *("--config.machine.distributed=True", "--config.machine.mesh.data=2"),
+            *("--config.machine.distributed=True", "--config.machine.mesh.data=2", "--config.select.selectors=top"),
+            *("--config.score.languages=ar,zh", "--config.evaluate.languages=sw", "--config.select.monolingual=False"),
+            *("--config.score.samples=8", "--config.evaluate.samples=2"),
         ),
         RESULTS,
         processes=2,

@@ -4,6 +4,7 @@
 and one writing of the weights.
 """
 
+import contextlib
 import importlib.util
 import sys
 import tempfile
@@ -177,13 +178,11 @@ def convert(
         sources.tell(f"{left} was left half-written by a process that is no more, and is removed")
     found = load(model, seed=seed)
     said = f"{folder}: {trees.count(found.params):,} parameters in {dtype}"
-    if remove is None:
-        converter.export(found.params, found.config, folder.expanduser(), found.tokenizer, dtype)
-    else:
-        region = Region.load(remove, found)
-        with found.applied(region.zero()) as removed:
-            converter.export(removed.params, found.config, folder.expanduser(), found.tokenizer, dtype)
+    region = None if remove is None else Region.load(remove, found)
+    if region is not None:
         said += f", {remove} removed from it"
+    with files.explained(folder), found.applied(region.zero()) if region else contextlib.nullcontext(found) as written:
+        converter.export(written.params, written.config, folder.expanduser(), written.tokenizer, dtype)
     console.print(escape(said), soft_wrap=True)
 
 

@@ -30,6 +30,8 @@ from lingregions.models import convert
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.run import InUse, Run, RunError, Unavailable, checkpoint, files, replacing
 
+REGION = str(Path(__file__).parent.parent / "regions" / "core.safetensors")
+
 
 def config(source: str = "preset:tiny") -> ConfigDict:
     return ConfigDict({"model": {"source": source}, "seed": 0, "machine": {"progress": "none"}})
@@ -417,6 +419,35 @@ def test_a_disk_that_fills_inside_orbax_is_one_sentence_and_there_is_a_way_on(
         run.save("scores/ar", big, {"samples": 2})
         np.testing.assert_array_equal(run.load("scores/ar", big)["w"], big["w"])
         assert not list((tmp_path / "run").rglob("*tmp*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("models", "convert", "preset:tiny", "out"), "cannot write out: the file would be larger than"),
+        (("data", "build", "udhr", "--languages=sw", "--model=preset:tiny", "--workers=0", "--out=out"), "'out/.sw-"),
+        (("regions", "combine", "union", REGION, REGION, "--out=out.safetensors"), "cannot write out.safetensors:"),
+    ],
+)
+def test_what_a_full_disk_refuses_is_named_and_nothing_half_written_has_its_name(
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, hard))
+    try:
+        assert command.main(words) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr()
+    assert message in said.out + said.err
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out") and not path.is_dir()] == []
+    assert command.main(words) == 0
 
 
 class XlaRuntimeError(RuntimeError):

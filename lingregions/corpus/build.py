@@ -168,7 +168,12 @@ def build(
     with _lock(_lock_of(partial)):
         if not (final / "meta.json").is_file():
             partial.mkdir(exist_ok=True)
-            meta = _write(partial, about, source, pool, notice)
+            try:
+                meta = _write(partial, about, source, pool, notice)
+            except OSError as error:
+                if error.errno is None or error.filename:
+                    raise
+                raise OSError(error.errno, error.strerror, str(partial)) from error  # a full disk names no file
             _save(partial / "meta.json", meta)
             (partial / "journal.json").unlink(missing_ok=True)
             partial.rename(final)

@@ -28,7 +28,7 @@ _SHOWN = 20  # messages about skipped texts that are kept; all are counted
 _CHUNK = 1 << 20
 _LONGEST = 1 << 26  # bytes of a line: no text has one, and a packed file of a few kilobytes may
 _FRAME = 1 << 12  # bytes of Zstandard that are unpacked at a time: to 128 MB at most
-_ROWS = 1024  # of Parquet that are in memory at a time
+_ROWS = 64  # of Parquet that are in memory at a time
 
 
 class TextError(ValueError):

@@ -28,7 +28,7 @@ from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import convert, roles
 from lingregions.regions.select import parse
 from lingregions.report import numerals
-from lingregions.run import Run
+from lingregions.run import Run, files
 
 NAME = "frozen_pretraining"
 
@@ -352,7 +352,8 @@ def export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: s
     context = prepare(settings, run)
     state = train.load(run, training, _trainer(context, known[training]))
     _verify(context, known[training], state.params)
-    convert.export(state.params, context.model.config, folder, context.model.tokenizer, dtype)
+    with files.explained(folder):
+        convert.export(state.params, context.model.config, folder, context.model.tokenizer, dtype)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
