@@ -136,6 +136,39 @@ def test_slurm_says_it_all_by_itself(monkeypatch):
     assert cluster._place({"JAX_COORDINATOR_ADDRESS": "here:7"}, 1)[0] == "here:7"
 
 
+def test_who_is_gone_or_silent_is_mourned_and_who_said_goodbye_is_not(monkeypatch):
+    mourned = []
+    monkeypatch.setattr(cluster, "_mourn", lambda number, message: mourned.append((number, message)))
+    monkeypatch.setattr(cluster.distributed.global_state, "client", object())
+    pairs = [socket.socketpair() for _ in range(4)]
+    living, gone, leaving, _ = (theirs for _, theirs in pairs)
+    lines = {number: ("far", ours) for number, (ours, _) in enumerate(pairs)}
+    listener = threading.Thread(target=cluster._listen, args=(lines, 1.0))
+    gone.close()
+    leaving.send(b".!")
+    leaving.close()
+    listener.start()
+    end = time.monotonic() + 20
+    while len({number for number, _ in mourned}) < 2 and time.monotonic() < end:
+        living.send(b".")
+        time.sleep(0.05)
+    assert set(mourned) == {
+        (1, "process 1 (far) ended without a word: was it killed?"),
+        (3, "process 3 (far) has said nothing for 1 s: stopped, or cut off?"),
+    }
+    assert 2 not in lines
+    del lines[1], lines[3]
+    cluster._leave(lines)
+    mourned.clear()
+    living.close()  # as the others do, once this process is at its end too
+    listener.join(20)
+    assert not listener.is_alive()
+    assert mourned == []
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
 def test_a_single_process_needs_nobody():
     cluster.connect({"JAX_COORDINATOR_ADDRESS": "nowhere:1", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, 1)
     assert cluster.alone()

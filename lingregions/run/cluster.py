@@ -16,7 +16,6 @@ import contextlib
 import itertools
 import json
 import os
-import select
 import socket
 import sys
 import threading
@@ -384,11 +383,12 @@ def _listen(lines: _Lines, timeout: float) -> None:
     for _, line in lines.values():
         line.settimeout(0)
     while lines and distributed.global_state.client is not None:
-        select.select([line for _, line in lines.values()], [], [], 1)
         for number, (host, line) in list(lines.items()):
             said = _exchanged(line)
+            if number not in lines:  # this process has come to its end: the others may end too
+                continue
             if said and _GOODBYE in said:
-                del lines[number]
+                lines.pop(number, None)
             elif said:
                 heard[number] = time.monotonic()
             elif said is not None:
@@ -400,9 +400,9 @@ def _listen(lines: _Lines, timeout: float) -> None:
 
 def _exchanged(line: socket.socket) -> bytes | None:
     """Say that this process lives, and return what the other one has said: nothing (None), or b"" where it is gone."""
+    with contextlib.suppress(OSError):  # it does not read, or is gone: what it has said last tells
+        line.send(_ALIVE)
     try:
-        with contextlib.suppress(BlockingIOError):  # it does not read
-            line.send(_ALIVE)
         return line.recv(4096)
     except BlockingIOError:
         return None
@@ -437,10 +437,11 @@ def blame() -> str:
 
 
 def _leave(lines: _Lines) -> None:
-    """Say goodbye: this process has come to its end."""
+    """Say goodbye: this process has come to its end, and listens no more, as what JAX does next is to wait for all."""
     for _, line in lines.values():
         with contextlib.suppress(OSError):
             line.send(_GOODBYE)
+    lines.clear()
 
 
 def _client() -> Any:
