@@ -36,6 +36,8 @@ _ALIVE, _GOODBYE = b".", b"!"  # what goes over a line after the meeting
 _turns = itertools.count()
 _lost: dict[int, str] = {}  # processes that are gone without a word, and how that is told
 
+_open: list[socket.socket] = []  # every line: it closes with the process, for one that closes tells of a death
+
 _Lines = dict[int, tuple[str, socket.socket]]  # process -> its host, and the connection with it
 
 
@@ -382,6 +384,7 @@ def _listen(lines: _Lines, timeout: float) -> None:
     heard = dict.fromkeys(lines, time.monotonic())
     for _, line in lines.values():
         line.settimeout(0)
+        _open.append(line)
     while lines and distributed.global_state.client is not None:
         for number, (host, line) in list(lines.items()):
             said = _exchanged(line)
