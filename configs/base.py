@@ -71,7 +71,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.machine.pictures = True  # PNG files beside the report
     config.machine.cache = ""  # folder of downloaded weights and token files; "": ~/.cache/lingregions
     config.machine.distributed = False  # several hosts: find each other through TPU metadata, SLURM or JAX_* variables
-    config.machine.wait_seconds = 600.0  # how long the hosts wait for one of them before it is named
+    config.machine.wait_seconds = 600.0  # how long the hosts wait for one of them, or for its word, then name it
     config.machine.workers = 2  # processes that tokenize
 
     if variant == "smollm2":
