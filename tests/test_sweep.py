@@ -215,7 +215,6 @@ def test_killed_at_random_points_it_gives_the_same_table(whole, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "lingregions.main", *words(folder), "--config.grid.seed=0"]
     environment = os.environ | {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # compiled as in this process: its table is compared
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
