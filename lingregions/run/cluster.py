@@ -182,6 +182,8 @@ def _gather(port: int, count: int, timeout: float) -> tuple[str, _Lines]:
                 problem = f"process {who} ({where}) was told of {number} processes, process 0 of {count}"
             elif who in names and not (who in lines and _hung_up(lines[who])):
                 problem = f"two processes say that they are process {who}: on {names[who]} and on {where}"
+            if not problem and who in lines:
+                lines.pop(who).close()  # it hung up and is here again
             names[who], lines[-1 if problem else who] = where, line
         for line in lines.values():
             with contextlib.suppress(OSError):
