@@ -25,7 +25,7 @@ demo: $(VENV)/.report  ## score SmolLM2 in six languages, remove its core region
 
 test: $(VENV)/.test  ## run all tests that need no torch (TESTS= for some, WORKERS= processes of about 2 GB)
 	$(call say,running $(TESTS) without torch)
-	@$(BIN)/python -m pytest -q -m 'not parity' -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 $(TESTS)
+	@$(BIN)/python -m pytest -q -m 'not parity' -n $(WORKERS) --max-worker-restart=0 --dist loadfile --no-loadscope-reorder --durations=10 $(TESTS)
 
 fuzz: $(VENV)/.test  ## read COUNT damaged files of each kind: each is read as its format says or refused in a sentence
 	$(call say,reading $(COUNT) damaged files of each kind)
@@ -47,7 +47,7 @@ parity: $(PARITY)/.parity  ## compare with torch and transformers, live (install
 	$(call say,comparing with torch)
 	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PARITY)/bin/python -m pytest -q -m parity --durations=10 $(TESTS)
 
-bench: $(PARITY)/.parity  ## time the main jobs against torch and plain loops, into bench.md (QUICK=1: ten minutes)
+bench: $(PARITY)/.parity  ## time the main jobs against torch and plain loops, into bench.md (QUICK=1: small sizes)
 	$(call say,timing)
 	@$(PARITY)/bin/python benchmarks/bench.py $(if $(QUICK),--quick)
 

@@ -15,12 +15,16 @@ from lingregions import mesh as meshes
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Results are held against each other and against references of wider numbers, which no optimisation of the compiler may
-# change: tests compile without most of them, in half the time, and so do the programs that they start. `make parity`
-# runs what users run. By a variable of JAX: it is part of what compiled programs are kept under, in every process.
+# Tests compile without most optimisations, which takes less time, and so do the programs that they start: results of
+# both are held against each other to the bit. `make parity`, and test_scoring.py, compile as users do. By a variable of
+# JAX: it is part of what compiled programs are kept under, in every process.
 _plain = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 jax.config.update("jax_disable_most_optimizations", _plain)
 jax.config.update("jax_platforms", "cpu")
+# Devices that wait for each other longer than a minute abort the process: eight share two cores, which may stand still.
+_patience = "--xla_cpu_collective_call_terminate_timeout_seconds=900"
+if _patience not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_patience}".strip()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
