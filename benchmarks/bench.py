@@ -4,8 +4,8 @@ Each row is a script of this folder, in a process of its own, against its peer i
 bench.md. What was there before is compared with: a ratio that has fallen by more than 30 % ends with exit code 1. A row
 from a busy machine has no ratio, and fails nothing.
 
-    make bench              full sizes: an hour on two quiet cores
-    make bench QUICK=1      small sizes: ten minutes; ratios are rough
+    make bench              full sizes, on a machine that does nothing else
+    make bench QUICK=1      small sizes; ratios are rough
 
 Needs torch beside the package (`make parity` installs both into .venv-parity).
 """

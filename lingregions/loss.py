@@ -167,7 +167,7 @@ def accumulate(
         for path, leaf in trees.walk(params)
         if path in totals and not roles.stacked(path)
     }
-    places = jnp.arange(jax.tree.leaves(stack)[0].shape[0], dtype=jnp.int32)
+    places = jnp.arange(config.layers, dtype=jnp.int32)
 
     def enter(outer: trees.Tree) -> jax.Array:
         return family.enter(config, compute, trees.merge(params, trees.unflatten(outer)), batch.tokens)

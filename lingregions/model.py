@@ -6,8 +6,8 @@
     model.evaluate(["es", "zh", "sw"], interventions=[core.zero(), core.matched(seed=0).zero()])
 
 `load` takes any source (`models.source`) and costs one reading of the weights, straight onto their shards, and one
-more for the fingerprint that every artefact carries. Scoring costs one forward and backward pass a token, evaluating
-one forward pass a token for each intervention.
+more for the fingerprint that every artefact carries. Scoring costs two forward passes and one backward a token,
+evaluating at most one forward pass a token for each intervention.
 """
 
 import collections

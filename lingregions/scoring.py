@@ -226,7 +226,7 @@ def _weights(batch_tokens: int, weighting: str) -> float:
 def step(
     config: Any, compute: models.Compute, scope: str, params: trees.Tree, sums: Sums, batch: Batch, weight: jax.Array
 ) -> tuple[Sums, loss.Loss]:
-    """Add one micro-batch to the sums: one forward and backward pass. Jit it with `sums` donated.
+    """Add one micro-batch to the sums: two forward passes and one backward. Jit it with `sums` donated.
 
     Args:
       config: model config.
@@ -267,7 +267,8 @@ def step(
         for name, total in sums.rules.items()
         if name not in read
     }
-    return Sums(sums.rules | fed | added if not sums.open else sums.rules | added, fed.get(_OPEN, {})), found
+    opened = fed.pop(_OPEN, {})
+    return Sums(sums.rules | fed | added, opened), found
 
 
 def _updated(name: str, total: jax.Array, theta: jax.Array, slope: jax.Array) -> jax.Array:

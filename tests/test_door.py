@@ -52,6 +52,7 @@ def test_every_tiny_config_passes(name, tmp_path):
         ("--config.score.rules=tailor", "there is no score rule 'tailor'"),
         ("--config.score.samples=-1", "score.samples is -1"),
         ("--config.machine.score_batch=0", "machine.score_batch is 0"),
+        ("--config.machine.kept_states=-1", "kept_states"),
         ("--config.select.fractions=200%", "fraction"),
         ("--config.select.modules=quux", "quux"),
         ("--config.machine.mesh.data=3", "does not fit 1 devices"),

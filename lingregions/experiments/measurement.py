@@ -1,7 +1,7 @@
 """Measurements: one intervention in one language - what the model then loses, and the proof that it was measured.
 
 A finished measurement is a row of results.csv and a file of sums by segment, whose checksum is in the row: a run that
-was killed goes on where it stopped, and what was damaged is measured again. Costs one forward pass a token; the
+was killed goes on where it stopped, and what was damaged is measured again. Costs at most one forward pass a token; the
 parameters are changed in place and put back.
 """
 
@@ -63,7 +63,7 @@ def measure(context: Context, interventions: Sequence[Intervention]) -> None:
             if languages:
                 how = known, settings.evaluate.segment, settings.machine.evaluate_batch
                 with context.model.under(each, texts, *how) as found:
-                    _write(context, each, found, bar)
+                    _write(context, each, found, texts, bar)
 
 
 def observe(context: Context, intervention: Intervention, params: trees.Tree) -> None:
@@ -74,7 +74,7 @@ def observe(context: Context, intervention: Intervention, params: trees.Tree) ->
             found = context.model.losses(
                 texts, settings.evaluate.segment, settings.machine.evaluate_batch, intervention.bounds, params
             )
-            _write(context, intervention, found, bar)
+            _write(context, intervention, found, texts, bar)
 
 
 def remember(context: Context, intervention: Intervention) -> list[str]:
@@ -105,7 +105,11 @@ def _tokens(context: Context, languages: Sequence[str]) -> int:
 
 
 def _write(
-    context: Context, intervention: Intervention, found: Iterable[tuple[str, evaluate.Result]], bar: Bar
+    context: Context,
+    intervention: Intervention,
+    found: Iterable[tuple[str, evaluate.Result]],
+    texts: Mapping[str, tuple[Any, np.ndarray]],
+    bar: Bar,
 ) -> None:
     """Write the loss of each language under one intervention as soon as it is known."""
     run, name = context.run, intervention.name
@@ -115,7 +119,7 @@ def _write(
         checksum = _store(context, name, code, result.segments)
         run.log(event="evaluated", intervention=name, language=code, nll_nats=result.nll)
         run.add("results", _row(context.settings.experiment, intervention, code, result, checksum))
-        bar.advance(_tokens(context, [code]))
+        bar.advance(len(texts[code][1]) * context.settings.data.length)
         run.check()
 
 

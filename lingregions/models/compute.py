@@ -1,4 +1,7 @@
-"""Compute: how a model is run, as against what it computes. No setting here changes a number beyond rounding."""
+"""Compute: how a model is run, as against what it computes. No setting here changes a number beyond rounding.
+
+That of `parameters` is the coarsest: it rounds weights, where they are not bfloat16 already.
+"""
 
 import dataclasses
 from typing import Any

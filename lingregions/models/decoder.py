@@ -354,8 +354,7 @@ def leave(
     """Return the last hidden state from what left the last layer, both [B, T, D]."""
     key = _parameters(config)["final_norm"].key
     out: Any = _Last(config, compute).apply({"params": {key: params[key]}}, x, segments)
-    found: jax.Array = out
-    return found
+    return out
 
 
 class Decoder(_Block):

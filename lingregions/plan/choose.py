@@ -80,8 +80,8 @@ def ranked(step: Step, topology: Topology) -> list[Step]:
 
 def refusal(chip: hardware.Chip, dtype: str) -> str | None:
     """Return why a card does not compute in a dtype; None: it does."""
-    if chip.name == "t4" and dtype == "bfloat16":
-        return "a t4 has no units for bfloat16: --dtype=float32"
+    if dtype == "bfloat16" and not chip.flops:
+        return f"a {chip.name} has no units for bfloat16: --dtype=float32"
     return None
 
 
@@ -99,7 +99,8 @@ def least(step: Step, topology: Topology) -> Step:
 def smallest(step: Step, chip: hardware.Chip) -> Topology | None:
     """Return the smallest slice of a chip, or the cheapest card, on which a step fits by the estimate; None: none."""
     free = dataclasses.replace(step, mesh=(-1, -1, -1), micro=0)
-    cards = [Topology(each, 1) for each in hardware.CARDS.values() if refusal(each, step.compute.dtype) is None]
+    dtype = step.compute.dtype
+    cards = [Topology(each.at(dtype), 1) for each in hardware.CARDS.values() if refusal(each, dtype) is None]
     for topology in cards if chip.name in hardware.CARDS else hardware.sizes(chip):
         if ranked(dataclasses.replace(free, topology=topology.name), topology):
             return topology

@@ -18,7 +18,7 @@ class Chip:
     Attributes:
       name: as slices are named by.
       memory: bytes of high-bandwidth memory that a program may use.
-      flops: bfloat16 floating-point operations a second at best (float32 on a T4, which has no bfloat16).
+      flops: bfloat16 floating-point operations a second at best; 0 without units for them.
       bandwidth: bytes a second between the chip and its memory.
       link: bytes a second into one chip from its neighbours, over all its links.
       cores: what a slice's name counts, a chip.
@@ -53,27 +53,27 @@ CHIPS: dict[str, Chip] = {
         Chip("v6e", round(31.25 * GIB), 918e12, 1640e9, 3200e9 / 8, 1, 2),
     )
 }
-# What `device_kind` says of local devices. GPUs: NVIDIA's data sheets (SXM, dense bfloat16; NVLink one way).
-LOCAL: dict[str, Chip] = {
-    "TPU v4": CHIPS["v4"],
-    "TPU v5 lite": CHIPS["v5e"],
-    "TPU v5": CHIPS["v5p"],
-    "TPU v6 lite": CHIPS["v6e"],
-    "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 1, 1),
-    "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 1, 1),
-    "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 1, 1),
-}
-# GPUs by name, from the cheapest to rent to the dearest: NVIDIA's data sheets, dense, with sums in float32.
+# GPUs by name, from the cheapest to rent to the dearest: NVIDIA's data sheets (SXM, dense; NVLink or PCIe one way).
 CARDS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("t4", 16 * 10**9, 8.1e12, 320e9, 16e9, 1, 0, single=8.1e12),
+        Chip("t4", 16 * 10**9, 0.0, 320e9, 16e9, 1, 0, single=8.1e12),
         Chip("l4", 24 * 10**9, 121e12, 300e9, 32e9, 1, 0, single=30.3e12),
         Chip("rtx4090", 24 * 10**9, 165.2e12, 1008e9, 32e9, 1, 0, single=82.6e12),
         Chip("a100-40g", 40 * 10**9, 312e12, 1555e9, 300e9, 1, 0, single=19.5e12),
         Chip("a100-80g", 80 * 10**9, 312e12, 2039e9, 300e9, 1, 0, single=19.5e12),
         Chip("h100", 80 * 10**9, 989e12, 3350e9, 450e9, 1, 0, single=67e12),
     )
+}
+# What `device_kind` says of local devices; of several GPUs in one host.
+LOCAL: dict[str, Chip] = {
+    "TPU v4": CHIPS["v4"],
+    "TPU v5 lite": CHIPS["v5e"],
+    "TPU v5": CHIPS["v5p"],
+    "TPU v6 lite": CHIPS["v6e"],
+    "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 1, 1, single=67e12),
+    "H100": dataclasses.replace(CARDS["h100"], name="H100", dimensions=1),
+    "A100": dataclasses.replace(CARDS["a100-80g"], name="A100", dimensions=1),
 }
 # Bytes a second into one chip from other slices, over the data centre network: 25 Gbit/s, what a v5e has.
 BETWEEN_SLICES = 25e9 / 8
