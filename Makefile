@@ -3,7 +3,8 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKDIR ?= demo
-CONFIG  ?= configs/core_removal.py:smollm2
+MODEL   ?= smollm2
+CONFIG  ?= configs/core_removal.py:$(MODEL)
 TESTS   ?= tests
 WORKERS ?= 2
 COUNT   ?= 20000
@@ -18,7 +19,7 @@ say      = @printf '%s\n' '--> $(1)'
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.report  ## score SmolLM2 in six languages, remove its core region, write demo/report.html (WORKDIR= elsewhere)
+demo: $(VENV)/.report  ## score SmolLM2 in six languages, remove its core region, write demo/report.html (MODEL=thirty: our own, no download)
 	$(call say,running $(CONFIG) in $(WORKDIR))
 	@$(BIN)/lingregions run --config=$(CONFIG) --workdir=$(WORKDIR)
 	$(call say,the report is $(abspath $(WORKDIR))/report.html)

@@ -44,6 +44,9 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.select.modules = ()  # parts of the top, removed by themselves: q, k, v, o, gate, up, down, norms, ...
     config.select.layers = ()  # its parts in single layers: numbers, or all
     config.select.monolingual = True  # also find what each scored language has alone
+    if variant == "thirty":
+        config.evaluate.languages = THIRTY
+        config.select.selectors = ("top", "bottom", "random", "matched", "magnitude")
     if variant != size or size.startswith("llama2"):
         config.evaluate.languages = THIRTY
         config.select.selectors = ("top", "bottom", "random", "matched", "magnitude")

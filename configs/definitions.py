@@ -28,7 +28,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.select.fractions = ("0.01%", "0.1%", "1%")
     if variant == "tiny":
         config.select.fractions = ("0.1%", "1%")
-    elif variant == "smollm2":
+    elif variant in ("smollm2", "thirty"):
         config.evaluate.languages = ("en", "ru", "ko", "vi", "fr", "sw")
         config.evaluate.samples = 1
     return config

@@ -36,7 +36,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     if variant == "tiny":
         config.dimensions.counts = (1, 3)
         config.dimensions.seeds = (0,)
-    elif variant == "smollm2":
+    elif variant in ("smollm2", "thirty"):
         config.evaluate.languages = ("en", "ru", "ko")
         config.evaluate.samples = 1
     else:

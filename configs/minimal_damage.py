@@ -40,7 +40,9 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
         config.select.random = ("1e-2",)
         config.select.counts = (10, 100)
         config.select.spike = 1.0
-    elif variant == "smollm2":
+    elif variant in ("smollm2", "thirty"):
         config.evaluate.languages = ("en", "ru", "ko", "vi", "sw")
         config.evaluate.samples = 1
+    if variant == "thirty":
+        config.select.fractions = config.select.fractions[3:]  # 1e-7 of its decoder is one scalar
     return config

@@ -39,7 +39,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     )  # their evaluated text begins the prompts
     config.continuation.prompt = 16  # tokens of it
     config.continuation.tokens = 32  # written
-    if variant == "smollm2":
+    if variant in ("smollm2", "thirty"):
         config.evaluate.languages = ("ar", "fa", "es", "fr", "pt", "ru", "uk", "pl", "cs", "zh", "ko", "vi", "en", "sw")
         config.evaluate.samples = 1
     elif variant == "tiny":

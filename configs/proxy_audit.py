@@ -36,7 +36,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.audit.nodes = 2  # Gauss-Legendre, for integrated gradients
     config.audit.rounding = 18  # scalars moved by one unit in the last place, for the noise floor
     config.machine.kept_states = 1.0  # GB of hidden states before the scalars that are removed
-    if variant == "smollm2":
+    if variant in ("smollm2", "thirty"):
         config.data.length = 96
         config.score.samples = 1
     elif variant == "tiny":

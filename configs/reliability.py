@@ -19,6 +19,6 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     """Return the config of a variant."""
     config = base("reliability", variant)
     config.score.rules = ("taylor_abs", "fisher", "magnitude", "wanda")
-    if variant == "smollm2":
+    if variant in ("smollm2", "thirty"):
         config.score.samples = 4
     return config

@@ -44,7 +44,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.continuation.languages = ("en", "ru", "zh")  # whose evaluated text begins the prompts
     config.continuation.prompt = 16  # tokens of it
     config.continuation.tokens = 32  # written
-    if variant == "smollm2":
+    if variant in ("smollm2", "thirty"):
         config.data.length = 256
         config.evaluate.languages = ("en", "ru", "zh", "vi")
     elif variant == "tiny":

@@ -71,7 +71,8 @@ def _problems(settings: ConfigDict, workdir: Path, fetch: bool, steps: list[Step
     yield from _attempt(lambda: train.require(settings.machine.get("tracker", "none")))
     yield from _attempt(report.require)
     yield from _attempt(lambda: models.Compute(**settings.compute.to_dict(), **settings.machine.compute.to_dict()))
-    yield from _attempt(lambda: define(settings))
+    if "score" in settings:
+        yield from _attempt(lambda: define(settings))
     values = list(_values(settings))
     yield from values
     if not settings.machine.distributed:  # else the devices are known when the hosts have met
@@ -122,7 +123,7 @@ def _values(settings: ConfigDict) -> Iterator[str]:
         yield f"data.length is {data.length}; a sample needs at least 2 tokens"
     if not 0 <= data.held < 1:
         yield f"data.held is {data.held}; it is the part of the documents kept for evaluation, at least 0 and below 1"
-    for rule in (*settings.score.rules, *filter(None, [settings.score.rule])):
+    for rule in (*settings.score.rules, *filter(None, [settings.score.rule])) if "score" in settings else ():
         if rule not in scoring.RULES:
             yield f"there is no score rule {rule!r}; there are {', '.join(scoring.RULES)}"
     for use in ("score", "evaluate", "train"):
@@ -135,9 +136,9 @@ def _values(settings: ConfigDict) -> Iterator[str]:
             yield f"machine.{key} is {settings.machine[key]}; a step needs at least 1 sample"
     if settings.machine.get("kept_states", 0.0) < 0:
         yield f"machine.kept_states is {settings.machine.kept_states} GB; it is 0 for none, or more"
-    if not settings.select.fractions:
+    if "select" in settings and not settings.select.fractions:
         yield "select.fractions is empty: no region can be selected"
-    for fraction in settings.select.fractions:
+    for fraction in settings.select.fractions if "select" in settings else ():
         yield from _attempt(parse, fraction)
 
 
@@ -152,7 +153,7 @@ def _model(settings: ConfigDict, fetch: bool) -> list[Source]:
     if kind == "package" and rest in sources.PACKAGES:
         version = sources.PACKAGES[rest].version
         here = (sources.folder(settings.machine.cache or None) / "packages" / f"{rest}-{version}").is_dir()
-    elif kind not in ("package", "preset") and "/" in name and not Path(name).expanduser().exists():
+    elif kind not in ("package", "preset", "random") and "/" in name and not Path(name).expanduser().exists():
         here = hub_config(name) is not None
         if not here and name.startswith((".", "/", "~")):
             here = True  # a path: that nothing is there is for `resolve` to say
@@ -194,7 +195,7 @@ def _long_enough(
     most, asked = texts.most_bytes(source, language), settings[use].samples * settings.data.length
     if model is not None and size is not None and size <= _SMALL:
         _open(settings, use, language, model)
-    elif most is not None and not settings.data.fewer and most < asked:  # no token is less than a byte
+    elif use != "train" and most is not None and not settings.data.fewer and most < asked:  # no token is below a byte
         raise ValueError(
             f"{language}, {use}: {name} holds {most:,} bytes, which cannot be {asked:,} tokens ({use}.samples x "
             "data.length); bring more text, ask for fewer samples, or set --config.data.fewer=True"

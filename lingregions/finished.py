@@ -68,7 +68,7 @@ class Run(Shown):
     def languages(self) -> tuple[str, ...]:
         """The languages that were scored."""
         scored = {path.name for path in self.folder.glob("scores/*") if checkpoint.newest(path)}
-        return tuple(code for code in self.config["score"]["languages"] if code in scored)
+        return tuple(code for code in self.config.get("score", {}).get("languages", ()) if code in scored)
 
     @property
     def report(self) -> Path:

@@ -117,20 +117,23 @@ def memory(settings: ConfigDict) -> _Memory:
     mesh = meshes.build(**settings.machine.mesh.to_dict())
     shape = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
     compute = models.Compute(**settings.compute.to_dict(), **settings.machine.compute.to_dict())
-    jobs = ["score", "select", *(job for job in ("evaluate", "train") if job in settings)]
+    jobs = [job for job in ("score", "select", "evaluate", "train") if job in settings]
     peaks = {}
     for job in jobs:
         micro = settings.machine.get(f"{job}_batch", 1) * meshes.rows(mesh)
         batch = max(settings.train.batch, micro) // micro * micro if job == "train" else 0
-        step = compiled.Step(
-            job, config, compute, shape, micro, settings.data.length, batch, preset=settings.score.preset
-        )
+        step = compiled.Step(job, config, compute, shape, micro, settings.data.length, batch, preset=_preset(settings))
         peaks[job] = cost.memory(step).peak * len(devices)
         if job == "evaluate":
             peaks[job] += _kept(settings, config)
     job = max(peaks, key=lambda each: peaks[each])
     host = meshes.platform() == "cpu"
     return _Memory(peaks[job] + host * _RUNTIME, _host() if host else _device() * len(devices), job)
+
+
+def _preset(settings: ConfigDict) -> str:
+    """Return the preset of scoring; of a study that scores nothing, the one that nothing depends on."""
+    return str(settings.score.preset) if "score" in settings else "sound"
 
 
 def _kept(settings: ConfigDict, config: Any) -> int:
@@ -192,6 +195,8 @@ def _rates(settings: ConfigDict) -> _Rates | None:
     known = _read(_cache(settings)).get(_key(settings))
     if known is not None:
         return _Rates(*known)
+    if "score" not in settings:
+        return None
     config = planned.model_config(settings)
     if sum(math.prod(each.shape) for each in trees.flatten(models.declare(config)).values()) > _MEASURED:
         return None

@@ -139,13 +139,13 @@ def _export(words: Sequence[str]) -> int:
     from lingregions import verbs
 
     asked = verbs.export().parse_args(words)
-    from lingregions.experiments.frozen_pretraining import NAME
-    from lingregions.experiments.frozen_pretraining import export as write
+    from lingregions.experiments import study
     from lingregions.run import Run, files
 
     config = Run.stored(asked.workdir)
-    if config.get("experiment") != NAME:
-        raise ValueError(f"{asked.workdir} holds no run of {NAME}: nothing was trained there")
+    write = study(config.get("experiment", "")).export
+    if write is None:
+        raise ValueError(f"{asked.workdir} holds a run of {config.experiment}: nothing was trained there")
     for left in files.sweep_beside(asked.out.expanduser()):
         print(f"{left} was left half-written by a process that is no more, and is removed", file=sys.stderr)
     with Run.open(asked.workdir, config) as run:

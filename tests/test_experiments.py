@@ -53,11 +53,20 @@ def test_a_config_for_every_experiment_and_an_experiment_for_every_config():
     assert {path.stem for path in PATHS} == set(STUDIES)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("variant", ["tiny", "smollm2", "llama2_7b", "llama2_13b"])
+@pytest.mark.parametrize(
+    ("path", "variant"),
+    [
+        pytest.param(path, variant, id=f"{path.stem}-{variant}")
+        for path in PATHS
+        for variant in settings.variants(path)
+    ],
+)
 def test_every_variant_resolves(path, variant):
     chosen = settings.load(f"{path}:{variant}")
     assert chosen.experiment == path.stem
+    if path.stem == "pretraining":  # the one that scores nothing
+        assert len(chosen.train.languages) == (30 if variant == "thirty" else 4)
+        return
     assert len(chosen.score.languages) == 6
     if variant.startswith("llama2"):
         assert (*chosen.score.snapshots, chosen.score.samples) == (10_000, 100_000)

@@ -44,7 +44,7 @@ def test_what_a_dry_run_plans_is_what_a_run_finishes(done):
     name, config, folder = done
     planned = STUDIES[name].plan(config)
     evaluated = "evaluate" in config
-    assert sum(len(step.marks) for step in planned) > 2
+    assert sum(len(step.marks) for step in planned) >= (2 if name == "pretraining" else 3)
     marked = [mark for step in planned for mark in step.marks]
     assert [mark for mark in marked if not (folder / "done" / f"{mark}.json").exists()] == []
     # Where two kinds name the same dimension or scalar, one intervention stands for both.
@@ -89,7 +89,7 @@ def test_the_headline_is_one_short_sentence_and_the_verdict_says_more(done):
 @pytest.mark.slow
 def test_its_notebook_shows_it_from_a_clean_kernel(done):
     name, _, folder = done
-    (notebook,) = (notebooks.ROOT / "colab").glob(f"*_{name}.ipynb")
+    (notebook,) = (notebooks.ROOT / "colab").glob(f"??_{name}.ipynb")
     notebooks.run(notebook, folder.parent.parent)
 
 
@@ -97,6 +97,6 @@ def test_its_notebook_shows_it_from_a_clean_kernel(done):
 def test_what_no_study_can_do_is_refused_before_the_work(name):
     config = load(name)
     with config.unlocked():
-        config.score.languages = ("ar", "ar")
+        config["score" if "score" in config else "evaluate"].languages = ("ar", "ar")
     with pytest.raises(ValueError, match="each named once"):
         STUDIES[name].plan(config)

@@ -1,8 +1,10 @@
-"""`lingregions data build | check | show | dataset`: prepare a corpus, look whether it is sound, see what a model sees.
+"""`lingregions data`: prepare a corpus, look whether it is sound, see what a model sees, make a vocabulary of it.
 
 These print to the console they are given and write only below the folder they are given.
 """
 
+import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +14,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lingregions import models as architectures
 from lingregions import verbs
 from lingregions.corpus import build as builder
 from lingregions.corpus import check as checker
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import source as sources
+from lingregions.corpus import vocabulary
 from lingregions.corpus.check import Inspection
 from lingregions.corpus.corpus import Corpus
 from lingregions.corpus.languages import LANGUAGES, listed
 from lingregions.corpus.source import Source
+from lingregions.corpus.text import Reading
 from lingregions.display import inert, plain
 from lingregions.models import source as models
 from lingregions.models.tokenizer import Tokenizer
@@ -220,6 +225,49 @@ def _show(corpus: Corpus, tokenizer: Tokenizer, console: Console, *, samples: in
             console.print(inert(tokenizer.decode(ids)), markup=False, highlight=False)
 
 
+def _tokenizer(
+    name: str,
+    folder: Path,
+    console: Console,
+    *,
+    preset: str,
+    languages: Sequence[str] = (),
+    split: str | None = None,
+    column: str = "text",
+    document: str = "line",
+) -> None:
+    """Train a tokenizer on all (or the named) languages of a source, and write it as a folder beside a config.json.
+
+    Its fertility - the tokens of each language's UDHR over those of the best - is printed. The folder is what the model
+    source `random:FOLDER` takes. Raises FileExistsError where it is there, and what reading the source raises.
+    """
+    if preset not in architectures.PRESETS:
+        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(architectures.PRESETS)}")
+    if folder.exists():
+        raise FileExistsError(f"{folder}: there already; choose another folder, or remove this one")
+    source = sources.find(name, column=column, document=document)
+    config, reading = architectures.PRESETS[preset], Reading()
+    texts = {}
+    for code in _codes(source, languages):
+        whole = source.resolve(code, split or source.split)[0]
+        texts[code] = "\n".join(source.documents(code, whole, reading))
+    parallel = {code: "\n".join(sources.Udhr().documents(code, "all", reading)) for code in texts}
+    tokenizer, fertility = vocabulary.train(texts, parallel, config.vocab, folder.name, console.print)
+    head = architectures.dump(config) | {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as held:
+        partial = Path(held) / folder.name
+        partial.mkdir()
+        tokenizer.save(partial)
+        (partial / "config.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
+        partial.rename(folder)
+    table = Table("language", "tokens over the best")
+    for code, times in sorted(fertility.items(), key=lambda each: each[1]):
+        table.add_row(LANGUAGES[code].name, f"{times:.2f}")
+    console.print(table)
+    console.print(f"Train it as the model random:{folder}", markup=False, soft_wrap=True)
+
+
 def _codes(source: Source, languages: Sequence[str]) -> list[str]:
     """Return the codes that are meant: the named languages, or all that the source has.
 
@@ -251,6 +299,9 @@ def main(words: Sequence[str], console: Console | None = None) -> int:
         return int(any(each.errors or not each.documents for each in found))
     if flags.verb == "dataset":
         _dataset(flags.source, flags.out.expanduser(), out, languages=languages, **common)
+        return 0
+    if flags.verb == "tokenizer":
+        _tokenizer(flags.source, flags.out.expanduser(), out, preset=flags.preset, languages=languages, **common)
         return 0
     assert tokenizer is not None
     there = () if flags.source.startswith("tokens:") and languages else _codes(sources.find(flags.source), languages)

@@ -154,7 +154,8 @@ def open_texts(context: Context) -> None:
             for language in context.settings[use].languages:
                 _open(context, language, use)
         if "train" in context.settings:
-            context.corpus(context.settings.train.language, "train")
+            for language in context.settings.train.get("languages") or [context.settings.train.language]:
+                context.corpus(language, "train")
         for remark in corpora.remarks(context.corpora):
             context.run.note(remark)
 
@@ -192,7 +193,8 @@ def texts(context: Context) -> dict[str, Any]:
             first = " ".join(map(str, corpus.batch([0]).tokens[0, :8].tolist()))
             used = [use, corpus.source, corpus.split, len(positions), len(corpus)]
             rows.append([language, *used, first, corpus.fingerprint[:16]])
-    example, tokenizer = context.corpus(settings.score.languages[0], "score"), context.model.tokenizer
+    use = _uses(settings)[0]
+    example, tokenizer = context.corpus(settings[use].languages[0], use), context.model.tokenizer
     names = ("language", "use", "source", "split", "samples used", "samples there", "first token ids", "fingerprint")
     return {
         "title": "Texts",

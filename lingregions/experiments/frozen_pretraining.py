@@ -18,8 +18,8 @@ from lingregions import freeze, perturb, statistics, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.effects import Effects
-from lingregions.experiments import claims, measurement, scored, selection, step, tables
-from lingregions.experiments.context import Context, prepare, slug
+from lingregions.experiments import claims, learning, measurement, scored, selection, step, tables
+from lingregions.experiments.context import Context, prepare
 from lingregions.experiments.selection import Selection, matched, ranked
 from lingregions.experiments.step import Step
 from lingregions.experiments.study import Study
@@ -99,7 +99,7 @@ def _check(settings: ConfigDict) -> None:
         raise ValueError(f"ewc needs the scores of the rule fisher: add {', '.join(lacking)} to score.rules")
     for fraction in chosen.fractions:
         parse(fraction)
-    _recipe(settings)
+    learning.recipe(settings)
 
 
 def _trainings(settings: ConfigDict, seed: int | None = None) -> list[Intervention]:
@@ -130,7 +130,11 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
         Step("texts", f"training text of {settings.train.language}", _open_texts),
         *step.score(settings, config, _beside(settings)),
         step.select(settings, config, wanted),
-        step.measure(settings, [], [(_after(core, end), _after(other, end)) for core, other in _pairs(settings)]),
+        step.measure(
+            settings,
+            [],
+            [(learning.after(core, end), learning.after(other, end)) for core, other in _pairs(settings)],
+        ),
     ]
     for number, seed in enumerate(seeds):
         made = _trainings(settings, seed)
@@ -144,7 +148,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
 
 
 def _train(settings: ConfigDict, config: Any, training: Intervention, reversions: Sequence[Intervention]) -> Step:
-    evaluated = step.evaluation(settings, len(_reached(settings)) + len(reversions))
+    evaluated = step.evaluation(settings, len(learning.reached(settings)) + len(reversions))
     samples = None if evaluated["samples"] is None else evaluated["samples"] + settings.train.samples
     return Step(
         f"train {training.name}",
@@ -153,7 +157,7 @@ def _train(settings: ConfigDict, config: Any, training: Intervention, reversions
         samples,
         step.tokens(settings, samples),
         12 * step.count(config, "everything") if settings.train.keep else 0,
-        (_mark(training),),
+        (learning.mark(training),),
         evaluated["rows"],
     )
 
@@ -226,22 +230,6 @@ def _given(context: Context, training: Intervention, what: str) -> trees.Tree | 
     return None
 
 
-def _recipe(settings: ConfigDict) -> train.Recipe:
-    """Return how the config trains.
-
-    Raises:
-      ValueError: a value that does not fit; the message says which.
-    """
-    names = {field.name for field in dataclasses.fields(train.Recipe)}
-    return train.Recipe(**{name: value for name, value in settings.train.to_dict().items() if name in names})
-
-
-def _reached(settings: ConfigDict) -> list[int]:
-    """Return the sample counts at which a training is evaluated, the end among them."""
-    samples = settings.train.samples
-    return sorted({*(count for count in settings.train.counts if 0 < count < samples), samples})
-
-
 def _kept(settings: ConfigDict) -> list[str]:
     """Return the evaluated languages other than the trained one."""
     return [code for code in settings.evaluate.languages if code != settings.train.language]
@@ -264,19 +252,11 @@ def _trainer(context: Context, training: Intervention) -> train.Trainer:
     micro = context.settings.machine.train_batch * meshes.rows(model.mesh)
     constraints = _constraints(context, training)
     return train.Trainer(
-        model.config, model.compute, _recipe(context.settings), constraints, micro=micro, mesh=model.mesh
+        model.config, model.compute, learning.recipe(context.settings), constraints, micro=micro, mesh=model.mesh
     )
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
-
-
-def _mark(training: Intervention) -> str:
-    return f"train-{slug(training.name)}"
-
-
-def _after(training: Intervention, count: int) -> Intervention:
-    return dataclasses.replace(training, samples=count)
 
 
 def _learn(context: Context, training: Intervention, reversions: Sequence[Intervention]) -> None:
@@ -287,42 +267,16 @@ def _learn(context: Context, training: Intervention, reversions: Sequence[Interv
       training: with its seed.
       reversions: what is made of it at the end.
     """
-    run, settings, model, name = context.run, context.settings, context.model, training.name
-    end = settings.train.samples
-    observed = [_after(training, count) for count in _reached(settings)] + [_after(each, end) for each in reversions]
-    # All of them, now: a training that goes on at a checkpoint does not meet the counts before it again.
-    lost = [each.name for each in observed if measurement.remember(context, each)]
-    if run.done(_mark(training)) is not None:
-        if not lost:
-            return
-        # The parameters at that count are gone. The training is exact, so doing it again gives the same figures.
-        run.note(f"measurements of {lost[0]} are gone or changed: {name} is trained again")
-        train.discard(run, name)
-    tracker = train.track(settings.machine.tracker, run.path("tracker"), name, settings.to_dict())
-    try:
-        state = train.fit(
-            run,
-            name,
-            _trainer(context, training),
-            model.params,
-            _feed(context, training),
-            hook=lambda count, params: measurement.observe(context, _after(training, count), params),
-            counts=_reached(settings),
-            keep=settings.machine.keep,
-            save_steps=settings.machine.save_steps,
-            save_seconds=settings.machine.save_seconds,
-            tracker=tracker,
-            facts={"model": model.fingerprint, "seed": training.seed},
-        )
-    finally:
-        tracker.close()
-    _verify(context, training, state.params)
-    for each in reversions:
-        back = perturb.revert(state.params, model.params, _masks(context, each), settings.freeze.reversion)
-        measurement.observe(context, _after(each, end), back)
-    run.finish(_mark(training), training=name, seed=training.seed)
-    if not settings.train.keep:
-        train.discard(run, name)
+    ends = [learning.after(each, context.settings.train.samples) for each in reversions]
+    make, feed = functools.partial(_trainer, context, training), functools.partial(_feed, context, training)
+    params = learning.fit(context, training, make, feed, ends)
+    if params is None:
+        return
+    _verify(context, training, params)
+    for each, end in zip(reversions, ends, strict=True):
+        back = perturb.revert(params, context.model.params, _masks(context, each), context.settings.freeze.reversion)
+        measurement.observe(context, end, back)
+    learning.finish(context, training)
 
 
 def _verify(context: Context, training: Intervention, params: trees.Tree) -> None:
@@ -378,7 +332,7 @@ def _outcome(
     settings: ConfigDict, found: Effects, training: Intervention, count: int, control: Intervention = UNTOUCHED
 ) -> _Outcome:
     """Return what a training gained and lost after `count` samples."""
-    each = found.differences(_after(training, count), control)
+    each = found.differences(learning.after(training, count), control)
     value, low, high = _cell(statistics.estimate(each[settings.train.language]))
     negative = [None if bound is None else -bound for bound in (value, high, low)]
     return _Outcome(training.name, negative, _cell(statistics.estimate(statistics.mean(each, _kept(settings)))))
@@ -400,7 +354,11 @@ def _show(context: Context) -> dict[str, Any]:
     )
     outcomes = [_outcome(settings, found, each, end) for each in names]
     compared = [
-        {"core": core.name, "other": other, **vars(_outcome(settings, found, core, end, _after(other, end)))}
+        {
+            "core": core.name,
+            "other": other,
+            **vars(_outcome(settings, found, core, end, learning.after(other, end))),
+        }
         for core, other in _pairs(settings)
     ]
     columns = {
@@ -456,7 +414,7 @@ def _progress(
     series = {
         each.name: [
             start,
-            *((count, getattr(_outcome(settings, found, each, count), side)) for count in _reached(settings)),
+            *((count, getattr(_outcome(settings, found, each, count), side)) for count in learning.reached(settings)),
         ]
         for each in names
         if not _treatment(each).after
@@ -465,4 +423,4 @@ def _progress(
     return tables.curve(f"{what} while training", "samples trained on", series, **units)
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = Study(_steps, _show, _check, export)

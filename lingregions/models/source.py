@@ -4,7 +4,9 @@
     path/to/file.gguf     a GGUF file
     org/name[@revision]   a Hugging Face hub repository (its cache, when the hub cannot be reached)
     package:gemma3-270m   weights that lie in Python packages, one of `PACKAGES`: for machines that reach no hub
+    package:lingregions   the model of thirty languages that this package brings (`OWN`; its README.md is a model card)
     preset:tiny           a random model of `models.PRESETS`, with bytes as tokens: for tests and for cost estimates
+    random:path/to/folder a random model of the config.json there, with the tokenizer there: to be trained
 
 Resolving reads config, tokenizer and headers; weights are read by `Source.load`. No pickle is ever opened, and no
 package is ever installed. A resolved package costs one checksum of its file (0.3 s for SmolLM2).
@@ -41,7 +43,8 @@ from lingregions.models.tokenizer import Tokenizer
 
 _Say = Callable[[str], None]
 
-_FORMS = "a folder, a .gguf file, a hub id such as org/name, package:NAME, or preset:NAME"
+_FORMS = "a folder, a .gguf file, a hub id such as org/name, package:NAME, preset:NAME, or random:FOLDER"
+OWN = Path(__file__).parent / "thirty"  # the folder of package:lingregions
 # What is taken from a hub repository: no pickles, no other frameworks, nothing from its folders.
 HUB_FILES, HUB_IGNORED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt"), ("*/*", "consolidated*")
 
@@ -88,11 +91,11 @@ class Source:
 
     Attributes:
       name: as the user gave it.
-      kind: "folder", "gguf", "hub", "package" or "preset".
+      kind: "folder", "gguf", "hub", "package", "preset" or "random".
       config: model config.
       tokenizer: checked against the embedding of the config.
       files: what the model is made of; empty for a preset.
-      weights: the open weights, None for a preset.
+      weights: the open weights, None for a random model.
     """
 
     name: str
@@ -117,11 +120,11 @@ class Source:
 
         Args:
           mesh: the device mesh, or a tree of shardings parallel to the parameters.
-          key: JAX random key of a preset's values; other kinds need none.
+          key: JAX random key of a random model's values; other kinds need none.
           dtype: of the parameters, "float32" or "bfloat16" (rounded to nearest even).
 
         Raises:
-          ValueError: a preset without a key; whatever `convert.load` finds wrong with the weights.
+          ValueError: a random model without a key; whatever `convert.load` finds wrong with the weights.
         """
         shardings = meshes.shardings(models.declare(self.config), mesh) if isinstance(mesh, Mesh) else dict(mesh)
         if self.weights is not None:
@@ -153,6 +156,10 @@ def resolve(name: str, cache: str | Path | None = None, say: _Say = tell) -> Sou
     kind, _, rest = name.partition(":")
     if kind == "preset" and rest:
         source = Source(name, "preset", _known(rest, models.PRESETS, "preset"), Tokenizer.bytes())
+    elif kind == "random" and rest:
+        source = _untrained(name, Path(rest).expanduser())
+    elif name == "package:lingregions":
+        source = _folder(name, "package", OWN)
     elif kind == "package" and rest:
         package = _known(rest, PACKAGES, "package")
         source = _gguf(name, "package", _unpacked(rest, package, folder(cache), say))
@@ -206,6 +213,14 @@ def _gguf(name: str, kind: str, path: Path) -> Source:
     opened = gguf.load(path)
     weights = convert.check(opened, opened.config)
     return Source(name, kind, opened.config, Tokenizer.from_gguf(opened.metadata, name), opened.files, weights)
+
+
+def _untrained(name: str, folder: Path) -> Source:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no config.json, which says what is to be trained; a model is {_FORMS}")
+    config, tokenizer = models.parse(read_object(path)), Tokenizer.from_folder(folder, name)
+    return Source(name, "random", config, tokenizer, (path, *sorted(folder.glob("tokenizer*"))))
 
 
 def _folder(name: str, kind: str, folder: Path) -> Source:

@@ -8,7 +8,7 @@ those of one micro-batch have the compute dtype in the layers. 16 bytes a parame
 parameters, and a second copy of the weights where a constraint keeps the starting point.
 """
 
-from lingregions.train.feed import Feed, Mix, Order
+from lingregions.train.feed import Blend, Feed, Mix, Order
 from lingregions.train.loop import Diverged, curve, discard, fit, load
 from lingregions.train.recipe import PRESETS, Recipe, optimizer
 from lingregions.train.tracker import TRACKERS, Tracker, require, track
@@ -17,6 +17,7 @@ from lingregions.train.trainer import Metrics, State, Trainer
 __all__ = [
     "PRESETS",
     "TRACKERS",
+    "Blend",
     "Diverged",
     "Feed",
     "Metrics",

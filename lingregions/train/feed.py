@@ -1,6 +1,7 @@
 """Feed: the endless order of samples that a training goes through; a resume point in it is one integer."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 from typing import Protocol
@@ -9,6 +10,9 @@ import numpy as np
 
 from lingregions.corpus.batch import Batch
 from lingregions.corpus.corpus import Corpus
+from lingregions.permutation import derive, permute
+
+_TURN = 8192  # samples: the shares of texts are kept to so many parts
 
 
 class Feed(Protocol):
@@ -93,3 +97,64 @@ class Mix:
         """Say where one sample of the order comes from."""
         feed, place = self.locate(sample)
         return feed.describe(place)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blend:
+    """Several texts in fixed shares, none before the others: what a model of many languages is trained on.
+
+    The order repeats in turns of `_TURN` samples, in each of which a text has its share, rounded, at places that a seed
+    draws; samples of one text follow each other in its own order.
+    """
+
+    feeds: tuple[Feed, ...]
+    shares: tuple[float, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse shares that are none."""
+        if len(self.feeds) != len(self.shares) or not self.feeds or min(self.shares) <= 0:
+            raise ValueError(f"{len(self.feeds)} texts need as many shares above zero, not {self.shares}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the texts, their shares and the seed."""
+        names = " ".join(f"{each.fingerprint} {share!r}" for each, share in zip(self.feeds, self.shares, strict=True))
+        return hashlib.sha256(f"{names} blended {self.seed}".encode()).hexdigest()
+
+    @functools.cached_property
+    def _turn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return which feed each place of a turn is of, how many of the same stand before it, and how many each has."""
+        ends = np.rint(np.cumsum(self.shares) / math.fsum(self.shares) * _TURN).astype(np.int64)
+        counts = np.diff(ends, prepend=0)
+        places = permute(np.arange(_TURN, dtype=np.int64), _TURN, derive(self.seed, "blend"))
+        which = np.searchsorted(ends, places, "right")
+        before = np.zeros(_TURN, np.int64)
+        for number, count in enumerate(counts):
+            before[which == number] = np.arange(count)
+        return which, before, counts
+
+    def locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return int64 [n], [n]: the feed of each sample start..stop of the order, and its place in that feed."""
+        which, before, counts = self._turn
+        turn, place = np.divmod(np.arange(start, stop, dtype=np.int64), _TURN)
+        return which[place], turn * counts[which[place]] + before[place]
+
+    def batch(self, start: int, stop: int, size: int) -> Batch:
+        """Return samples start..stop of the order, filled up with padding to `size` rows."""
+        which, places = self.locate(start, stop)
+        rows: Batch | None = None
+        for number in np.unique(which):
+            mine = np.flatnonzero(which == number)
+            found = self.feeds[number].batch(int(places[mine[0]]), int(places[mine[-1]]) + 1, len(mine))
+            if rows is None:
+                rows = Batch(*(np.zeros((size, each.shape[1]), each.dtype) for each in found))
+            for whole, part in zip(rows, found, strict=True):
+                whole[mine] = part
+        assert rows is not None
+        return rows
+
+    def describe(self, sample: int) -> str:
+        """Say where one sample of the order comes from."""
+        which, places = self.locate(sample, sample + 1)
+        return self.feeds[which[0]].describe(int(places[0]))

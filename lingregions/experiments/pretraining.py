@@ -1,0 +1,204 @@
+"""Pre-training from scratch on many languages: a small model of one's own, and what it knows of each language.
+
+Texts are blended by temperature: a language's share is its number of samples to the power `train.temperature`, so that
+small languages are read more often than they are long, and no order of languages can matter. The model is evaluated at
+sample counts in every language, in bits per byte, beside a model of byte 5-grams that counted the same text: what a
+network must beat to know more of a language than its spelling.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lingregions import mesh as meshes
+from lingregions import train
+from lingregions.corpus import ngram
+from lingregions.corpus.corpus import Corpus
+from lingregions.corpus.languages import LANGUAGES
+from lingregions.experiments import claims, learning, measurement, step, tables
+from lingregions.experiments.context import Context, prepare
+from lingregions.experiments.step import Step
+from lingregions.experiments.study import Study
+from lingregions.intervention import UNTOUCHED, Intervention
+from lingregions.models import convert
+from lingregions.models.tokenizer import Tokenizer
+from lingregions.run import Run, files
+
+NAME = "pretraining"
+_COUNTED = "ngram"  # the mark, and the file under done/, of the 5-grams
+
+
+def _check(settings: ConfigDict) -> None:
+    """Refuse a schedule that does not fit, a temperature that is none, and languages without a place.
+
+    Raises:
+      ValueError: says which.
+    """
+    if lacking := sorted(set(settings.train.languages) - set(settings.evaluate.languages)):
+        raise ValueError(f"{', '.join(lacking)} is trained but not evaluated: add it to evaluate.languages")
+    if not 0 <= settings.train.temperature <= 1:
+        raise ValueError(f"train.temperature is {settings.train.temperature}; it lies between 0 (equal shares) and 1")
+    learning.recipe(settings)
+
+
+def _training(settings: ConfigDict) -> Intervention:
+    return Intervention(kind="pretrained", seed=settings.seed)
+
+
+def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+    """Open the texts, count their 5-grams, evaluate the random model, train."""
+    languages = settings.train.languages
+    evaluated = step.evaluation(settings, len(learning.reached(settings)))
+    samples = None if evaluated["samples"] is None else evaluated["samples"] + settings.train.samples
+    return [
+        Step("texts", f"training text of {len(languages)} languages", _open),
+        Step(_COUNTED, f"{ngram.ORDER}-grams of the bytes of the same text", _count, marks=(_COUNTED,)),
+        step.measure(settings, []),
+        Step(
+            "train",
+            f"{settings.train.samples:,} samples of {len(languages)} languages, and {evaluated['what']}",
+            _learn,
+            samples,
+            step.tokens(settings, samples),
+            12 * step.count(config, "everything") if settings.train.keep else 0,
+            (learning.mark(_training(settings)),),
+            evaluated["rows"],
+        ),
+    ]
+
+
+def _open(context: Context) -> None:
+    """Open what is trained on, before the first hour of work."""
+    _feed(context)
+
+
+def _feed(context: Context) -> train.Feed:
+    """Return the blend of all texts, each in the order that the seed names."""
+    settings = context.settings
+    texts = [context.corpus(code, "train") for code in settings.train.languages]
+    shares = tuple(float(len(each)) ** settings.train.temperature for each in texts)
+    return train.Blend(tuple(train.Order(each, settings.seed) for each in texts), shares, settings.seed)
+
+
+def _trainer(context: Context) -> train.Trainer:
+    model = context.model
+    micro = context.settings.machine.train_batch * meshes.rows(model.mesh)
+    return train.Trainer(model.config, model.compute, learning.recipe(context.settings), micro=micro, mesh=model.mesh)
+
+
+def _learn(context: Context) -> None:
+    training = _training(context.settings)
+    if learning.fit(context, training, lambda: _trainer(context), lambda: _feed(context)) is not None:
+        learning.finish(context, training)
+
+
+def _count(context: Context) -> None:
+    """Keep the bits per byte of each language by the 5-grams of its training text, in the mark of the step."""
+    run, settings = context.run, context.settings
+    if run.done(_COUNTED) is not None:
+        return
+    bits = {}
+    with run.progress("5-grams", len(settings.train.languages), "languages") as bar:
+        for code in settings.train.languages:
+            trained, read = (
+                _bytes(context.corpus(code, use), context.model.tokenizer) for use in ("train", "evaluate")
+            )
+            bits[code] = ngram.bits_per_byte(trained, read)
+            bar.advance(1)
+            run.check()
+    run.finish(_COUNTED, bits=bits)
+
+
+def _bytes(corpus: Corpus, tokenizer: Tokenizer) -> list[bytes]:
+    """Return the documents of a corpus as they were before they became tokens."""
+    places = ((corpus.tokens.offsets[number], corpus.tokens.offsets[number + 1]) for number in corpus.chosen.tolist())
+    return [tokenizer.decode(corpus.tokens.ids[start:stop]).encode() for start, stop in places]
+
+
+def export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: str) -> None:
+    """Write the newest checkpoint as a Hugging Face folder; see `frozen_pretraining.export` for the arguments.
+
+    Raises:
+      ValueError: there is no such training.
+      RunError: its checkpoint is not there.
+    """
+    own = _training(settings).name
+    if training != own:
+        raise ValueError(f"the run has no training {training!r}; it has {own}")
+    context = prepare(settings, run)
+    state = train.load(run, training, _trainer(context))
+    with files.explained(folder):
+        convert.export(state.params, context.model.config, folder, context.model.tokenizer, dtype)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def _show(context: Context) -> dict[str, Any]:
+    """Return the table of languages, their bits per byte on the way, and the verdict."""
+    settings, training = context.settings, _training(context.settings)
+    rows, counted = measurement.results(context), (context.run.done(_COUNTED) or {})["bits"]
+    names = {count: learning.after(training, count).name for count in learning.reached(settings)}
+    begin, bits = (
+        {code: rows[name, code]["bits_per_byte"] for code in settings.evaluate.languages}
+        for name in (UNTOUCHED.name, names[settings.train.samples])
+    )
+    better = [code for code, each in counted.items() if bits[code] < each]
+    feed = _feed(context)
+    assert isinstance(feed, train.Blend)
+    read = dict.fromkeys(settings.train.languages, 0) | _read(feed, settings)
+    columns = {
+        "language": "text",
+        "samples there": "count",
+        "samples read": "count",
+        "bits per byte": "number",
+        f"{ngram.ORDER}-grams": "number",
+    }
+    table = [
+        [LANGUAGES[code].name, len(context.corpus(code, "train")), read[code], tables.finite(bits[code]), counted[code]]
+        for code in settings.train.languages
+    ]
+    note = f"{settings.train.samples:,} samples of {settings.data.length} tokens; evaluated on other text."
+    reached = {0: begin} | {
+        count: {code: rows[name, code]["bits_per_byte"] for code in bits} for count, name in names.items()
+    }
+    means = [(count, [tables.finite(_mean(each)), None, None]) for count, each in reached.items()]
+    level = [(count, [_mean(counted), None, None]) for count in reached]
+    grid = {LANGUAGES[code].name: {f"{count:,}": each[code] for count, each in reached.items()} for code in bits}
+    series, upwards = {"the model": means, f"{ngram.ORDER}-grams": level}, "bits per byte, mean over languages"
+    return {
+        "languages": tables.table("What it knows of each language", columns, table, note),
+        "learning": tables.curve(
+            "Bits per byte while training", "samples trained on", series, upwards, note=note, format="number"
+        ),
+        "progress": tables.heatmap(
+            "Bits per byte by language", "samples", grid, "bits per byte", note=note, format="number"
+        ),
+        "verdict": claims.verdict(
+            NAME,
+            "Does it know the languages?",
+            samples=settings.train.samples,
+            length=settings.data.length,
+            languages=len(counted),
+            better=len(better),
+            worse=[LANGUAGES[code].name for code in counted if code not in better],
+            mean=_mean({code: bits[code] for code in counted}),
+            counted=_mean(counted),
+            order=ngram.ORDER,
+        ),
+    }
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
+def _read(feed: train.Blend, settings: ConfigDict) -> dict[str, int]:
+    """Return the samples that were read of each language."""
+    which, _ = feed.locate(0, settings.train.samples)
+    return {code: int((which == number).sum()) for number, code in enumerate(settings.train.languages)}
+
+
+STUDY = Study(_steps, _show, _check, export)
