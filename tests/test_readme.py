@@ -78,7 +78,7 @@ def test_commands_are_found_on_every_page_that_has_some():
 def desk(tmp_path, monkeypatch, one_device) -> Path:
     """The folder of a reader: texts, the regions of the repository, a region called A and one B."""
     (tmp_path / "texts").mkdir()
-    for code in (*settings.load("core_removal:tiny").score.languages, "sw"):
+    for code in (*settings.load("core_removal:tiny").score.languages, "en", "sw"):
         name = f"{code}.txt"
         (tmp_path / "texts" / name).symlink_to(ROOT / "lingregions" / "corpus" / "data" / "udhr" / name)
     for link in ("regions", "docs", "configs"):
@@ -92,7 +92,9 @@ def desk(tmp_path, monkeypatch, one_device) -> Path:
 
 def smaller(words: list[str]) -> list[str]:
     """Return the words with the tiny variant and model; whole runs are tests of their own, and `make wheel-test`."""
-    verb, *rest = [re.sub(r":smollm2$", ":tiny", word) for word in words[: (*words, ">").index(">")]]
+    verb, *rest = [re.sub(r":(smollm2|thirty)$", ":tiny", word) for word in words[: (*words, ">").index(">")]]
+    if "pretraining:tiny" in rest:
+        rest.append("--config.data.train_split=all")
     if verb in ("run", "sweep") and not {"--help", "--dry-run"} & {*rest}:
         rest += ["--dry-run"]
     if verb == "regions":  # the file says of which model it is; one of a run is as good as A
