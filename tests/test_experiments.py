@@ -55,11 +55,7 @@ def test_a_config_for_every_experiment_and_an_experiment_for_every_config():
 
 @pytest.mark.parametrize(
     ("path", "variant"),
-    [
-        pytest.param(path, variant, id=f"{path.stem}-{variant}")
-        for path in PATHS
-        for variant in settings.variants(path)
-    ],
+    [pytest.param(path, variant, id=f"{path.stem}-{variant}") for path in PATHS for variant in settings.variants(path)],
 )
 def test_every_variant_resolves(path, variant):
     chosen = settings.load(f"{path}:{variant}")
