@@ -138,7 +138,7 @@ def _preset(settings: ConfigDict) -> str:
 
 def _kept(settings: ConfigDict, config: Any) -> int:
     """Return the bytes of hidden states that an evaluation keeps (see `prefix`), all devices together."""
-    room = round(settings.machine.kept_states * _GIGABYTE)
+    room: int = round(settings.machine.kept_states * _GIGABYTE)
     tokens = len(settings.evaluate.languages) * settings.evaluate.samples * settings.data.length
     width = np.dtype(DTYPES[settings.compute.dtype]).itemsize
     return min(room, config.layers * config.embed * width * tokens) if tokens else room

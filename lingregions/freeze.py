@@ -324,7 +324,8 @@ def columns(
     def spread(path: str) -> jax.Array:
         mask, shape = jnp.expand_dims(chosen[path], others(path)), values[path].shape
         sharding = values[path].sharding
-        return jax.jit(jnp.broadcast_to, static_argnums=1, out_shardings=sharding)(mask, shape)
+        whole: jax.Array = jax.jit(jnp.broadcast_to, static_argnums=1, out_shardings=sharding)(mask, shape)
+        return whole
 
     return trees.unflatten({path: spread(path) for path in values})
 
@@ -388,7 +389,8 @@ def l2_sp(params: trees.Tree, given: None = None, *, strength: float, name: str 
     """
 
     def before(start: jax.Array, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
-        return gradient + jnp.float32(strength) * (theta - start)
+        pulled: jax.Array = gradient + jnp.float32(strength) * (theta - start)
+        return pulled
 
     return Constraint(
         name=name,
@@ -426,7 +428,8 @@ def ewc(params: trees.Tree, fisher: trees.Tree, *, strength: float, name: str = 
 
     def before(arrays: Any, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
         start, information = arrays
-        return gradient + jnp.float32(strength) * information * (theta - start)
+        pulled: jax.Array = gradient + jnp.float32(strength) * information * (theta - start)
+        return pulled
 
     return Constraint(
         name=name,
@@ -523,7 +526,10 @@ def arrays(constraints: list[Constraint]) -> dict[str, Any]:
 
 def apply(params: trees.Tree, updates: trees.Tree) -> trees.Tree:
     """Return params + updates, where an update of zero leaves all bits alone: subnormal weights too, on any device."""
-    return jax.tree.map(lambda theta, update: jnp.where(update == 0, theta, theta + update), params, updates)
+    moved: trees.Tree = jax.tree.map(
+        lambda theta, update: jnp.where(update == 0, theta, theta + update), params, updates
+    )
+    return moved
 
 
 # ---- proof ----
@@ -549,8 +555,8 @@ def verify(base: trees.Tree, params: trees.Tree, masks: trees.Tree) -> None:
     """
     before, after = trees.flatten(base), trees.flatten(params)
     for path, mask in _covered(params, masks, "region").items():
-        first = (lambda leaf: leaf) if region.stacked(path) else (lambda leaf: leaf[None])
-        counts = _differing(first(before[path]), first(after[path]), first(mask))
+        layers = slice(None) if region.stacked(path) else None
+        counts = _differing(before[path][layers], after[path][layers], mask[layers])
         for name, count in zip(region.matrices(path, mask), counts.tolist(), strict=True):
             if count:
                 raise ValueError(f"{name}: {count:,} frozen entries differ from the base model")

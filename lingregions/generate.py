@@ -120,7 +120,8 @@ def _write(
 
     def going(state: Any) -> jax.Array:
         step, ended = state[0], state[1]
-        return (step < count) & ~jnp.all(ended)
+        goes_on: jax.Array = (step < count) & ~jnp.all(ended)
+        return goes_on
 
     def advance(state: Any) -> Any:
         step, ended, ends, token, written, cache = state

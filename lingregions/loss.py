@@ -388,7 +388,8 @@ def _d_logits(chunk: _Chunk, following: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(softcap: float | None, hidden: jax.Array, table: jax.Array, following: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda each: _chunk(each[0], table, each[1], softcap).nats, (hidden, following))
+    nats: jax.Array = jax.lax.map(lambda each: _chunk(each[0], table, each[1], softcap).nats, (hidden, following))
+    return nats
 
 
 def _forward(softcap: float | None, hidden: Any, table: Any, following: Any) -> tuple[jax.Array, Any]:
@@ -441,10 +442,12 @@ def _outer(d_logits: jax.Array, hidden: jax.Array) -> jax.Array:
 
         def piece(start: jax.Array) -> jax.Array:
             more = product(jax.lax.dynamic_slice_in_dim(d_logits, start, size, axis=2), hidden)
-            return jax.lax.psum_scatter(more, embed, scatter_dimension=1, tiled=True)
+            scattered: jax.Array = jax.lax.psum_scatter(more, embed, scatter_dimension=1, tiled=True)
+            return scattered
 
         parts = jax.lax.map(piece, jnp.arange(0, V, size))
-        return jax.lax.psum(parts.reshape(V, -1), tuple(name for name in logits[0] if name != embed))
+        summed: jax.Array = jax.lax.psum(parts.reshape(V, -1), tuple(name for name in logits[0] if name != embed))
+        return summed
 
     return jax.shard_map(
         add,

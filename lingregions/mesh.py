@@ -132,7 +132,8 @@ def place(batch: Any, mesh: Mesh) -> Any:
 
 def rows(mesh: Mesh) -> int:
     """Return the number of parts that the batch is split in: a batch size must be a multiple of it."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    parts: int = mesh.shape["data"] * mesh.shape["fsdp"]
+    return parts
 
 
 def use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -145,4 +146,5 @@ def constrain(values: jax.Array, *axes: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return values
-    return jax.lax.with_sharding_constraint(values, spec(axes, values.shape, mesh))
+    constrained: jax.Array = jax.lax.with_sharding_constraint(values, spec(axes, values.shape, mesh))
+    return constrained

@@ -133,7 +133,8 @@ def _changed(
 
 @jax.jit
 def _swap(part: trees.Tree, other: trees.Tree, masks: trees.Tree) -> trees.Tree:
-    return jax.tree.map(lambda theta, value, mask: jnp.where(mask, value, theta), part, other, masks)
+    swapped: trees.Tree = jax.tree.map(lambda theta, value, mask: jnp.where(mask, value, theta), part, other, masks)
+    return swapped
 
 
 def _covered(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
@@ -243,7 +244,8 @@ def _between(part: trees.Tree, other: trees.Tree, masks: trees.Tree, factor: jax
     def leaf(theta: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         return jnp.where(mask, theta + factor.astype(theta.dtype) * (value - theta), theta)
 
-    return jax.tree.map(leaf, part, other, masks)
+    perturbed: trees.Tree = jax.tree.map(leaf, part, other, masks)
+    return perturbed
 
 
 # --- for a while, in place --------------------------------------------------------------------------------------------

@@ -187,7 +187,8 @@ def start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32"
         )
 
     def empty(init: Callable[[jax.Array], jax.Array], dtype: Any) -> trees.Tree:
-        return jax.tree.map(lambda theta: init(theta).astype(dtype), part)
+        zeros: trees.Tree = jax.tree.map(lambda theta: init(theta).astype(dtype), part)
+        return zeros
 
     differentiated = [name for name in names if RULES[name].reads == "gradient"]
     grouped = any(accumulator != "float32" or not RULES[name].additive for name in differentiated)
@@ -333,7 +334,8 @@ def combine(total: trees.Tree | None, scores: trees.Tree, normalised: bool) -> t
     """
     part = _unit(scores) if normalised else scores
     if total is not None:
-        return _add(total, part)
+        together: trees.Tree = _add(total, part)
+        return together
     # The next call donates what this one returns: never the caller's own scores.
     return part if normalised else jax.tree.map(jnp.copy, part)
 
@@ -350,7 +352,8 @@ def _unit(scores: trees.Tree) -> trees.Tree:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _add(total: trees.Tree, part: trees.Tree) -> trees.Tree:
-    return jax.tree.map(jnp.add, total, part)
+    added: trees.Tree = jax.tree.map(jnp.add, total, part)
+    return added
 
 
 class Scorer:

@@ -124,7 +124,7 @@ def locate(source: str) -> Path:
         shipped = [CONFIGS / f"{path}.py", CONFIGS / "sweeps" / f"{path}.py"]
     for candidate in (path, *(shipped if not path.is_absolute() else ())):
         if candidate.is_file():
-            return candidate
+            return Path(candidate)
     raise SettingsError(_missing(path))
 
 

@@ -82,7 +82,8 @@ def _resample(
     sizes = weights @ tokens.astype(np.float64)
 
     def mean(nll: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        return np.take_along_axis((weights @ nll.T) / sizes[:, None], chosen, 1).mean(1)
+        means: np.ndarray = np.take_along_axis((weights @ nll.T) / sizes[:, None], chosen, 1).mean(1)
+        return means
 
     size = tokens.sum()
     value = float((intervention.sum(1).mean() - control.sum(1).mean()) / size)

@@ -288,7 +288,8 @@ def _choose(tokens: Tokens, split: str, part: str, held: float | None, seed: int
         )
     # The permutation of range(2**62) mixes hash and seed; its images below held x 2**62 are a fraction `held` of all.
     places = permute((tokens.hashes[chosen] >> np.uint64(2)).astype(np.int64), 2**62, derive(seed, "part"))
-    return chosen[(places < int(held * 2**62)) == (part == "evaluation")]
+    kept: np.ndarray = chosen[(places < int(held * 2**62)) == (part == "evaluation")]
+    return kept
 
 
 def source_of(data: Mapping[str, Any], use: str) -> str:

@@ -190,7 +190,8 @@ def _labels(config: Any, compute: models.Compute, params: trees.Tree, batch: Bat
                 logits = np.float32(cap) * jnp.tanh(logits / np.float32(cap))
             return jax.random.categorical(key, logits).astype(jnp.int32)
 
-        return jax.lax.map(draw, (hidden, jax.random.split(key, hidden.shape[0])))
+        drawn: jax.Array = jax.lax.map(draw, (hidden, jax.random.split(key, hidden.shape[0])))
+        return drawn
 
 
 class _Predictions(NamedTuple):
@@ -265,7 +266,8 @@ def predict(
 
 def nudge(value: float) -> np.float32:
     """Return the next float32 towards zero: a change whose true effect is far below what float32 can tell."""
-    return np.nextafter(np.float32(value), np.float32(0))
+    nearer: np.float32 = np.nextafter(np.float32(value), np.float32(0))
+    return nearer
 
 
 def means(losses: tuple[Any, Any], rows: Mapping[str, slice]) -> dict[str, float]:

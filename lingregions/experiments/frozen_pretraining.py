@@ -8,7 +8,7 @@ plot: gain against forgetting.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +208,13 @@ def _constraints(context: Context, training: Intervention) -> list[freeze.Constr
     if not chosen.method:
         return []
     method = freeze.METHODS[chosen.method]
-    value = {
+    values: dict[str, Callable[[], Any]] = {
         "": lambda: None,
         "fraction": lambda: float(parse(training.fraction)),
         "scope": lambda: chosen.scope,
         "strength": lambda: settings[chosen.method],
-    }[method.option]()
-    options = {method.option: value} if method.option else {"name": training.kind}
+    }
+    options = {method.option: values[method.option]()} if method.option else {"name": training.kind}
     return [method.make(params, _given(context, training, method.given), **options)]
 
 
@@ -226,7 +226,9 @@ def _given(context: Context, training: Intervention, what: str) -> trees.Tree | 
         return roles.restrict(scored.combined(context).values, context.settings.freeze.scope)
     if what == "fisher":
         squares = scored.combined(context, False, "fisher").values
-        return freeze.fisher(roles.restrict(context.model.params, context.definition.scope), squares)
+        own = roles.restrict(context.model.params, context.definition.scope)
+        information: trees.Tree = freeze.fisher(own, squares)
+        return information
     return None
 
 

@@ -252,12 +252,13 @@ def _maxima(
     with jax.default_matmul_precision(compute.precision):
         _, state = module.apply(bounded(config, params, bounds), tokens, segments, mutable=["maxima"])
     layers, last = state["maxima"]["layers"], state["maxima"]["residual"]
-    found = ActivationMaxima(
+    maxima = ActivationMaxima(
         residual=jnp.concatenate([layers["residual"], last[None]]),
         down_in=layers["mlp"]["down_in"],
         down_out=layers["mlp"]["down_out"],
     )
-    return jax.tree.map(lambda each: meshes.constrain(each, "layers", "features"), found)
+    placed: ActivationMaxima = jax.tree.map(lambda each: meshes.constrain(each, "layers", "features"), maxima)
+    return placed
 
 
 def head(config: Any, params: trees.Tree) -> jax.Array:

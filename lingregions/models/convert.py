@@ -289,4 +289,5 @@ def _host(leaf: Any, layer: int | None) -> np.ndarray:
 @jax.jit
 def _layer(leaf: jax.Array, layer: jax.Array) -> jax.Array:
     """Return one matrix of a stacked leaf; the layer is an argument, so that one program serves all of them."""
-    return jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+    matrix: jax.Array = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+    return matrix

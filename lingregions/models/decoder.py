@@ -9,7 +9,7 @@ N heads, K kv heads, H head_dim, F mlp, V vocab, L layers.
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -118,6 +118,11 @@ def _normalize(values: jax.Array, eps: float) -> jax.Array:
     return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + np.float32(eps))).astype(values.dtype)
 
 
+def _insert(kept: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+    """Return the [S, K, H] kept with the new ones [T, K, H] from a slot on."""
+    return jax.lax.dynamic_update_slice(kept, new, (slot, 0, 0))
+
+
 class _Block(nn.Module):
     """A part of the decoder: its parameters are declared by role, and what passes them can be captured and bounded."""
 
@@ -194,7 +199,7 @@ class _Attention(_Block):
         put into the slots `start` .. start + T - 1 of each sample.
         """
         if start is not None:
-            put = jax.vmap(lambda kept, new, slot: jax.lax.dynamic_update_slice(kept, new, (slot, 0, 0)))
+            put = jax.vmap(_insert)
             values = put(self.get_variable("cache", key), values, start)
         if self.is_mutable_collection("cache"):
             values = meshes.constrain(values, "batch", "tokens", "kv_heads", "features")
@@ -353,8 +358,7 @@ def leave(
 ) -> jax.Array:
     """Return the last hidden state from what left the last layer, both [B, T, D]."""
     key = _parameters(config)["final_norm"].key
-    out: Any = _Last(config, compute).apply({"params": {key: params[key]}}, x, segments)
-    return out
+    return cast(jax.Array, _Last(config, compute).apply({"params": {key: params[key]}}, x, segments))
 
 
 class Decoder(_Block):

@@ -305,7 +305,8 @@ class _Cursor:
             return [self.text() for _ in range(size)]
         dtype = np.dtype(_NUMBERS[kind])
         start = self.take(size * dtype.itemsize, "an array")
-        return np.frombuffer(self.content[start : self.place], dtype).tolist()
+        values: list[Any] = np.frombuffer(self.content[start : self.place], dtype).tolist()
+        return values
 
 
 def _parse(head: _Cursor, path: Path, architecture: Any) -> tuple[dict[str, Any], dict[str, _Entry]]:

@@ -56,7 +56,8 @@ def _kept_by_yarn(head_dim: int, theta: float, scaling: RotaryScaling) -> np.nda
     first, last = max(first, 0), min(last, head_dim - 1)
     last += 0.001 if first == last else 0.0
     ramp = (np.arange(head_dim // 2, dtype=np.float32) - first) / (last - first)
-    return 1 - np.clip(ramp, 0.0, 1.0).astype(np.float32)
+    kept: np.ndarray = 1 - np.clip(ramp, 0.0, 1.0).astype(np.float32)
+    return kept
 
 
 def angles(head_dim: int, kind: LayerKind, T: int, start: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

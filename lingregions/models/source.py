@@ -132,7 +132,8 @@ class Source:
         if key is None:
             raise ValueError(f"{self.name} is a random model: give the key that its values are drawn from")
         drawn = models.initialize(self.config, key, shardings)
-        return jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), drawn)
+        cast: trees.Tree = jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), drawn)
+        return cast
 
 
 def tell(message: str) -> None:
@@ -276,7 +277,7 @@ def _unpacked(name: str, package: _Package, cache: Path, say: _Say) -> Path:
         _fetch(name, package, folder, say)
     try:
         record = read_object(folder / "record.json")
-        path = folder / record["file"]
+        path: Path = folder / record["file"]
         found = _sha256(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: damaged ({error}); remove this folder, and it is fetched again") from error

@@ -142,11 +142,12 @@ def _flops(step: Step) -> float:
     vocabulary = 2.0 * T * model.vocab * model.embed
     forward = matrices + 2 * attention
     if step.job == "evaluate":
-        return sizes.samples * (forward + vocabulary)
+        return float(sizes.samples * (forward + vocabulary))
     again = {"none": 0.0, "dots": 2 * attention, "full": forward}[sizes.remat]
     # Logits and their slope; with the head's own gradient the logits once more, and that gradient.
     table = vocabulary * (2 if step.job == "score" else 4)
-    return sizes.samples * (forward + again + 2 * matrices + 5 * attention + table)
+    flops: float = sizes.samples * (forward + again + 2 * matrices + 5 * attention + table)
+    return flops
 
 
 def cost(step: Step, topology: Topology | None = None) -> Cost:

@@ -19,7 +19,8 @@ from lingregions.regions.region import Provenance, Region
 
 @functools.partial(jax.jit, static_argnums=0)
 def _merge(operation: Callable[..., jax.Array], first: trees.Tree, second: trees.Tree) -> trees.Tree:
-    return jax.tree.map(operation, first, second)
+    merged: trees.Tree = jax.tree.map(operation, first, second)
+    return merged
 
 
 def align(other: Region, first: Region) -> trees.Tree:

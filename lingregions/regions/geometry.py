@@ -243,7 +243,8 @@ class _Overlap:
         ]
         if not chosen:
             raise ValueError(f"there is no matrix {path!r} in layer {layer}; paths are {', '.join(self.shared)}")
-        return np.sum([each.sum(axis=0) for each in chosen], axis=0)
+        sums: np.ndarray = np.sum([each.sum(axis=0) for each in chosen], axis=0)
+        return sums
 
     def iou(self, path: str | None = None, layer: int | None = None) -> np.ndarray:
         """Return intersection over union, float64 [n, n]; two empty regions are equal: 1."""

@@ -134,4 +134,5 @@ def _fit(kept: np.ndarray, closed: np.ndarray, bins: np.ndarray, margins: bool) 
         found = np.bincount(bins.reshape(-1), weights=chance.reshape(-1), minlength=size)
         chance *= (held / np.maximum(found, _FLOOR)).astype(np.float32)[bins]
         np.minimum(chance, 1, out=chance)
-    return np.maximum(chance, _FLOOR)
+    floored: np.ndarray = np.maximum(chance, _FLOOR)
+    return floored

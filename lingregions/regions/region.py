@@ -15,7 +15,7 @@ import math
 import os
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, cast
 
 import jax
 
@@ -270,11 +270,11 @@ class Region(Shown):
     def __sub__(self, other: "Region") -> "Region":
         return self._merge("subtract", other)
 
-    def _merge(self, operation: str, other: Any) -> "Region":
+    def _merge(self, operation: str, other: object) -> "Region":
         from lingregions.regions import algebra
 
         if not isinstance(other, Region):
-            return NotImplemented
+            return cast("Region", NotImplemented)  # what an operator answers where it does not know the other
         found: Region = getattr(algebra, operation)(self, other)
         return dataclasses.replace(found, model=self.model or other.model)
 

@@ -456,7 +456,8 @@ def _bisect(bits: int, keep: Callable[[jax.Array], jax.Array]) -> jax.Array:
         trial = number | (jnp.uint32(1) << (bits - 1 - turn).astype(jnp.uint32))
         return jnp.where(keep(trial), trial, number)
 
-    return jax.lax.fori_loop(0, bits, step, jnp.uint32(0))
+    threshold: jax.Array = jax.lax.fori_loop(0, bits, step, jnp.uint32(0))
+    return threshold
 
 
 def _survey(scores: jax.Array) -> jax.Array:
@@ -482,7 +483,8 @@ def _mask(keys: jax.Array, threshold: jax.Array, ties: jax.Array, quota: jax.Arr
         lambda: _bisect(keys.size.bit_length(), lambda trial: _count(equal & (position < trial)) <= quota),
         lambda: jnp.uint32(keys.size),
     )
-    return (keys > threshold) | (equal & (position < end))
+    mask: jax.Array = (keys > threshold) | (equal & (position < end))
+    return mask
 
 
 def rank(scores: jax.Array, count: jax.Array, largest: bool) -> tuple[jax.Array, jax.Array]:
@@ -504,7 +506,8 @@ def rank(scores: jax.Array, count: jax.Array, largest: bool) -> tuple[jax.Array,
         quota = count - _count(keys > threshold)
         return _mask(keys, threshold, ties, quota), jnp.concatenate([_survey(matrix), jnp.stack([ties, quota])])
 
-    return jax.lax.map(one, scores)
+    found: tuple[jax.Array, jax.Array] = jax.lax.map(one, scores)
+    return found
 
 
 def _above(scores: jax.Array, threshold: jax.Array, largest: bool) -> jax.Array:
@@ -514,16 +517,21 @@ def _above(scores: jax.Array, threshold: jax.Array, largest: bool) -> jax.Array:
         keys = _keys(matrix, largest)
         return jnp.stack([_count(keys >= threshold), _count(keys == threshold)])
 
-    return jax.lax.map(one, scores)
+    found: jax.Array = jax.lax.map(one, scores)
+    return found
 
 
 def _mark(scores: jax.Array, threshold: jax.Array, ties: jax.Array, quota: jax.Array, largest: bool) -> jax.Array:
     """Return the mask of every matrix, bool[L, ...], given one threshold, and its ties and quota, uint32[L]."""
-    return jax.lax.map(lambda each: _mask(_keys(each[0], largest), threshold, *each[1:]), (scores, ties, quota))
+    masks: jax.Array = jax.lax.map(
+        lambda each: _mask(_keys(each[0], largest), threshold, *each[1:]), (scores, ties, quota)
+    )
+    return masks
 
 
 def _surveys(scores: jax.Array) -> jax.Array:
-    return jax.lax.map(_survey, scores)
+    surveys: jax.Array = jax.lax.map(_survey, scores)
+    return surveys
 
 
 @functools.lru_cache(maxsize=256)
@@ -548,7 +556,8 @@ def _layered(path: str, leaf: Any) -> tuple[jax.Array, jax.sharding.Sharding]:
 def _unlayered(path: str, mask: jax.Array, leaf: Any) -> jax.Array:
     if region.stacked(path):
         return mask
-    return jax.jit(lambda values: values[0], out_shardings=stack.sharding(leaf))(mask)
+    lone: jax.Array = jax.jit(lambda values: values[0], out_shardings=stack.sharding(leaf))(mask)
+    return lone
 
 
 def _integers(values: np.ndarray) -> list[int]:

@@ -36,7 +36,8 @@ def read(path: str, leaf: Any, layer: int) -> np.ndarray:
     if not region.stacked(path):
         return _whole(leaf)
     if simple(leaf):
-        return np.asarray(leaf)[layer]
+        matrix: np.ndarray = np.asarray(leaf)[layer]
+        return matrix
     if not leaf.is_fully_addressable:
         return _whole(leaf[layer])
     matrix = np.empty(leaf.shape[1:], leaf.dtype)
@@ -79,7 +80,8 @@ def build(path: str, like: Any, fill: Callable[[int, np.ndarray], None], workers
     if len(where.device_set) == 1:
         buffer = _aligned((layers, *matrix))
         each(lambda layer: fill(layer, buffer[layer]), range(layers), workers)
-        return jax.device_put(buffer.reshape(full), where)
+        placed: jax.Array = jax.device_put(buffer.reshape(full), where)
+        return placed
 
     indices: Mapping[Any, Any] = where.addressable_devices_indices_map(full)
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}

@@ -24,7 +24,7 @@ number that is missing, a bound too, is null. On an axis of format exponential t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -73,7 +73,7 @@ def _cell(cell: Any, kind: str) -> Cell:
     if kind not in numerals.SPANS:
         if isinstance(cell, list | dict):
             raise TypeError(f"a column of kind {kind} holds {cell!r}; a list belongs in one of kind interval or factor")
-        return cell
+        return cast(Cell, cell)
     if cell is None:
         return None
     if not isinstance(cell, list) or len(cell) != 3:
@@ -142,7 +142,8 @@ def _pareto(points: pd.DataFrame, better: Sequence[str]) -> list[str]:
         return []
     values = points[["x", "y"]].to_numpy(float) * [1 if side == "high" else -1 for side in better]
     beaten = ((values[None] >= values[:, None]).all(-1) & (values[None] > values[:, None]).any(-1)).any(1)
-    return points["label"][~beaten].tolist()
+    labels: list[str] = points["label"][~beaten].tolist()
+    return labels
 
 
 def _heatmap(name: str, content: Mapping[str, Any]) -> Section:

@@ -9,7 +9,7 @@ import decimal as decimal_
 import functools
 import math
 from collections.abc import Callable
-from typing import Concatenate, NamedTuple, ParamSpec, TypeGuard
+from typing import Concatenate, NamedTuple, ParamSpec, TypeGuard, cast
 
 _Options = ParamSpec("_Options")
 
@@ -45,7 +45,7 @@ def _printed(write: Callable[Concatenate[float, _Options], str]) -> Callable[Con
     def printed(value: Cell, *options: _Options.args, **named: _Options.kwargs) -> str:
         return write(value, *options, **named) if _finite(value) else _DASH
 
-    return printed
+    return cast(Callable[Concatenate[Cell, _Options], str], printed)
 
 
 def _scientific(logarithm: float, digits: int = 2) -> str:

@@ -205,7 +205,8 @@ def _iou(shared: np.ndarray) -> np.ndarray:
     """Intersection over union of every pair, from the entries that they share; NaN between two empty ones."""
     own = np.diagonal(shared)
     union = own[:, None] + own[None, :] - shared
-    return np.divide(shared, union, out=np.full(shared.shape, np.nan), where=union > 0)
+    shares: np.ndarray = np.divide(shared, union, out=np.full(shared.shape, np.nan), where=union > 0)
+    return shares
 
 
 def _overlap(names: Sequence[str], shared: dict[str, np.ndarray], surveys: Sequence[Survey]) -> Overlap:

@@ -157,4 +157,4 @@ class Blend:
     def describe(self, sample: int) -> str:
         """Say where one sample of the order comes from."""
         which, places = self.locate(sample, sample + 1)
-        return self.feeds[which[0]].describe(int(places[0]))
+        return self.feeds[int(which[0])].describe(int(places[0]))

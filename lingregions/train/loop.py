@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -117,7 +117,7 @@ def fit(
                 checkpointer.wait()
                 run.check()
             _measure(hook, counts, recipe, step, state.params)
-    return state
+    return cast(State, state)
 
 
 def _progress(run: Run, name: str, samples: int) -> contextlib.AbstractContextManager[Any]:
