@@ -8,13 +8,15 @@ CONFIG  ?= configs/core_removal.py:$(MODEL)
 TESTS   ?= tests
 WORKERS ?= 2
 COUNT   ?= 20000
+NUMERICAL := tests/test_parity.py tests/test_scoring.py tests/test_loss.py tests/test_mesh.py tests/test_freeze.py tests/test_train.py \
+  --deselect tests/test_train.py::test_twenty_kills_change_no_bit
 BIN     := $(VENV)/bin
 PARITY  := .venv-parity
 say      = @printf '%s\n' '--> $(1)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint check parity bench docs wheel-test lock clean
+.PHONY: help demo test newest fuzz lint check parity bench docs wheel-test lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +29,13 @@ demo: $(VENV)/.report  ## score SmolLM2 in six languages, remove its core region
 test: $(VENV)/.test  ## run all tests that need no torch (TESTS= for some, WORKERS= processes of about 2 GB)
 	$(call say,running $(TESTS) without torch)
 	@$(BIN)/python -m pytest -q -m 'not parity' -n $(WORKERS) --max-worker-restart=0 --dist loadfile --no-loadscope-reorder --durations=10 $(TESTS)
+
+newest:  ## run the numerical tests on the newest Python that is here, with the JAX that it gets, in a venv of its own
+	@found=$$(for each in $(wildcard $(HOME)/.pyenv/versions/*/bin/python3) python3.12 python3.13 python3.14 python3.15; do \
+	  "$$each" -c 'import sys; sys.version_info[:2] > (3, 11) and print(sys.version_info[1], sys.executable)' 2>/dev/null; \
+	done | sort -n | tail -1 | cut -d ' ' -f 2); \
+	if [ -n "$$found" ]; then $(MAKE) --no-print-directory test PYTHON="$$found" VENV=.venv-newest TESTS="$(NUMERICAL)"; \
+	else printf '%s\n' '--> no Python newer than 3.11 is here: nothing to run'; fi
 
 fuzz: $(VENV)/.test  ## read COUNT damaged files of each kind: each is read as its format says or refused in a sentence
 	$(call say,reading $(COUNT) damaged files of each kind)
@@ -71,7 +80,7 @@ lock: $(VENV)/.dev  ## renew requirements.lock from pyproject.toml
 
 clean:  ## remove virtual environments and caches; work directories stay
 	$(call say,removing $(VENV) $(PARITY) and caches)
-	@rm -rf $(VENV) $(PARITY) build dist site .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	@rm -rf $(VENV) $(PARITY) .venv-newest build dist site .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp a set of extras: it is renewed when what to install changes.
