@@ -112,6 +112,22 @@ _narrow_into.defvjp(
 )
 
 
+@jax.custom_vjp
+def _product(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """Return values [B, T, in] times a matrix [out, in], [B, T, out]."""
+    return jnp.einsum("bti,oi->bto", values, weight)
+
+
+def _product_slopes(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the slopes of both operands; flattened to two axes, a CPU multiplies them without a copy."""
+    values, weight = kept
+    rows, flat = (each.reshape(-1, each.shape[-1]) for each in (values, slope))
+    return jnp.einsum("bto,oi->bti", slope, weight), jnp.einsum("mo,mi->oi", flat, rows)
+
+
+_product.defvjp(lambda values, weight: (_product(values, weight), (values, weight)), _product_slopes)
+
+
 def _normalize(values: jax.Array, eps: float) -> jax.Array:
     """Return values / sqrt(mean(values^2) + eps) over the last axis: RMSNorm without its gain, in float32 inside."""
     wide = values.astype(jnp.float32)
@@ -169,7 +185,7 @@ class _Block(nn.Module):
     def project(self, values: jax.Array, role: str, segments: jax.Array) -> jax.Array:
         """Return values [B, T, in] times the matrix [out, in], plus its bias if any: [B, T, out], within its bound."""
         self.capture_input(values, role, segments)
-        out = jnp.einsum("bti,oi->bto", values, self.weight(role))
+        out = _product(values, self.weight(role))
         if role in self.config.biases:
             bias = self.weight(f"{role}_bias")
             # What enters a bias is one, for every token.
