@@ -232,3 +232,24 @@ def test_regions_shows_a_region(tmp_path, capsys):
     assert main(["regions", "show", str(tmp_path / "run" / "regions" / "top-1pct.safetensors")]) == 0
     assert "top 1%" in capsys.readouterr().out
     assert main(["regions", "show", str(tmp_path / "none.safetensors")]) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "core_removal:tiny", "--workdir={file}"],
+        ["run", "core_removal:tiny", "--workdir={file}/run"],
+        ["models", "convert", "preset:tiny", "{file}"],
+        ["models", "convert", "preset:tiny", "{file}/model"],
+        ["data", "tokenizer", "udhr", "--languages=en", "--preset=tiny", "--out={file}/new"],
+        ["data", "build", "udhr", "--languages=en", "--model=preset:tiny", "--out={file}"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_a_file_where_a_folder_is_needed_is_for_the_user_to_change(words, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    assert main([word.format(file=tmp_path / "file") for word in words]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert str(tmp_path / "file") in said
+    assert (tmp_path / "file").read_text() == "kept"

@@ -33,6 +33,7 @@ _REASONS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a file stands where a folder is needed",
 }
+_MISPLACED = (errno.ENOTDIR, errno.EEXIST)  # what a user must change
 
 
 _UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what disks without locks answer: 37, 38, 95
@@ -58,38 +59,48 @@ class InUse(Unavailable):
 
 def reason(error: BaseException | None) -> str:
     """Return in words what the operating system refused, wherever in the chain of an error that stands; else ""."""
+    return _REASONS.get(_refusal(error), "")
+
+
+def _refusal(error: BaseException | None) -> int:
+    """Return the number of that refusal; 0: there was none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _REASONS:
-            return _REASONS[error.errno]
+            return error.errno
         for words, number in _WORDS.items():
             if words in str(error):
-                return _REASONS[number]
+                return number
         error = error.__cause__ or error.__context__
-    return ""
+    return 0
 
 
 def exit_code(error: BaseException) -> int:
     """Return the exit code of an error: 2 where the user must change something, 1 where the same may work later."""
     if isinstance(error, RunError):
         return error.code
-    if reason(error):
-        return 1
+    if number := _refusal(error):
+        return 2 if number in _MISPLACED else 1
     given = (ValueError, ImportError, FloatingPointError, FileNotFoundError, FileExistsError, NotADirectoryError)
     return 2 if isinstance(error, given) else 1
 
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals under it into `Unavailable`, which names the path and the reason."""
+    """Turn the operating system's refusals under it into a RunError that names the path and the reason.
+
+    Raises:
+      Unavailable: the same may work later.
+    """
     try:
         yield
     except RunError:
         raise
     except Exception as error:
-        why = reason(error)
-        if not why:
+        number = _refusal(error)
+        if not number:
             raise
-        raise Unavailable(f"cannot write {path}: {why}. What was complete before is intact") from error
+        kind = RunError if number in _MISPLACED else Unavailable
+        raise kind(f"cannot write {path}: {_REASONS[number]}. What was complete before is intact") from error
 
 
 @contextlib.contextmanager
