@@ -70,7 +70,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.machine.save_seconds = 600.0  # between resume points inside a language
     config.machine.progress = "auto"  # bar, lines or none
     config.machine.pictures = True  # PNG files beside the report
-    config.machine.cache = ""  # folder of downloaded weights and token files; "": ~/.cache/lingregions
+    config.machine.cache = ""  # folder of weights, token files, compiled programs; "": ~/.cache/lingregions
     config.machine.distributed = False  # several hosts: find each other through TPU metadata, SLURM or JAX_* variables
     config.machine.wait_seconds = 600.0  # how long the hosts wait for one of them, or for its word, then name it
     config.machine.workers = 2  # processes that tokenize

@@ -44,7 +44,7 @@ def _run(words: Sequence[str]) -> int:
     # From here on JAX is imported: what a wrong word costs ends above.
     from lingregions import door, forecast
     from lingregions.experiments import perform, study
-    from lingregions.run import Run
+    from lingregions.run import Run, programs
 
     study(config.experiment)
     if asked.dry_run:
@@ -53,6 +53,7 @@ def _run(words: Sequence[str]) -> int:
         door.check(config, asked.workdir, fetch=True)
     if config.machine.distributed:
         _connect(os.environ, config.machine.get("wait_seconds"))
+    programs.keep(config.machine.get("cache", ""))
     with Run.open(asked.workdir, config, asked.fresh) as opened:
         performed = perform(config, opened)
         print("done" if performed else "done already", opened.path("report.html"), sep=": ")

@@ -34,7 +34,9 @@ jax.config.update("jax_default_matmul_precision", "float32")
 _cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 _flags = [line for line in _cpuinfo.splitlines() if line.startswith(("flags", "Features"))][:1]
 _processor = hashlib.sha256(repr((platform.machine(), platform.processor(), _flags)).encode()).hexdigest()[:12]
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / f"xla-{_processor}"))
+_programs = str(ROOT / ".cache" / f"xla-{_processor}")
+jax.config.update("jax_compilation_cache_dir", _programs)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs)  # programs that tests start leave the user's cache alone
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

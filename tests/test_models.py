@@ -63,6 +63,7 @@ COUNTED: set[str] = set()
     [
         # V D + L (D (N H) + 2 D (K H) + (N H) D + 3 D F + 2 D) + D, and V D more where the head is not tied.
         ("tiny", 264 * 64 + 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64 + 264 * 64),
+        ("thirty", 15_406_400),
         ("smollm2-135m", 134_515_008),
         ("llama2-7b", 6_738_415_616),
         ("llama2-13b", 13_015_864_320),

@@ -317,7 +317,7 @@ def test_each_job_is_told_in_words(capsys, job, phrases):
     ("words", "message"),
     [
         (["--topology=v5e-16"], "--model is missing: llama2-13b"),
-        (["--model=llama3", "--topology=v5e-16"], "no model 'llama3': there are tiny, smollm2-135m, llama2-7b"),
+        (["--model=llama3", "--topology=v5e-16"], "no model 'llama3': there are tiny, thirty, smollm2-135m, llama2-7b"),
         (["--model=tiny", "--topology=v5e-3", "--estimate"], "there is no slice 'v5e-3'"),
         (["--model=tiny", "--topology=v5e-4", "--estimate", "--mesh=1,2,1"], "does not multiply to the 4 chips"),
         (["--model=tiny", "--topology=v5e-4", "--estimate", "--micro=-1"], "--micro is -1"),

@@ -6,20 +6,16 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
-
 from lingregions import door
 from lingregions.experiments import perform
 from lingregions.experiments.step import Step, add, tabulate
-from lingregions.run import Interrupted, InUse, Run, RunError, cluster, replacing, verify
+from lingregions.run import Interrupted, InUse, Run, RunError, cluster, programs, replacing, verify
 from lingregions.run.environment import masked
 from lingregions.run.files import Lock
 from lingregions.sweep import summary
@@ -53,7 +49,8 @@ def run(asked: Asked) -> int:
     if machine.distributed:
         cluster.connect(os.environ, machine.get("wait_seconds", cluster.WAIT))
     folder = workdir.expanduser().absolute()
-    with _stopping(folder), _sharing():
+    programs.keep(machine.cache)  # each cell builds its functions anew, but from most grids the same programs
+    with _stopping(folder):
         _begin(folder, grid, fresh)
         outcomes = _run(folder, cells)
         return _finish(folder, grid, outcomes, partial=asked.shards == 1)
@@ -108,29 +105,6 @@ def _stopping(folder: Path) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _sharing() -> Iterator[None]:
-    """Let the cells share compiled programs: each builds its functions anew, but from most grids the same programs.
-
-    They are kept in a folder that ends with the sweep, as a processor of another host might not run them; where the
-    user has set a cache of JAX, in that.
-    """
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    if before[names[0]] or not cluster.alone():
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="lingregions-") as folder:
-        for name, value in zip(names, (folder, 0.1), strict=True):
-            jax.config.update(name, value)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
 
 
 def _begin(folder: Path, grid: Grid, fresh: bool) -> None:
