@@ -50,6 +50,11 @@ ROWS = (
     Row("score step", "torch, as it comes", "score_step", ("ratio_default_malloc",), quick=_SHORT),
     Row("score step", "torch, malloc tuned", "score_step", ("ratio_tuned_malloc",), quick=_SHORT),
     Row(
+        *("evaluation", "torch under no_grad, malloc tuned", "score_step", ("ratio_tuned_malloc",)),
+        full=("--job=evaluate",),
+        quick=("--job=evaluate", *_SHORT),
+    ),
+    Row(
         *("training step", "torch's fused AdamW, as it comes", "train_step", ("ratio_default_malloc",)),
         full=("--batch=2", "--micro=2", "--steps=4"),
         quick=("--batch=1", "--micro=1", "--length=256", "--steps=2", "--rounds=1", "--attention=sdpa"),
@@ -119,7 +124,7 @@ def main() -> int:
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
         "ratios": ratios,
-        "runs": {script: found for (script, _), found in known.items()},
+        "runs": {" ".join([script, *words]): found for (script, words), found in known.items()},
     }
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (asked.folder / "bench.md").write_text(table(ratios, before), encoding="utf-8")

@@ -1,11 +1,14 @@
-"""Time the scoring step on SmolLM2 against torch: forward and backward, gradients of the layers only, float32.
+"""Time a step of scoring or of evaluation on SmolLM2 against torch, in float32.
+
+Scoring is forward and backward, gradients of the layers only; --job=evaluate the forward pass alone, losses brought to
+the host, against torch under no_grad.
 
 Both sides have the same weights and the same batch of English text. Each runs in processes of its own, one at a time
 and in turn (A B C D A B C D ...), since two in one process would share threads and memory: both under glibc's default
 malloc and under one that keeps its pages, torch with the faster of its two attentions. Medians over all steps of all
 rounds; a ratio is ours over torch. Prints a line a round on the error stream and one JSON line at the end.
 
-    python benchmarks/score_step.py [--batch 2] [--length 512] [--steps 5] [--rounds 3]
+    python benchmarks/score_step.py [--job score] [--batch 2] [--length 512] [--steps 5] [--rounds 3]
 
 Needs torch beside the package (`make parity` installs both into .venv-parity), Linux, and a quiet machine: with two
 threads beside other work torch was seen to fall to 5 to 35 tokens/s where a single one kept 56 to 64 (see peer.py).
@@ -24,12 +27,12 @@ import peer
 from peer import MODEL, SIDES, text
 
 
-def ours(batch: int, length: int, steps: int, settings: dict[str, Any]) -> tuple[list[float], float]:
-    """Return the seconds of each step of the scorer, and the mean loss."""
+def ours(job: str, batch: int, length: int, steps: int, settings: dict[str, Any]) -> tuple[list[float], float]:
+    """Return the seconds of each step of the scorer or the evaluation, and the mean loss."""
     import jax
 
+    from lingregions import evaluate, scoring
     from lingregions import mesh as meshes
-    from lingregions import scoring
     from lingregions.corpus.batch import Batch
     from lingregions.models.compute import Compute
     from lingregions.models.source import resolve
@@ -40,7 +43,16 @@ def ours(batch: int, length: int, steps: int, settings: dict[str, Any]) -> tuple
     params = source.load(mesh)
     tokens = text(source, batch, length)
     group = Batch(tokens, np.ones_like(tokens), np.ones_like(tokens))
-    scorer = scoring.Scorer(source.config, Compute(**settings), scoring.Definition(group=batch), micro=batch, mesh=mesh)
+    compute = Compute(**settings)
+    if job == "evaluate":
+        evaluator = evaluate.build(source.config, compute, mesh)
+
+        def forward() -> float:
+            (losses,) = evaluate.stream(evaluator, params, [group], lambda each: meshes.place(each, mesh))
+            return float(losses.nll.mean())
+
+        return peer.clock(forward, steps)
+    scorer = scoring.Scorer(source.config, compute, scoring.Definition(group=batch), micro=batch, mesh=mesh)
     state: dict[str, Any] = {"sums": scorer.start(params)}
 
     def step() -> float:
@@ -51,7 +63,7 @@ def ours(batch: int, length: int, steps: int, settings: dict[str, Any]) -> tuple
     return peer.clock(step, steps)
 
 
-def torch(batch: int, length: int, steps: int, attention: str) -> tuple[list[float], float]:
+def torch(job: str, batch: int, length: int, steps: int, attention: str) -> tuple[list[float], float]:
     """Return the seconds of each step of transformers' model, whose gradients add up as ours do, and the mean loss."""
     import torch as library
     from transformers import AutoModelForCausalLM, utils
@@ -68,10 +80,12 @@ def torch(batch: int, length: int, steps: int, attention: str) -> tuple[list[flo
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".layers." in name)
 
+    @library.set_grad_enabled(job == "score")
     def step() -> float:
         logits = model(tokens, use_cache=False).logits[:, :-1]
         loss = library.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
-        loss.backward()
+        if job == "score":
+            loss.backward()
         return loss.item() / (batch * (length - 1))
 
     return peer.clock(step, steps)
@@ -80,9 +94,9 @@ def torch(batch: int, length: int, steps: int, attention: str) -> tuple[list[flo
 def measure(flags: argparse.Namespace) -> None:
     """Run one side in this process and print what it found."""
     if flags.side.startswith("ours"):
-        times, loss = ours(flags.batch, flags.length, flags.steps, json.loads(flags.compute))
+        times, loss = ours(flags.job, flags.batch, flags.length, flags.steps, json.loads(flags.compute))
     else:
-        times, loss = torch(flags.batch, flags.length, flags.steps, flags.attention)
+        times, loss = torch(flags.job, flags.batch, flags.length, flags.steps, flags.attention)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": times, "loss": loss, "peak_bytes": peak}))
 
@@ -90,12 +104,18 @@ def measure(flags: argparse.Namespace) -> None:
 def run(flags: argparse.Namespace, side: str, attention: str, steps: int) -> dict[str, Any]:
     """Run one side in a process of its own."""
     command = [sys.executable, __file__, f"--side={side}", f"--attention={attention}", f"--steps={steps}"]
-    command += [f"--batch={flags.batch}", f"--length={flags.length}", f"--compute={flags.compute}"]
+    command += [
+        f"--job={flags.job}",
+        f"--batch={flags.batch}",
+        f"--length={flags.length}",
+        f"--compute={flags.compute}",
+    ]
     return peer.side(command, side)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--job", choices=["score", "evaluate"], default="score")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=5, help="timed steps of a process")
@@ -131,6 +151,7 @@ def main() -> None:
             raise ValueError(f"the losses differ, so the work does: {losses} ({side})")
     tokens = {side: flags.batch * flags.length / statistics.median(each) for side, each in times.items()}
     report = {
+        "job": flags.job,
         "batch": flags.batch,
         "length": flags.length,
         "cores": len(os.sched_getaffinity(0)),

@@ -2,8 +2,7 @@
 
 XLA compiles for one processor and its number of cores, so each kind of machine has a folder of its own, and nothing is
 loaded that was compiled elsewhere; what else a program depends on (versions, flags, devices) is in JAX's own key. What
-is kept is run as it is, so the folder must belong to the user. Costs a MB or two a model
-and shape.
+is kept is run as it is, so the folder must belong to the user. Costs a MB or two a model.
 """
 
 import hashlib
