@@ -331,10 +331,15 @@ def test_the_second_order_is_the_curvature_of_the_gauss_newton_matrix(given):
         return hidden[0] @ models.head(given.model.config, whole).T
 
     theta = params["layers"]["mlp"]["down_proj"]
-    # A backward pass by hand has no forward derivative: that of the backward pass itself, which is linear, is one.
-    values, pull = jax.vjp(logits, theta)
-    _, push = jax.vjp(lambda cotangent: pull(cotangent)[0], jnp.zeros_like(values))
-    (slope,) = push(jnp.where(inside, theta, 0))
+
+    @jax.jit
+    def forward(leaf: jax.Array, direction: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # A backward pass by hand has no forward derivative: that of the backward pass itself, which is linear, is one.
+        values, pull = jax.vjp(logits, leaf)
+        _, push = jax.vjp(lambda cotangent: pull(cotangent)[0], jnp.zeros_like(values))
+        return values, push(direction)[0]
+
+    values, slope = forward(theta, jnp.where(inside, theta, 0))
     chance = jax.nn.softmax(values)
     spread = jnp.sum(chance * slope**2, -1) - jnp.sum(chance * slope, -1) ** 2
     _, counts = loss.targets(batch)

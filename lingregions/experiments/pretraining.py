@@ -6,10 +6,11 @@ sample counts in every language, in bits per byte, beside a model of byte 5-gram
 network must beat to know more of a language than its spelling.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import mesh as meshes
@@ -31,7 +32,7 @@ _COUNTED = "ngram"  # the mark, and the file under done/, of the 5-grams
 
 
 def _check(settings: ConfigDict) -> None:
-    """Refuse a schedule that does not fit, a temperature that is none, and languages without a place.
+    """Refuse a schedule that does not fit, a temperature that is none, and languages that are not evaluated.
 
     Raises:
       ValueError: says which.
@@ -112,7 +113,7 @@ def _count(context: Context) -> None:
 
 
 def _bytes(corpus: Corpus, tokenizer: Tokenizer) -> list[bytes]:
-    """Return the documents of a corpus as they were before they became tokens."""
+    """Return the documents of a corpus as its tokens spell them: of a byte-level vocabulary the very bytes."""
     places = ((corpus.tokens.offsets[number], corpus.tokens.offsets[number + 1]) for number in corpus.chosen.tolist())
     return [tokenizer.decode(corpus.tokens.ids[start:stop]).encode() for start, stop in places]
 
@@ -148,7 +149,8 @@ def _show(context: Context) -> dict[str, Any]:
     better = [code for code, each in counted.items() if bits[code] < each]
     feed = _feed(context)
     assert isinstance(feed, train.Blend)
-    read = dict.fromkeys(settings.train.languages, 0) | _read(feed, settings)
+    which, _ = feed.locate(0, settings.train.samples)
+    read = np.bincount(which, minlength=len(feed.feeds)).tolist()
     columns = {
         "language": "text",
         "samples there": "count",
@@ -157,17 +159,21 @@ def _show(context: Context) -> dict[str, Any]:
         f"{ngram.ORDER}-grams": "number",
     }
     table = [
-        [LANGUAGES[code].name, len(context.corpus(code, "train")), read[code], tables.finite(bits[code]), counted[code]]
-        for code in settings.train.languages
+        [LANGUAGES[code].name, len(context.corpus(code, "train")), times, tables.finite(bits[code]), counted[code]]
+        for code, times in zip(settings.train.languages, read, strict=True)
     ]
     note = f"{settings.train.samples:,} samples of {settings.data.length} tokens; evaluated on other text."
     reached = {0: begin} | {
         count: {code: rows[name, code]["bits_per_byte"] for code in bits} for count, name in names.items()
     }
-    means = [(count, [tables.finite(_mean(each)), None, None]) for count, each in reached.items()]
-    level = [(count, [_mean(counted), None, None]) for count in reached]
+    means = {count: _mean([each[code] for code in counted]) for count, each in reached.items()}
+    level = _mean(counted.values())
     grid = {LANGUAGES[code].name: {f"{count:,}": each[code] for count, each in reached.items()} for code in bits}
-    series, upwards = {"the model": means, f"{ngram.ORDER}-grams": level}, "bits per byte, mean over languages"
+    series = {
+        "the model": [(count, [tables.finite(mean), None, None]) for count, mean in means.items()],
+        f"{ngram.ORDER}-grams": [(count, [level, None, None]) for count in means],
+    }
+    upwards = "bits per byte, mean over languages"
     return {
         "languages": tables.table("What it knows of each language", columns, table, note),
         "learning": tables.curve(
@@ -184,21 +190,15 @@ def _show(context: Context) -> dict[str, Any]:
             languages=len(counted),
             better=len(better),
             worse=[LANGUAGES[code].name for code in counted if code not in better],
-            mean=_mean({code: bits[code] for code in counted}),
-            counted=_mean(counted),
+            mean=means[settings.train.samples],
+            counted=level,
             order=ngram.ORDER,
         ),
     }
 
 
-def _mean(values: Mapping[str, float]) -> float:
-    return sum(values.values()) / len(values)
-
-
-def _read(feed: train.Blend, settings: ConfigDict) -> dict[str, int]:
-    """Return the samples that were read of each language."""
-    which, _ = feed.locate(0, settings.train.samples)
-    return {code: int((which == number).sum()) for number, code in enumerate(settings.train.languages)}
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)
 
 
 STUDY = Study(_steps, _show, _check, export)
