@@ -76,11 +76,16 @@ def atlas(surveys: Sequence[Survey]) -> list[Figure]:
 def _cells(survey: Survey) -> list[tuple[Any, ...]]:
     held = {(profile.layer, profile.role, profile.side): profile.held for profile in survey.profiles}
     return [
-        (survey.name, layer, role, count, size, count / size)
-        + tuple(held.get((layer, role, side), math.nan) for side in _SIDES)
-        for layer, counts, sizes in zip(survey.layers, survey.counts, survey.sizes, strict=True)
-        for role, count, size in zip(survey.roles, counts, sizes, strict=True)
-        if size and count is not None
+        (
+            survey.name,
+            layer,
+            role,
+            count,
+            size,
+            count / size,
+            *(held.get((layer, role, side), math.nan) for side in _SIDES),
+        )
+        for layer, role, count, size in survey.cells
     ]
 
 
@@ -158,7 +163,7 @@ def residual(surveys: Sequence[Survey]) -> Figure | None:
     for survey in surveys:
         if not sum(survey.carried):
             continue
-        density = np.array(survey.carried) / np.maximum(np.array(survey.capacity), 1)
+        density = np.array(survey.carried) / survey.capacity
         edges = np.linspace(0, len(density), min(_RESIDUAL_BINS, len(density)) + 1).astype(int)
         tallest = np.argsort(-density, kind="stable")[: 6 if density.max() >= 2 * density.mean() else 0]
         rows.append(

@@ -7,16 +7,14 @@ that names file and line, except for parts that a run which has not finished may
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lingregions.regions import file
-from lingregions.report import kinds
-from lingregions.report import survey as surveying
+from lingregions.report import kinds, survey
 from lingregions.report.effects import EFFECTS, RESULTS, ReportError, read_effects, read_results
 from lingregions.report.sections import Section
 from lingregions.report.survey import Overlap, Survey
@@ -57,7 +55,7 @@ class ReportData:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """The JSON object of a file `tables/<name>.json`; ReportError if it is none."""
+    """The JSON object of a file; ReportError if it is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -68,11 +66,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _extra(path: Path, content: Mapping[str, Any]) -> Section:
-    """The section that a file `tables/<name>.json` describes.
-
-    Raises:
-      ReportError: it is of no known kind, or lacks something; the message names the file and the key.
-    """
+    """The section that a file `tables/<name>.json` describes; ReportError names the file and the key that is wrong."""
     try:
         return kinds.build(path.stem, content)
     except KeyError as error:
@@ -107,30 +101,6 @@ def _metrics(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _regions(
-    folder: Path, names: Sequence[str]
-) -> tuple[tuple[Survey, ...], Overlap | None, dict[str, dict[str, Any]]]:
-    """The surveys of the region files, in the order of the interventions where they are called like one."""
-    try:
-        headers = {path: file.header(path) for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)}
-        places = {name: place for place, name in reversed(list(enumerate(names)))}
-        paths = sorted(headers, key=lambda path: places.get(headers[path].provenance.name, len(names)))
-        surveys, overlap = surveying.read(paths)
-    except (ValueError, KeyError) as error:
-        raise ReportError(f"{folder}: {error}") from error
-    records: dict[str, dict[str, Any]] = {}
-    for path, found in zip(paths, surveys, strict=True):
-        origin = headers[path].provenance
-        records[found.name] = {
-            "definition": found.definition,
-            "model hash": origin.model,
-            "tokenizer hash": origin.tokenizer,
-            "data fingerprint": origin.data,
-            "content hash": headers[path].digest,
-        }
-    return surveys, overlap, records
-
-
 _IDENTITY = ("model", "tokenizer", "data")  # events of metrics.jsonl whose fields say what was measured
 
 
@@ -156,20 +126,22 @@ def read(folder: Path) -> ReportData:
         names = (folder / name for name in ("effects.csv", "damage.csv"))
         if path := next((path for path in names if path.exists()), None):
             tables["effects"] = read_effects(path)
-    identity: dict[str, Any] = {}
-    timings = []
-    for record in _metrics(folder / "metrics.jsonl", notes):
-        event = record.get("event")
-        if event == "note":
-            notes.append(str(record.get("text", "")))
-        elif event in _IDENTITY:
-            identity[event] = {key: value for key, value in record.items() if key not in ("event", "time")}
-        elif event == "timed":
-            timings.append(record)
+    events = list(_metrics(folder / "metrics.jsonl", notes))
+    notes += [str(event.get("text", "")) for event in events if event.get("event") == "note"]
+    identity = {
+        event["event"]: {key: value for key, value in event.items() if key not in ("event", "time")}
+        for event in events
+        if event.get("event") in _IDENTITY
+    }
     described = [(path, _content(path)) for path in files]
     sections = [(content.get("kind"), _extra(path, content)) for path, content in described]
     interventions = list(tables["results"]["intervention"]) if measured else []
-    surveys, overlap, records = _regions(folder / "regions", interventions)
+    paths = sorted((folder / "regions").glob("*.safetensors"), key=lambda path: path.stem)
+    try:
+        surveys, overlap = survey.read(paths, interventions)
+    except (ValueError, KeyError) as error:
+        raise ReportError(f"{folder / 'regions'}: {error}") from error
+    records = {region.name: region.facts for region in surveys}
     experiments = tables["results"]["experiment"].tolist() if measured else []
     return ReportData(
         experiment=str(config.get("experiment") or next(iter(experiments), folder.name)),
@@ -178,7 +150,7 @@ def read(folder: Path) -> ReportData:
         environment=environment,
         identity=identity,
         stages={**_stages(folder / "done", notes), **({"region": records} if records else {})},
-        timings=tuple(timings),
+        timings=tuple(event for event in events if event.get("event") == "timed"),
         surveys=surveys,
         overlap=overlap,
         extras=tuple(section for kind, section in sections if kind != "verdict"),

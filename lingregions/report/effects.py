@@ -8,8 +8,9 @@ read into the same columns.
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,12 +32,22 @@ class ReportError(ValueError):
     """A work directory that can't be reported on: which file, which line, what is wrong with it."""
 
 
-def _lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each line of a CSV file stands, and its cells under today's names; those of `needed` are there."""
+def _frame(
+    path: Path, needed: Sequence[str], derived: Sequence[str], values: Callable[[dict[str, str]], dict[str, Any]]
+) -> pd.DataFrame:
+    """The rows of a CSV file under today's names.
+
+    Args:
+      path: of the file.
+      needed: columns that have to be there.
+      derived: further columns, which `values` gives.
+      values: what replaces the texts of a row; a ValueError of it becomes a ReportError that names the line.
+    """
     try:
         table.read(path)
     except RunError as error:
         raise ReportError(str(error)) from None
+    rows = []
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         columns = [_BEFORE.get(name, name) for name in reader.fieldnames or ()]
@@ -47,7 +58,11 @@ def _lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, s
             where = f"{path}:{reader.line_num}"
             if any(record[name] is None for name in needed):
                 raise ReportError(f"{where}: the line breaks off; expected {len(columns)} cells")
-            yield where, record
+            try:
+                rows.append(record | values(record))
+            except ValueError as error:
+                raise ReportError(f"{where}: {error}") from error
+    return pd.DataFrame(rows, columns=None if rows else [*needed, *derived])
 
 
 def _float(word: str | None) -> float:
@@ -63,35 +78,27 @@ def read_results(path: Path) -> pd.DataFrame:
       ReportError: a column is missing, a cell is not a number, or `perplexity` contradicts exp(nll_nats / tokens),
         which means that `nll_nats` is not the sum that it has to be. The message names the line.
     """
-    rows = []
-    for where, record in _lines(path, RESULTS):
-        try:
-            nll_nats, tokens, size = _float(record["nll_nats"]), int(record["tokens"]), int(record["bytes"])
-            segments = int(record.get("segments") or 0)
-        except ValueError as error:
-            raise ReportError(f"{where}: {error}") from error
-        measured = {
-            "nll_nats": nll_nats,
-            "tokens": tokens,
-            "bytes": size,
-            "segments": segments,
-            "nll": nll_nats / tokens if tokens > 0 else math.nan,
-            "bits_per_byte": nll_nats / math.log(2) / size if size > 0 else math.nan,
-        }
-        _check_perplexity(measured["nll"], record.get("perplexity") or "", where)
-        rows.append(record | measured)
-    return pd.DataFrame(rows, columns=None if rows else [*RESULTS, "segments", "nll", "bits_per_byte"])
+
+    def values(record: dict[str, str]) -> dict[str, Any]:
+        nll_nats, tokens, size = _float(record["nll_nats"]), int(record["tokens"]), int(record["bytes"])
+        nll = nll_nats / tokens if tokens > 0 else math.nan
+        _check_perplexity(nll, record.get("perplexity") or "")
+        counts = {"tokens": tokens, "bytes": size, "segments": int(record.get("segments") or 0)}
+        bits = nll_nats / math.log(2) / size if size > 0 else math.nan
+        return {"nll_nats": nll_nats, **counts, "nll": nll, "bits_per_byte": bits}
+
+    return _frame(path, RESULTS, ("segments", "nll", "bits_per_byte"), values)
 
 
-def _check_perplexity(nll: float, perplexity: str, where: str) -> None:
+def _check_perplexity(nll: float, perplexity: str) -> None:
     try:
         stated = math.log(float(perplexity))
     except ValueError:
         return
     if math.isfinite(nll) and math.isfinite(stated) and abs(stated - nll) > 1e-3:
-        raise ReportError(
-            f"{where}: perplexity {perplexity} is not exp(nll_nats / tokens) = exp({nll:.6g}); nll_nats has to be "
-            "the sum over the tokens, in nats"
+        raise ValueError(
+            f"perplexity {perplexity} is not exp(nll_nats / tokens) = exp({nll:.6g}); nll_nats has to be the sum over "
+            "the tokens, in nats"
         )
 
 
@@ -102,27 +109,29 @@ def read_effects(path: Path) -> pd.DataFrame:
       ReportError: a column is missing, a cell is not a number, an interval is upside down, or a p-value is none. The
         message names the line.
     """
-    rows = []
-    for where, record in _lines(path, EFFECTS):
-        try:
-            values = {name: _float(record[name]) for name in EFFECTS[6:]}
-            counts = {name: int(record[name]) for name in ("seeds", "segments")}
-        except ValueError as error:
-            raise ReportError(f"{where}: {error}") from error
-        if values["low"] > values["high"]:
-            raise ReportError(f"{where}: the interval from {values['low']:.6g} to {values['high']:.6g} is upside down")
+
+    def values(record: dict[str, str]) -> dict[str, Any]:
+        found: dict[str, Any] = {name: _float(record[name]) for name in EFFECTS[6:]}
+        if found["low"] > found["high"]:
+            raise ValueError(f"the interval from {found['low']:.6g} to {found['high']:.6g} is upside down")
         for name in ("p", "p_adjusted"):
-            if not math.isnan(values[name]) and not 0 <= values[name] <= 1:
-                raise ReportError(f"{where}: {name} is {values[name]:.6g}, which is no probability")
-        family = record.get("family") or languages.family(record["language"])
-        rows.append(record | values | counts | {"family": family})
-    return pd.DataFrame(rows, columns=None if rows else [*EFFECTS, "family"])
+            if not math.isnan(found[name]) and not 0 <= found[name] <= 1:
+                raise ValueError(f"{name} is {found[name]:.6g}, which is no probability")
+        found |= {name: int(record[name]) for name in ("seeds", "segments")}
+        return found | {"family": record.get("family") or languages.family(record["language"])}
+
+    return _frame(path, EFFECTS, ("family",), values)
 
 
 def labels(effects: pd.DataFrame) -> pd.Series:
     """What each row compares, in words: the intervention, and its control where that is another intervention."""
     against = effects["intervention"] + " against " + effects["control"]
     return effects["intervention"].where(effects["control"] == BASE, against)
+
+
+def at_random(effects: pd.DataFrame) -> pd.Series:
+    """Whether the intervention of each row is a control that was drawn at random, by its kind or before by its name."""
+    return effects.get("kind", effects["intervention"]).astype(str).str.contains("random|matched")
 
 
 def sign(effects: pd.DataFrame) -> pd.Series:

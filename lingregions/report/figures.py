@@ -19,7 +19,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from lingregions.report import numerals
-from lingregions.report.effects import BASE, labels, sign
+from lingregions.report.effects import BASE, at_random, labels, sign
 from lingregions.report.survey import Overlap
 
 # Okabe and Ito (2008), told apart with any colour vision.
@@ -270,7 +270,7 @@ def _controls(frame: pd.DataFrame, names: Sequence[str], whole: bool, axis: str)
     """The lists beside the effects; what has the largest mean effect is shown first, beside a random control."""
     means = frame[frame["control"] == BASE].groupby("label", sort=False)["effect_nats"].mean().abs()
     largest = str(means.idxmax()) if means.notna().any() else names[0]
-    random = frame["label"][frame.get("kind", frame["label"]).astype(str).str.contains("random|matched")]
+    random = frame["label"][at_random(frame)]
     beside = next((label for label in random if label != largest), (*names, "none")[1 if len(names) > 1 else -1])
     families = [str(family) for family in dict.fromkeys(frame["family"]) if family]
     return [
@@ -581,7 +581,7 @@ def scatter(
         layers.append(words.properties(name="words"))
     chart = alt.layer(*layers).add_params(choice("group", ["all", *groups], "Group")).properties(height=360)
     said = f"{numerals.plural(len(frame), 'point')} of {upwards.title} against {across.title}"
-    said += f"; on the Pareto front: {numerals.listed(list(front))}." if front else "."
+    said += f"; on the Pareto front: {numerals.listed(front)}." if front else "."
     return figure(chart, drawn, name, title, said, frame, note=note)
 
 
@@ -639,5 +639,5 @@ def _dendrogram(drawn: Mapping[str, Any], names: Sequence[str], name: str, title
         )
         .properties(height=max(80, 20 * len(names)))
     )
-    words = f"Dendrogram by average linkage of {len(names)}, in the order {numerals.listed(list(names))}."
+    words = f"Dendrogram by average linkage of {len(names)}, in the order {numerals.listed(names)}."
     return figure(chart, frame, name, f"{title}: dendrogram", words)

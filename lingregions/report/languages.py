@@ -8,12 +8,7 @@ from collections.abc import Sequence
 
 from lingregions.corpus.languages import LANGUAGES, Language, understood
 
-_FAMILIES = list(
-    dict.fromkeys(
-        [entry.family for entry in LANGUAGES.values() if entry.family == "Indo-European"]
-        + [entry.family for entry in LANGUAGES.values()]
-    )
-)
+_FAMILIES = ["Indo-European", *dict.fromkeys(entry.family for entry in LANGUAGES.values())]
 _BRANCHES = list(dict.fromkeys(entry.branch for entry in LANGUAGES.values()))
 
 

@@ -8,7 +8,7 @@ way to be stored (`raw`, full precision, for CSV). What is missing or not finite
 import decimal as decimal_
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Concatenate, NamedTuple, ParamSpec, TypeGuard, cast
 
 _Options = ParamSpec("_Options")
@@ -136,11 +136,6 @@ def factor(span: Cell) -> str:
     return _bounded(span, exponential, "×")
 
 
-def _percentage(value: float) -> str:
-    """A fraction of 1 as a name or a tick has it: `0.1 %`, where a column of numbers has `0.100 %`."""
-    return f"{100 * value:g}{NARROW}%" if value == 0 or value >= 1e-6 else percent(value)
-
-
 @_printed
 def probability(value: float) -> str:
     """A p-value: three decimals, and below them only that it is below."""
@@ -159,7 +154,6 @@ KINDS: dict[str, Callable[[Cell], str]] = {
     "count": count,
     "number": number,
     "decimal": _decimal,
-    "tenths": functools.partial(_decimal, decimals=1),
     "exponential": exponential,
     "share": share,
     "percent": percent,
@@ -185,11 +179,11 @@ def sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def listed(words: list[str] | tuple[str, ...], last: str = "and") -> str:
+def listed(words: Sequence[str]) -> str:
     """Words as a sentence lists them: `a, b and c`."""
     if len(words) < 2:
         return "".join(words)
-    return f"{', '.join(words[:-1])} {last} {words[-1]}"
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def plural(amount: int, noun: str, many: str = "") -> str:

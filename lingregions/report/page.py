@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -23,7 +23,7 @@ from markupsafe import Markup
 import lingregions
 from lingregions.report import numerals, sections, tables
 from lingregions.report.data import ReportData
-from lingregions.report.effects import BASE, MEAN
+from lingregions.report.effects import BASE, MEAN, at_random
 from lingregions.report.figures import THEMES, Figure
 from lingregions.report.sections import Section
 from lingregions.report.tables import Table
@@ -86,10 +86,7 @@ def _warnings(data: ReportData) -> list[str]:
     single = data.effects[data.effects["language"] != MEAN]
     if len(single) and single["segments"].min() < _FEW_SEGMENTS:
         said.append(f"Few segments: intervals rest on {int(single['segments'].min())} in the shortest language.")
-    drawn = single[single["intervention"].str.contains(r"random|matched", regex=True)] if len(single) else single
-    if "kind" in single:
-        drawn = single[single["kind"].isin(["random", "matched"])]
-    if len(drawn) and drawn["seeds"].max() <= 1:
+    if single[at_random(single)]["seeds"].max() <= 1:
         said.append("Random controls were drawn with one seed: the spread between draws is not known.")
     return said
 
@@ -126,11 +123,6 @@ def _json(content: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _lead(parts: Sequence[Section]) -> Figure | None:
-    """The picture of the first screen: the first figure that there is."""
-    return next((item for part in parts for item in part.items if isinstance(item, Figure)), None)
-
-
 def render(
     data: ReportData, parts: Sequence[Section] | None = None, formats: Sequence[str] = ("svg", "png", "csv")
 ) -> str:
@@ -142,7 +134,6 @@ def render(
       formats: of the files that lie beside the page for each figure.
     """
     parts = compose(data) if parts is None else parts
-    lead = _lead(parts)
     figures = [item for part in parts for item in part.items if isinstance(item, Figure)]
     style, script, bundle = _asset("page.css"), _asset("page.js"), _bundle() if figures else ""
     environment = jinja2.Environment(
@@ -160,7 +151,7 @@ def render(
         headline=first,
         warnings=_warnings(data),
         caution="These figures mean little." if data.source.startswith("preset:") else "Read these figures with care.",
-        lead=lead,
+        lead=next(iter(figures), None),
         verdicts=data.verdicts,
         others=[sentence for sentence in data.headlines if sentence != first],
         parts=list(zip(names, parts, strict=True)),
@@ -168,10 +159,6 @@ def render(
         style=Markup(style),
         script=Markup(script),
         bundle=Markup(bundle),
-        specifications=_json({figure.name: _specification(figure) for figure in figures}),
+        specifications=_json({item.name: {**item.spec, "usermeta": {"group": item.group}} for item in figures}),
         themes=_json(THEMES),
     )
-
-
-def _specification(figure: Figure) -> Mapping[str, Any]:
-    return {**figure.spec, "usermeta": {"group": figure.group}}

@@ -210,7 +210,7 @@ def regions(surveys: Sequence[Survey], overlaps: Overlap | None = None) -> Secti
 def _whom(names: Sequence[str], surveys: Sequence[Survey]) -> str:
     if len(names) == len(surveys) > 1:
         return "every region"
-    return numerals.listed(list(names)) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} others"
+    return numerals.listed(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} others"
 
 
 def _catalogue(surveys: Sequence[Survey]) -> Table:

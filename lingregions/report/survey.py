@@ -4,10 +4,11 @@ One matrix of every file is on the host at a time, and no device is needed, so t
 written on a laptop. Costs one pass over the masks: a second for ten regions of SmolLM2.
 """
 
+import itertools
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -45,51 +46,37 @@ class Profile:
 
 @dataclass(frozen=True)
 class Survey:
-    """Where a region lies: entries selected per (layer, role), and per index of one named axis.
+    """Where a region lies: entries selected per matrix, and per index of one named axis.
 
-    `counts` and `sizes` are [layers][matrices], None where a layer has no such matrix; `carried[d]` counts the selected
-    entries at index d of `axis` and `capacity[d]` all entries there, over every matrix of the scope that carries the
-    axis; `profiles` say how they lie inside each matrix.
+    `cells` are (layer, role, entries selected, all entries) of every matrix, layer by layer; `carried[d]` counts the
+    selected entries at index d of `axis` and `capacity` all entries at one index, over every matrix of the scope that
+    carries the axis; `profiles` say how they lie inside each matrix, `facts` where the region comes from.
     """
 
     name: str
-    layers: tuple[str, ...]
-    matrices: tuple[str, ...]
-    counts: tuple[tuple[int | None, ...], ...]
-    sizes: tuple[tuple[int | None, ...], ...]
+    cells: tuple[tuple[str, str, int, int], ...]
     axis: str = "embed"
     carried: tuple[int, ...] = ()
-    capacity: tuple[int, ...] = ()
-    definition: str = ""
+    capacity: int = 0
     notes: tuple[str, ...] = ()
     profiles: tuple[Profile, ...] = ()
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Labels of the columns."""
-        return tuple(map(roles.label, self.matrices))
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def selected(self) -> int:
         """Entries in the region."""
-        return sum(count or 0 for row in self.counts for count in row)
+        return sum(count for *_, count, _ in self.cells)
 
     @property
     def size(self) -> int:
         """Entries in the scope."""
-        return sum(size or 0 for row in self.sizes for size in row)
+        return sum(size for *_, size in self.cells)
 
     @property
     def even(self) -> bool:
         """Whether one fraction explains the count of every matrix: k = floor(fraction x size)."""
-        pairs = [
-            (count, size)
-            for counts, sizes in zip(self.counts, self.sizes, strict=True)
-            for count, size in zip(counts, sizes, strict=True)
-            if size and count is not None
-        ]
-        low = max((count / size for count, size in pairs), default=1.0)
-        high = min(((count + 1) / size for count, size in pairs), default=0.0)
+        low = max((count / size for *_, count, size in self.cells), default=1.0)
+        high = min(((count + 1) / size for *_, count, size in self.cells), default=0.0)
         return low < high and self.selected > 0
 
 
@@ -103,34 +90,44 @@ class Overlap:
     cells: tuple[tuple[str, str, np.ndarray], ...] = ()  # (layer, role, the same in one matrix; NaN for None)
 
 
-def read(paths: Sequence[str | os.PathLike[str]], axis: str = "embed") -> tuple[tuple[Survey, ...], Overlap | None]:
+def read(
+    paths: Sequence[str | os.PathLike[str]], interventions: Sequence[str] = (), axis: str = "embed"
+) -> tuple[tuple[Survey, ...], Overlap | None]:
     """The surveys of region files, and their overlap where all are parallel.
+
+    Args:
+      paths: of the files.
+      interventions: names; regions that are called like one come first, in their order.
+      axis: that `carried` counts along.
 
     Raises:
       ValueError: a file is damaged or is no region file; says which.
     """
-    headers = [file.header(path) for path in paths]
-    names = distinct([head.provenance.name or Path(path).stem for head, path in zip(headers, paths, strict=True)])
-    parallel = 1 < len(paths) <= _MOST and all(_shapes(head) == _shapes(headers[0]) for head in headers[1:])
+    order = {name: place for place, name in reversed(list(enumerate(interventions)))}
+    found = [(file.header(path), Path(path)) for path in paths]
+    found.sort(key=lambda pair: order.get(pair[0].provenance.name, len(interventions)))
+    headers = [head for head, _ in found]
+    names = distinct([head.provenance.name or path.stem for head, path in found])
+    parallel = 1 < len(found) <= _MOST and all(_shapes(head) == _shapes(headers[0]) for head in headers[1:])
     carried = [np.zeros(_length(head, axis), np.int64) for head in headers]
-    profiles: list[list[Profile]] = [[] for _ in paths]
+    profiles: list[list[Profile]] = [[] for _ in found]
     shared: dict[str, np.ndarray] = {}
-    if parallel:
-        labels = np.min_scalar_type(2 ** len(paths) - 1)
-        for rows in zip(*(file.entries(path) for path in paths), strict=True):
-            matrix = rows[0][0]
-            label = np.zeros(headers[0].matrices[matrix].size, labels)
-            for place, (_, indices) in enumerate(rows):
+    labels = np.min_scalar_type(2 ** min(len(found), _MOST) - 1)
+    files = [zip(itertools.repeat(place), file.entries(path)) for place, (_, path) in enumerate(found)]
+    # A matrix of all files at a time where they are parallel, otherwise one file after the other.
+    for rows in zip(*files, strict=True) if parallel else zip(itertools.chain(*files), strict=True):
+        matrix = rows[0][1][0]
+        label = np.zeros(headers[0].matrices[matrix].size if parallel else 0, labels)
+        for place, (_, indices) in rows:
+            along = _along(headers[place], matrix, indices)
+            if carried[place].size:
+                carried[place] += sum(counts for name, counts in along if name == axis)
+            profiles[place] += _profiles(matrix, along, headers[place].matrices[matrix].size)
+            if parallel:
                 label[indices] |= labels.type(1 << place)
-                _add(carried[place], headers[place], matrix, indices, axis)
-                profiles[place] += _profiles(headers[place], matrix, indices)
-            shared[matrix] = _common(label, len(paths))
-    else:
-        for place, path in enumerate(paths):
-            for matrix, indices in file.entries(path):
-                _add(carried[place], headers[place], matrix, indices, axis)
-                profiles[place] += _profiles(headers[place], matrix, indices)
-    surveys = tuple(map(_survey, names, headers, [axis] * len(paths), carried, profiles))
+        if parallel:
+            shared[matrix] = _common(label, len(found))
+    surveys = tuple(map(_survey, names, headers, [axis] * len(found), carried, profiles))
     return surveys, _overlap(names, shared, surveys) if parallel else None
 
 
@@ -138,28 +135,28 @@ def _shapes(header: Header) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, matrix.shape) for name, matrix in header.matrices.items()]
 
 
-def _place(header: Header, name: str, axis: str) -> int | None:
-    """Which axis of the matrix [out, in] has this name; None if it has none of that name."""
+def _axes(header: Header, name: str) -> tuple[str, ...]:
+    """What the axes of a matrix [out, in] are called."""
     path, layer = roles.locate(name)
-    axes = dict(header.provenance.axes).get(path, ())
-    axes = axes[1:] if layer is not None else axes
-    return axes.index(axis) if axis in axes else None
+    return dict(header.provenance.axes).get(path, ())[0 if layer is None else 1 :] or ("out", "in")
 
 
 def _length(header: Header, axis: str) -> int:
+    """Indices of the axis; 0 where no matrix has it, or where two differ."""
     lengths = {
-        matrix.shape[place]
+        length
         for name, matrix in header.matrices.items()
-        if (place := _place(header, name, axis)) is not None
+        for called, length in zip(_axes(header, name), matrix.shape, strict=False)
+        if called == axis
     }
     return lengths.pop() if len(lengths) == 1 else 0
 
 
-def _add(carried: np.ndarray, header: Header, name: str, indices: np.ndarray, axis: str) -> None:
-    place = _place(header, name, axis)
-    if place is not None and carried.size:
-        shape = header.matrices[name].shape
-        carried += np.bincount(np.unravel_index(indices, shape)[place], minlength=carried.size)
+def _along(header: Header, name: str, indices: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Of each axis of a matrix its name, and the entries of the region at each of its indices."""
+    shape = header.matrices[name].shape
+    places = zip(_axes(header, name), shape, np.unravel_index(indices, shape), strict=False)
+    return [(axis, np.bincount(at, minlength=length)) for axis, length, at in places]
 
 
 def _common(label: np.ndarray, regions: int) -> np.ndarray:
@@ -170,26 +167,22 @@ def _common(label: np.ndarray, regions: int) -> np.ndarray:
     return held.T @ (held * amounts[:, None])
 
 
-def _profiles(header: Header, name: str, indices: np.ndarray) -> list[Profile]:
+def _profiles(name: str, along: Sequence[tuple[str, np.ndarray]], size: int) -> list[Profile]:
     """The profiles of a matrix along its axes; none where the region has no entry in it, or the matrix no two axes."""
-    shape = header.matrices[name].shape
-    if len(shape) != 2 or not indices.size:
+    if len(along) != 2 or not along[0][1].any():
         return []
-    layer, role = _cell(name)
-    path, stacked = roles.locate(name)
-    axes = dict(header.provenance.axes).get(path, ())[0 if stacked is None else 1 :] or ("out", "in")
     found = []
-    for side, axis, length, at in zip(("out", "in"), axes, shape, np.unravel_index(indices, shape), strict=True):
-        counts = np.bincount(at, minlength=length)
-        across = header.matrices[name].size // length
+    for side, (axis, counts) in zip(("out", "in"), along, strict=True):
+        length = len(counts)
+        across = size // length
         edges = np.linspace(0, length, min(_BINS, length) + 1).astype(int)
         order = np.argsort(-counts, kind="stable")
         found.append(
             Profile(
-                *(layer, role, side, axis, length, across),
+                *(*_cell(name), side, axis, length, across),
                 bins=tuple((np.add.reduceat(counts, edges[:-1]) / np.diff(edges) / across).tolist()),
                 fullest=tuple((int(index), float(counts[index] / across)) for index in order[:_FULLEST]),
-                held=float(counts[order[: max(1, length // 100)]].sum() / indices.size),
+                held=float(counts[order[: max(1, length // 100)]].sum() / counts.sum()),
             )
         )
     return found
@@ -198,7 +191,19 @@ def _profiles(header: Header, name: str, indices: np.ndarray) -> list[Profile]:
 def _cell(name: str) -> tuple[str, str]:
     """The layer and the role of a matrix, in words."""
     path, layer = roles.locate(name)
-    return str(layer) if layer is not None else "outside", roles.label(roles.in_layer(path))
+    return str(layer) if layer is not None else "outside", roles.label(path)
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Names of matrices layer by layer, each in the order of roles; those outside the layers last."""
+    places = {name: roles.locate(name) for name in names}
+    columns = roles.ordered({path for path, _ in places.values()})
+
+    def place(name: str) -> tuple[float, int]:
+        path, layer = places[name]
+        return math.inf if layer is None else layer, columns.index(path)
+
+    return sorted(places, key=place)
 
 
 def _iou(shared: np.ndarray) -> np.ndarray:
@@ -209,47 +214,34 @@ def _iou(shared: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _overlap(names: Sequence[str], shared: dict[str, np.ndarray], surveys: Sequence[Survey]) -> Overlap:
+def _overlap(names: Sequence[str], shared: Mapping[str, np.ndarray], surveys: Sequence[Survey]) -> Overlap:
     together = _iou(np.sum(list(shared.values()), axis=0))
     values = tuple(tuple(None if math.isnan(cell) else cell for cell in row) for row in together.tolist())
     shares = sorted(survey.selected / survey.size for survey in surveys)[-2:]
     both = math.prod(shares)
     chance = both / (sum(shares) - both) if sum(shares) > both else None
-    columns = roles.ordered({roles.locate(name)[0] for name in shared})
-    order = sorted(shared, key=lambda name: (roles.locate(name)[1] or 0, columns.index(roles.locate(name)[0])))
-    return Overlap(tuple(names), values, chance, tuple((*_cell(name), _iou(shared[name])) for name in order))
+    return Overlap(tuple(names), values, chance, tuple((*_cell(name), _iou(shared[name])) for name in _ordered(shared)))
 
 
 def _survey(name: str, header: Header, axis: str, carried: np.ndarray, profiles: Sequence[Profile]) -> Survey:
-    cells: dict[tuple[str, str], tuple[int, int]] = {}
-    capacity = 0
-    for matrix, entry in header.matrices.items():
-        path, layer = roles.locate(matrix)
-        row = str(layer) if layer is not None else "outside"
-        cells[row, roles.in_layer(path)] = (entry.count, entry.size)
-        if carried.size and _place(header, matrix, axis) is not None:
-            capacity += entry.size // carried.size
-    layers = sorted({row for row, _ in cells}, key=lambda row: float(row) if row.isdigit() else math.inf)
-    found = {column for _, column in cells}
-    matrices = roles.ordered(found)
-
-    def table(part: int) -> tuple[tuple[int | None, ...], ...]:
-        return tuple(
-            tuple(cells[row, column][part] if (row, column) in cells else None for column in matrices) for row in layers
-        )
-
+    matrices, origin = header.matrices, header.provenance
     return Survey(
         name,
-        tuple(layers),
-        tuple(matrices),
-        table(0),
-        table(1),
-        axis,
-        tuple(carried.tolist()),
-        (capacity,) * carried.size,
-        header.provenance.definition,
-        _notes(header),
-        tuple(profiles),
+        cells=tuple((*_cell(each), matrices[each].count, matrices[each].size) for each in _ordered(matrices)),
+        axis=axis,
+        carried=tuple(carried.tolist()),
+        capacity=sum(matrices[each].size // carried.size for each in matrices if axis in _axes(header, each))
+        if carried.size
+        else 0,
+        notes=_notes(header),
+        profiles=tuple(profiles),
+        facts={
+            "definition": origin.definition,
+            "model hash": origin.model,
+            "tokenizer hash": origin.tokenizer,
+            "data fingerprint": origin.data,
+            "content hash": header.digest,
+        },
     )
 
 
@@ -257,19 +249,18 @@ def _notes(header: Header) -> tuple[str, ...]:
     selection = header.provenance.selection
     if selection is None:
         return ()
+    empty, zero, cut = (
+        numerals.plural(len(which), "matrix", "matrices") for which in (selection.empty, selection.zero, selection.cut)
+    )
     notes = []
     if selection.empty:
-        amount = numerals.plural(len(selection.empty), "matrix", "matrices")
         verb = "is" if len(selection.empty) == 1 else "are"
-        notes.append(f"{amount} {verb} too small for the fraction to select one entry (k < 1).")
+        notes.append(f"{empty} {verb} too small for the fraction to select one entry (k < 1).")
     if selection.zero:
-        amount = numerals.plural(len(selection.zero), "matrix", "matrices")
-        notes.append(f"In {amount} every score is zero: position alone decided what was selected there.")
+        notes.append(f"In {zero} every score is zero: position alone decided what was selected there.")
     if selection.cut:
-        tied, taken = sum(cut[1] for cut in selection.cut), sum(cut[2] for cut in selection.cut)
-        amount = numerals.plural(len(selection.cut), "matrix", "matrices")
+        tied, taken = (numerals.count(sum(each[part] for each in selection.cut)) for part in (1, 2))
         notes.append(
-            f"In {amount} entries tie at the threshold: {numerals.count(taken)} of {numerals.count(tied)} tied entries "
-            "were taken, lowest index first."
+            f"In {cut} entries tie at the threshold: {taken} of {tied} tied entries were taken, lowest index first."
         )
     return tuple(notes)
