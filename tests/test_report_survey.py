@@ -32,10 +32,9 @@ def test_region_files_are_surveyed_as_a_hand_counts(tmp_path):
     for what in (first, second):
         regions.save(what, tmp_path / f"{what.name}.safetensors")
     (one, two), overlap = survey.read(sorted(tmp_path.glob("*.safetensors")))
-    assert (one.name, one.layers, one.matrices) == ("first", ("0",), ("self_attn.q_proj", "input_layernorm"))
-    assert (one.counts, one.sizes) == (((3, 1),), ((12, 3),))
+    assert (one.name, one.cells) == ("first", (("0", "q", 3, 12), ("0", "norm 1", 1, 3)))
     assert one.carried == (3, 0, 1)
-    assert one.capacity == (5, 5, 5)
+    assert one.capacity == 5
     assert two.carried == (1, 1, 2)
     # first: 4 entries, second: 4; in common [0, 0] and [2, 2]
     assert overlap.values == ((1.0, 2 / 6), (2 / 6, 1.0))
@@ -52,14 +51,26 @@ def test_common_entries_are_counted_for_every_pair(masks):
 
 
 @pytest.mark.parametrize(
-    ("counts", "sizes", "even"),
+    ("cells", "even"),
     [
-        (((10, 1),), ((1000, 150),), True),  # floor(0.01 x 150) = 1
-        (((10, 2),), ((1000, 150),), False),
-        (((10, 0),), ((1000, 50),), True),  # k < 1
-        (((0, 0),), ((1000, 50),), False),  # empty
-        (((10, None),), ((1000, None),), True),
+        ([(10, 1000), (1, 150)], True),  # floor(0.01 x 150) = 1
+        ([(10, 1000), (2, 150)], False),
+        ([(10, 1000), (0, 50)], True),  # k < 1
+        ([(0, 1000), (0, 50)], False),  # empty
+        ([(10, 1000)], True),
     ],
 )
-def test_one_fraction_of_every_matrix_is_recognised(counts, sizes, even):
-    assert survey.Survey("r", ("0",), ("a", "b"), counts, sizes).even is even
+def test_one_fraction_of_every_matrix_is_recognised(cells, even):
+    assert survey.Survey("r", tuple(("0", "q", *cell) for cell in cells)).even is even
+
+
+def test_files_that_are_not_parallel_are_surveyed_one_by_one(tmp_path):
+    regions.save(region("first", [[1, 0, 0]] * 4, [1, 0, 0]), tmp_path / "first.safetensors")
+    regions.save(region("second", [[0, 0, 1]], [0, 0, 1]), tmp_path / "second.safetensors")
+    found, overlap = survey.read(sorted(tmp_path.glob("*.safetensors")), ["base", "second"])
+    assert overlap is None
+    assert [(each.name, each.carried, each.capacity) for each in found] == [
+        ("second", (0, 0, 2), 2),
+        ("first", (5, 0, 0), 5),
+    ]
+    assert [profile.held for profile in found[0].profiles] == [1.0, 1.0]

@@ -34,13 +34,8 @@ _SMALL = 0.01  # nats; below it a logarithmic axis of effects is linear
 def _theme(
     ink: str, quiet: str, rule: str, paper: str, ramp: Sequence[str], diverging: Sequence[str]
 ) -> dict[str, Any]:
-    words = {
-        "labelColor": quiet,
-        "titleColor": ink,
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
-    }
+    words: dict[str, Any] = {"labelColor": quiet, "titleColor": ink, "titleFontWeight": "normal"}
+    words |= dict.fromkeys(("labelFontSize", "titleFontSize"), 12)
     return {
         "background": paper,
         "aria": False,  # the page says what the whole figure shows; thousands of marks would be read out one by one
@@ -49,9 +44,7 @@ def _theme(
         "view": {"stroke": None},
         "axis": {
             **words,
-            "gridColor": rule,
-            "domainColor": rule,
-            "tickColor": rule,
+            **dict.fromkeys(("gridColor", "domainColor", "tickColor"), rule),
             "labelLimit": 300,
             "labelOverlap": True,
         },
@@ -170,29 +163,18 @@ def _round_ticks(low: float, high: float, most: int = 9) -> list[float]:
 
 def _readings(frame: pd.DataFrame) -> pd.DataFrame:
     """What hovering shows: the effect with its interval, in nats and as a factor of perplexity."""
-    spans = [numerals.Span(*map(_known, row)) for row in frame[["effect_nats", "low", "high"]].to_numpy().tolist()]
-    words = [numerals.interval(span) for span in spans]
+    spans = [numerals.Span(*row) for row in frame[["effect_nats", "low", "high"]].to_numpy(float).tolist()]
     return frame.assign(
-        reading=words,
+        reading=[numerals.interval(span) for span in spans],
         times=[numerals.factor(span) for span in spans],
         p_words=[numerals.probability(value) for value in frame["p_adjusted"].tolist()],
     )
 
 
-def _known(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
 _WORDS = ["reading", "times", "p_words"]  # columns of `_readings`
 _HOVER = hover(
-    ("language:N",),
-    ("family:N",),
-    ("label:N", "intervention"),
-    ("reading:N", "effect, nats per token"),
-    ("times:N", "perplexity"),
-    ("p_words:N", "p, adjusted"),
-    ("segments:Q",),
-    ("seeds:Q",),
+    *(("language:N",), ("family:N",), ("label:N", "intervention"), ("reading:N", "effect, nats per token")),
+    *(("times:N", "perplexity"), ("p_words:N", "p, adjusted"), ("segments:Q",), ("seeds:Q",)),
 )
 
 
@@ -367,39 +349,25 @@ def heatmap(
 ) -> Figure | None:
     """A heat map with its numbers where they find room; None where every cell is the same."""
     write = numerals.KINDS[kind]
-    frame = pd.DataFrame(
-        [
-            (row, column, value)
-            for row, line in zip(rows, values, strict=True)
-            for column, value in zip(columns, line, strict=True)
-        ],
-        columns=["row", "column", "value"],
-    )
-    frame["value"] = frame["value"].astype(float)
+    names = [(row, column) for row in rows for column in columns]
+    frame = pd.DataFrame(names, columns=["row", "column"]).assign(value=np.array(values, float).ravel())
     if frame["value"].nunique() <= 1:
         return None
-    frame["reading"] = [write(_known(value)) for value in frame["value"]]
+    frame["reading"] = frame["value"].map(write)
     signed = frame["value"].min() < 0 < frame["value"].max()
     span = float(frame["value"].abs().max())
     scale = alt.Scale(domain=[-span, span], range="diverging", interpolate="lab") if signed else alt.Scale(range="ramp")
     if kind == "share":
         scale = alt.Scale(domain=[0, span], range="ramp")
+    legend = alt.Legend(gradientLength=160, orient="bottom")
     widest = 7 * int(frame["reading"].str.len().max())
     base = alt.Chart(ROWS).encode(
         x=alt.X("column:N", sort=None, title=None, axis=alt.Axis(labelAngle=upright(columns), orient="top")),
         y=alt.Y("row:N", sort=None, title=corner or None),
-        tooltip=[
-            alt.Tooltip("row:N", title=corner or "row"),
-            alt.Tooltip("column:N"),
-            alt.Tooltip("reading:N", title=unit or "value"),
-        ],
+        tooltip=hover(("row:N", corner or "row"), ("column:N",), ("reading:N", unit or "value")),
     )
     chart = alt.layer(
-        base.mark_rect().encode(
-            color=alt.Color(
-                "value:Q", title=unit or None, scale=scale, legend=alt.Legend(gradientLength=160, orient="bottom")
-            )
-        ),
+        base.mark_rect().encode(color=alt.Color("value:Q", title=unit or None, scale=scale, legend=legend)),
         base.mark_text(opacity=alt.ExprRef(f"width / {len(columns)} > {widest} ? 1 : 0"))
         .transform_filter("isValid(datum.value)")
         .encode(text="reading:N", color=_legible("value")),
@@ -466,9 +434,7 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
         **{end: upwards.place(frame[end].astype(float)) for end in ("y", "low", "high")},
         reading=[
             numerals.factor(span).removeprefix("×") if upwards.kind == "exponential" else numerals.interval(span)
-            for span in (
-                numerals.Span(*map(_known, row)) for row in frame[["y", "low", "high"]].to_numpy(float).tolist()
-            )
+            for span in (numerals.Span(*row) for row in frame[["y", "low", "high"]].to_numpy(float).tolist())
         ],
         at=[numerals.KINDS[across.kind](value) for value in frame["x"].tolist()],
     )
@@ -478,26 +444,15 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
     legend = alt.Legend(columns=2 if max(map(len, series)) < 22 else 1, symbolLimit=40) if len(series) > 1 else None
     base = alt.Chart(ROWS).encode(
         x=alt.X("x:Q", **across.encode(drawn[["x"]])),
-        tooltip=[
-            alt.Tooltip("series:N"),
-            alt.Tooltip("at:N", title=across.title),
-            alt.Tooltip("reading:N", title=upwards.title),
-        ],
+        tooltip=hover(("series:N",), ("at:N", across.title), ("reading:N", upwards.title)),
     )
     scaled = upwards.encode(drawn[["y", "low", "high"]])
-    y = alt.Y("y:Q", **scaled)
+    dash = alt.StrokeDash("series:N", sort=None, scale=alt.Scale(range=list(_DASHES)), legend=None)
+    stroke = alt.Stroke("series:N", sort=None, legend=None)
+    single = base.encode(y=alt.Y("y:Q", **scaled), opacity=dim)
     layers = [
-        base.mark_line(strokeWidth=2).encode(
-            y=y,
-            opacity=dim,
-            stroke=alt.Stroke("series:N", sort=None, legend=None),
-            strokeDash=alt.StrokeDash(
-                "series:N", sort=None, scale=alt.Scale(range=[list(dash) for dash in _DASHES]), legend=None
-            ),
-        ),
-        base.mark_point(filled=True, size=45).encode(
-            y=y,
-            opacity=dim,
+        single.mark_line(strokeWidth=2).encode(stroke=stroke, strokeDash=dash),
+        single.mark_point(filled=True, size=45).encode(
             # Colour and shape of one layer are one legend; the other layers only take the same colours.
             color=alt.Color("series:N", sort=None, title=None, legend=legend),
             shape=alt.Shape("series:N", sort=None, title=None, legend=legend),
@@ -505,15 +460,9 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
     ]
     if drawn["low"].notna().any():
         fade = alt.when(chosen).then(alt.value(0.16)).otherwise(alt.value(0.03))
-        layers.insert(
-            0,
-            base.mark_area().encode(
-                y=alt.Y("low:Q", **scaled),
-                y2="high:Q",
-                fillOpacity=fade,
-                fill=alt.Fill("series:N", sort=None, legend=None),
-            ),
-        )
+        fill = alt.Fill("series:N", sort=None, legend=None)
+        area = base.mark_area().encode(y=alt.Y("low:Q", **scaled), y2="high:Q", fillOpacity=fade, fill=fill)
+        layers.insert(0, area)
     pick = choice("line", ["all", *series], "Line") if len(series) > 1 else alt.param(name="line", value="all")
     chart = alt.layer(*layers).add_params(pick).properties(height=300)
     words = (
@@ -543,41 +492,32 @@ def scatter(
         **{end: upwards.place(frame[end].astype(float)) for end in ("y", "y_low", "y_high")},
         front=frame["label"].isin(front),
     )
+    ends = ("x", "x_low", "x_high", "y", "y_low", "y_high")
     groups = list(dict.fromkeys(frame["group"]))
     x, y = (axis.encode(drawn[[end, f"{end}_low", f"{end}_high"]]) for axis, end in ((across, "x"), (upwards, "y")))
     dim = alt.when("group == 'all' || datum.group == group").then(alt.value(1)).otherwise(alt.value(0.15))
     legend = alt.Legend(columns=2) if any(groups) and len(groups) > 1 else None
     base = alt.Chart(ROWS).encode(
+        alt.X("x:Q", **x),
+        alt.Y("y:Q", **y),
         opacity=dim,
-        tooltip=[
-            alt.Tooltip("label:N"),
-            *(alt.Tooltip(f"{end}:Q", format=".4~g") for end in ("x", "x_low", "x_high", "y", "y_low", "y_high")),
-        ],
+        tooltip=[alt.Tooltip("label:N"), *(alt.Tooltip(f"{end}:Q", format=".4~g") for end in ends)],
     )
     points = base.mark_point(filled=True, size=80).encode(
-        x=alt.X("x:Q", **x),
-        y=alt.Y("y:Q", **y),
         shape=alt.Shape("group:N", sort=None, title=None, legend=legend),
         color=alt.Color("group:N", sort=None, title=None, legend=legend),
     )
     stroke = alt.Stroke("group:N", sort=None, legend=None)
     layers = [
-        base.mark_rule(opacity=0.6).encode(x=alt.X("x_low:Q", **x), x2="x_high:Q", y=alt.Y("y:Q", **y), stroke=stroke),
-        base.mark_rule(opacity=0.6).encode(x=alt.X("x:Q", **x), y=alt.Y("y_low:Q", **y), y2="y_high:Q", stroke=stroke),
+        base.mark_rule(opacity=0.6).encode(x=alt.X("x_low:Q", **x), x2="x_high:Q", stroke=stroke),
+        base.mark_rule(opacity=0.6).encode(y=alt.Y("y_low:Q", **y), y2="y_high:Q", stroke=stroke),
         points,
     ]
     chosen = base.transform_filter("datum.front") if front else base
     if front:
-        layers.insert(
-            0,
-            chosen.mark_line(strokeDash=[2, 3]).encode(
-                x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), color=alt.value("#808890")
-            ),
-        )
+        layers.insert(0, chosen.mark_line(strokeDash=[2, 3]).encode(color=alt.value("#808890")))
     if len(front or frame) <= 8:
-        words = chosen.mark_text(align="left", dx=8, dy=-8).encode(
-            x=alt.X("x:Q", **x), y=alt.Y("y:Q", **y), text="label:N", color=alt.value("#1b1f24")
-        )
+        words = chosen.mark_text(align="left", dx=8, dy=-8).encode(text="label:N", color=alt.value("#1b1f24"))
         layers.append(words.properties(name="words"))
     chart = alt.layer(*layers).add_params(choice("group", ["all", *groups], "Group")).properties(height=360)
     said = f"{numerals.plural(len(frame), 'point')} of {upwards.title} against {across.title}"
@@ -590,7 +530,7 @@ def scatter(
 
 def overlap(found: Overlap, name: str, title: str) -> list[Figure]:
     """The overlap of every pair as a heat map in the order of the dendrogram, and the dendrogram."""
-    values = np.array([[math.nan if cell is None else cell for cell in row] for row in found.values], float)
+    values = np.array(found.values, float)
     order, figures = list(range(len(found.names))), []
     distance = 1 - (values + values.T) / 2
     np.fill_diagonal(distance, 0)
@@ -613,31 +553,18 @@ def _dendrogram(drawn: Mapping[str, Any], names: Sequence[str], name: str, title
         for step, (place, height) in enumerate(zip(places, heights, strict=True))
     ]
     frame = pd.DataFrame(points, columns=["link", "step", "iou", "place"])
-    leaves = alt.Axis(
-        values=[10 * place + 5 for place in range(len(names))],
-        labelExpr=f"{json.dumps(list(names))}[round((datum.value - 5) / 10)]",
-        grid=False,
-        domain=False,
-        ticks=False,
-        labelOverlap=False,
-    )
-    top = 1 - float(np.max(drawn["dcoord"]))
-    chart = (
-        alt.Chart(ROWS)
-        .mark_line(strokeWidth=1.5)
-        .encode(
-            x=alt.X(
-                "iou:Q",
-                title="mean IoU of what a fork joins",
-                axis=alt.Axis(tickCount=5),
-                scale=alt.Scale(domain=[top, 1], reverse=True),
-            ),
-            y=alt.Y("place:Q", title=None, axis=leaves, scale=alt.Scale(domain=[0, 10 * len(names)], reverse=True)),
-            detail="link:N",
-            order="step:O",
-            tooltip=[alt.Tooltip("iou:Q", format=".3f", title="mean IoU")],
-        )
-        .properties(height=max(80, 20 * len(names)))
+    plain: dict[str, Any] = dict.fromkeys(("grid", "domain", "ticks", "labelOverlap"), False)
+    called = f"{json.dumps(list(names))}[round((datum.value - 5) / 10)]"
+    leaves = alt.Axis(values=[10 * place + 5 for place in range(len(names))], labelExpr=called, **plain)
+    across = alt.Scale(domain=[1 - float(np.max(drawn["dcoord"])), 1], reverse=True)
+    upwards = alt.Scale(domain=[0, 10 * len(names)], reverse=True)
+    chart = alt.Chart(ROWS).mark_line(strokeWidth=1.5).properties(height=max(80, 20 * len(names)))
+    chart = chart.encode(
+        x=alt.X("iou:Q", title="mean IoU of what a fork joins", axis=alt.Axis(tickCount=5), scale=across),
+        y=alt.Y("place:Q", title=None, axis=leaves, scale=upwards),
+        detail="link:N",
+        order="step:O",
+        tooltip=hover(("iou:Q", "mean IoU", ".3f")),
     )
     words = f"Dendrogram by average linkage of {len(names)}, in the order {numerals.listed(names)}."
     return figure(chart, frame, name, f"{title}: dendrogram", words)

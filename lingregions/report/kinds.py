@@ -24,12 +24,13 @@ number that is missing, a bound too, is null. On an axis of format exponential t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pandas as pd
 
 from lingregions.report import figures, numerals, sections
-from lingregions.report.figures import Axis
+from lingregions.report.figures import Axis, Figure
 from lingregions.report.numerals import Cell, Span
 from lingregions.report.sections import Section
 from lingregions.report.survey import Overlap
@@ -127,7 +128,7 @@ def _scatter(name: str, content: Mapping[str, Any]) -> Section:
         (
             row["label"],
             row["group"],
-            *(Span(*(None if math.isnan(row[key]) else row[key] for key in keys)) for keys in _FIELDS.values()),
+            *(Span(*(_number(row[key]) for key in keys)) for keys in _FIELDS.values()),
         )
         for row in points.to_dict("records")
     )
@@ -162,24 +163,46 @@ def _heatmap(name: str, content: Mapping[str, Any]) -> Section:
 
 def _overlap(name: str, content: Mapping[str, Any]) -> Section:
     found = Overlap(tuple(content["names"]), _numbers(content["values"]), _number(content.get("chance")))
-    section = sections.overlap(found, content["title"], name)
-    return Section(section.title, (*section.paragraphs, *_paragraphs(content)), section.items)
+    called = replace(found, names=tuple(sections.named(found.names)))
+    figure = figures.overlap(called, name, content["title"])
+    return Section(content["title"], (*sections.overlap_words(found), *_paragraphs(content)), tuple(figure))
 
 
 def _reliability(name: str, content: Mapping[str, Any]) -> Section:
-    growth = {
-        region: {float(samples): float(iou) for samples, iou in points.items()}
-        for region, points in content.get("growth", {}).items()
-    }
-    section = sections.reliability(content.get("halves") or {}, growth, content["title"], name)
-    return Section(section.title, (*section.paragraphs, *_paragraphs(content)), section.items)
+    halves, said = content.get("halves") or {}, []
+    items: list[Table | Figure] = []
+    called = dict(zip(halves, sections.named(list(halves)), strict=True))
+    if halves:
+        worst, best = min(halves, key=halves.__getitem__), max(halves, key=halves.__getitem__)
+        said.append(
+            f"Regions found from two disjoint halves of the samples share an IoU from {numerals.share(halves[worst])} "
+            f"({called[worst]}) to {numerals.share(halves[best])} ({called[best]}): what differs between the halves is "
+            "sampling noise, and no overlap between languages or definitions can be trusted beyond it."
+        )
+        rows = tuple((called[region], value) for region, value in halves.items())
+        heads = (Column("region"), Column("IoU of the two halves", "share"))
+        items.append(Table(f"{name}_split_half", "Split-half IoU", heads, rows))
+    points = [
+        (region, float(samples), float(iou), math.nan, math.nan)
+        for region, line in content.get("growth", {}).items()
+        for samples, iou in sorted(line.items(), key=lambda point: float(point[0]))
+    ]
+    if points:
+        frame = pd.DataFrame(points, columns=_CURVE)
+        frame["series"] = sections.named(frame["series"].tolist())
+        wide = bool(frame["x"].min() > 0 and frame["x"].max() >= 8 * frame["x"].min())
+        words = "IoU with the final region, against the number of samples"
+        across = Axis("samples", "count", logarithmic=wide)
+        items.append(figures.curve(frame, f"{name}_growth", words, across, Axis("IoU", "share")))
+    return Section(content["title"], (*said, *_paragraphs(content)), tuple(items))
+
+
+_CURVE = ["series", "x", "y", "low", "high"]
 
 
 def _curve(name: str, content: Mapping[str, Any]) -> Section:
     rows = [row for label, points in content["series"].items() if points for row in _series(label, points)]
-    frame = pd.DataFrame(rows, columns=["series", "x", "y", "low", "high"]).astype(
-        dict.fromkeys(("x", "y", "low", "high"), float)
-    )
+    frame = pd.DataFrame(rows, columns=_CURVE).astype(dict.fromkeys(_CURVE[1:], float))
     kept = frame.dropna(subset=["x", "y"])
     if kept.empty:
         raise ValueError("series holds no point")

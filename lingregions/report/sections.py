@@ -8,13 +8,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lingregions.report import atlas, figures, languages, numerals
 from lingregions.report.effects import MEAN, sign
-from lingregions.report.figures import Axis, Figure
+from lingregions.report.figures import Figure
 from lingregions.report.numerals import Cell, Span
 from lingregions.report.survey import Overlap, Survey
 from lingregions.report.tables import Column, Table, columns, slug
@@ -82,17 +84,13 @@ def _printed(found: pd.DataFrame) -> pd.DataFrame:
     order = {code: place for place, code in enumerate(languages.arrange(list(dict.fromkeys(single["language"]))))}
     single = single.sort_values("language", key=lambda codes: codes.map(order), kind="stable")
     single = single.assign(language=single["language"].map(languages.name))
-    pairs = {
-        pair: place
-        for place, pair in enumerate(dict.fromkeys(zip(found["intervention"], found["control"], strict=True)))
-    }
-    places = [pairs[pair] for pair in zip(single["intervention"], single["control"], strict=True)]
-    return single.assign(_place=places).sort_values("_place", kind="stable").drop(columns="_place")
+    pairs = dict.fromkeys(zip(found["intervention"], found["control"], strict=True))
+    ranks = {pair: rank for rank, pair in enumerate(pairs)}
+    places = [ranks[pair] for pair in zip(single["intervention"], single["control"], strict=True)]
+    return single.iloc[np.argsort(places, kind="stable")]
 
 
-def _span(row: Mapping[Any, Any]) -> Span:
-    """The effect of a row with its interval; None for what is missing."""
-    return Span(*(None if math.isnan(row[name]) else row[name] for name in ("effect_nats", "low", "high")))
+_SPAN = ["effect_nats", "low", "high"]
 
 
 def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
@@ -100,7 +98,7 @@ def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for (intervention, control), group in found.groupby(["intervention", "control"], sort=False):
         single, overall = group[group["language"] != MEAN], group[group["language"] == MEAN]
-        span = _span(overall.iloc[0].to_dict()) if len(overall) else Span(None)
+        span = Span(*overall[_SPAN].iloc[0].tolist()) if len(overall) else Span(None)
         order = (
             single.dropna(subset=["effect_nats"]).sort_values("effect_nats")["language"].map(languages.name).tolist()
         )
@@ -123,19 +121,9 @@ def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
 
 def _by_language(single: pd.DataFrame, prefix: str) -> Table:
     """One row an (intervention, control, language)."""
-    rows = [
-        (
-            row["intervention"],
-            row["control"],
-            row["language"],
-            row["family"],
-            _span(row),
-            _span(row),
-            row["p_adjusted"],
-            row["segments"],
-        )
-        for row in single.head(_LONGEST).to_dict("records")
-    ]
+    shown, keys = single.head(_LONGEST), ["intervention", "control", "language", "family"]
+    spans = [Span(*span) for span in shown[_SPAN].to_numpy(float).tolist()]
+    rows = zip(*(shown[key] for key in keys), spans, spans, shown["p_adjusted"], shown["segments"], strict=True)
     heads = columns(
         *("intervention", "control", "language", "family", "times the perplexity:factor"),
         *("effect, nats per token:interval", "p, adjusted:probability", "segments:count"),
@@ -151,11 +139,8 @@ def _measured(results: pd.DataFrame, measure: str, name: str, title: str, kind: 
         index="intervention", columns="language", values=measure, aggfunc="last", sort=False, dropna=False
     )
     wide = wide.reindex(index=list(dict.fromkeys(results["intervention"])), columns=codes)
-    rows = tuple(
-        (str(row[0]), *(None if math.isnan(cell) else cell for cell in row[1:])) for row in wide.itertuples(name=None)
-    )
     heads = (Column("intervention"), *(Column(languages.name(code), kind) for code in codes))
-    return Table(name, title, heads, rows, folded=True)
+    return Table(name, title, heads, tuple(wide.itertuples(name=None)), folded=True)
 
 
 def _gaps(results: pd.DataFrame) -> list[str]:
@@ -201,10 +186,10 @@ def regions(surveys: Sequence[Survey], overlaps: Overlap | None = None) -> Secti
             said.setdefault(note, []).append(survey.name)
     paragraphs += [f"{numerals.sentence(_whom(names, surveys))}: {note}" for note, names in said.items()]
     if overlaps is not None:
-        paragraphs += [_overlap_words(overlaps)]
+        paragraphs += overlap_words(overlaps)
         items += figures.overlap(overlaps, "overlap_of_regions", "Overlap of the regions")
         items += [both] if overlaps.cells and (both := atlas.pairs(overlaps)) else []
-    return Section("Where the regions lie", tuple(filter(None, paragraphs)), tuple(items))
+    return Section("Where the regions lie", tuple(paragraphs), tuple(items))
 
 
 def _whom(names: Sequence[str], surveys: Sequence[Survey]) -> str:
@@ -235,7 +220,8 @@ def _catalogue(surveys: Sequence[Survey]) -> Table:
     return Table("regions", "Regions", heads, tuple(rows), note)
 
 
-def _overlap_words(found: Overlap) -> str:
+def overlap_words(found: Overlap) -> list[str]:
+    """One sentence on which regions share most and least; none where no pair was compared."""
     names = named(found.names)
     values = [
         (value, names[column], names[row])
@@ -244,56 +230,14 @@ def _overlap_words(found: Overlap) -> str:
         if (value := found.values[row][column]) is not None and math.isfinite(value)
     ]
     if not values:
-        return ""
+        return []
     low, high = min(values), max(values)
     said = f"{high[1]} and {high[2]} share an intersection over union (IoU) of {numerals.share(high[0])}"
     if len(values) > 1:
         said += f", the most of all pairs; {low[1]} and {low[2]} share {numerals.share(low[0])}, the least"
     if found.chance is not None:
         said += f". Independent regions of these sizes would share at most {numerals.share(found.chance)}"
-    return f"{said}."
-
-
-def overlap(found: Overlap, title: str, name: str) -> Section:
-    """Intersection over union between regions: a sentence, a heat map, a dendrogram."""
-    called = replace(found, names=tuple(named(found.names)))
-    return Section(title, tuple(filter(None, [_overlap_words(found)])), tuple(figures.overlap(called, name, title)))
-
-
-def reliability(
-    halves: Mapping[str, float], growth: Mapping[str, Mapping[float, float]], title: str, name: str
-) -> Section:
-    """Whether the region would come out again: split-half IoU per region, and IoU against the number of samples.
-
-    `halves` maps a region to the IoU of the regions from two disjoint halves of its samples; `growth` maps a region to
-    {samples: IoU with the region from all samples}.
-    """
-    paragraphs: list[str] = []
-    items: list[Table | Figure] = []
-    if halves:
-        worst, best = min(halves, key=lambda region: halves[region]), max(halves, key=lambda region: halves[region])
-        paragraphs.append(
-            f"Regions found from two disjoint halves of the samples share an IoU from {numerals.share(halves[worst])} "
-            f"({languages.name(worst)}) to {numerals.share(halves[best])} ({languages.name(best)}): what differs "
-            "between the halves is sampling noise, and no overlap between languages or definitions can be trusted "
-            "beyond it."
-        )
-        rows = tuple((languages.name(region), value) for region, value in halves.items())
-        heads = columns("region", "IoU of the two halves:share")
-        items.append(Table(f"{name}_split_half", "Split-half IoU", heads, rows))
-    points = [
-        (languages.name(region), x, y, math.nan, math.nan)
-        for region, line in growth.items()
-        for x, y in sorted(line.items())
-    ]
-    if points:
-        frame = pd.DataFrame(points, columns=["series", "x", "y", "low", "high"])
-        across = Axis(
-            "samples", "count", logarithmic=bool(frame["x"].min() > 0 and frame["x"].max() >= 8 * frame["x"].min())
-        )
-        words = "IoU with the final region, against the number of samples"
-        items.append(figures.curve(frame, f"{name}_growth", words, across, Axis("IoU", "share")))
-    return Section(title, tuple(paragraphs), tuple(items))
+    return [f"{said}."]
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -332,9 +276,9 @@ def _setting(value: Any) -> str:
 def settings(
     config: Mapping[str, Any],
     environment: Mapping[str, Any],
-    identity: Mapping[str, Any] | None = None,
+    identity: Mapping[str, Any] = MappingProxyType({}),
     timings: Sequence[Mapping[str, Any]] = (),
-    stages: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    stages: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({}),
 ) -> Section:
     """Everything needed to repeat the run: identities (hashes, tokenizer), the configuration, the machine, the time.
 
@@ -342,9 +286,9 @@ def settings(
     once, the rest in a table of that kind.
     """
     chosen, machine = _flatten(config), _flatten(environment)
-    exact = [*_flatten(identity or {}), *(row for row in [*machine, *chosen] if _IDENTITY.search(row[0]))]
+    exact = [*_flatten(identity), *(row for row in [*machine, *chosen] if _IDENTITY.search(row[0]))]
     varying = []
-    for kind, facts in (stages or {}).items():
+    for kind, facts in stages.items():
         common, table = _compared(kind, facts)
         exact += common
         varying.append(table)

@@ -259,7 +259,7 @@ def _notes(header: Header) -> tuple[str, ...]:
     if selection.zero:
         notes.append(f"In {zero} every score is zero: position alone decided what was selected there.")
     if selection.cut:
-        tied, taken = (numerals.count(sum(each[part] for each in selection.cut)) for part in (1, 2))
+        tied, taken = (numerals.count(sum(amounts)) for amounts in list(zip(*selection.cut, strict=True))[1:])
         notes.append(
             f"In {cut} entries tie at the threshold: {taken} of {tied} tied entries were taken, lowest index first."
         )
