@@ -139,6 +139,8 @@ def test_overlap_is_ordered_by_its_dendrogram(tmp_path):
     names = list(dict.fromkeys(grid.frame["row"]))
     assert abs(names.index("Spanish") - names.index("Portuguese")) == 1
     assert grid.frame["value"].isna().sum() == 3  # the diagonal
+    orders = [[layer["encoding"][side]["sort"] for side in "xy"] for layer in grid.spec["layer"]]
+    assert orders == [[names, names]] * 2  # whatever each layer leaves out
     # Spanish and Portuguese join at 0.8, Chinese joins them at the mean of 0.1 and 0.1.
     assert sorted({round(value, 6) for value in tree.frame["iou"]}) == [0.1, 0.8, 1.0]
     assert found.paragraphs[0].startswith("Portuguese and Spanish share") or "Spanish" in found.paragraphs[0]

@@ -91,7 +91,7 @@ def parsed(markup: str) -> "Reader":
 class Reader(html.parser.HTMLParser):
     """Checks balance as it reads, and collects the tables as {caption: rows of cells}, the text and the ids."""
 
-    VOID = frozenset({"meta", "link", "br", "img"})
+    VOID = frozenset({"meta", "link", "br", "img", "wbr"})
 
     def __init__(self) -> None:
         super().__init__()

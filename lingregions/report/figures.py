@@ -362,8 +362,9 @@ def heatmap(
     legend = alt.Legend(gradientLength=160, orient="bottom")
     widest = 7 * int(frame["reading"].str.len().max())
     base = alt.Chart(ROWS).encode(
-        x=alt.X("column:N", sort=None, title=None, axis=alt.Axis(labelAngle=upright(columns), orient="top")),
-        y=alt.Y("row:N", sort=None, title=corner or None),
+        # A cell without a number is in one layer alone, so that the layers disagree on the order of appearance.
+        x=alt.X("column:N", sort=list(columns), title=None, axis=alt.Axis(labelAngle=upright(columns), orient="top")),
+        y=alt.Y("row:N", sort=list(rows), title=corner or None),
         tooltip=hover(("row:N", corner or "row"), ("column:N",), ("reading:N", unit or "value")),
     )
     chart = alt.layer(

@@ -18,7 +18,7 @@ from typing import Any
 import altair
 import jinja2
 import vl_convert
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import lingregions
 from lingregions.report import numerals, sections, tables
@@ -50,7 +50,7 @@ def compose(data: ReportData) -> tuple[Section, ...]:
     parts += [part for part in data.extras if part not in texts]
     if data.surveys:
         parts.append(sections.regions(data.surveys, data.overlap))
-    parts.append(Section("Notes", tuple(dict.fromkeys(data.notes))))
+    parts.append(Section("Notes", tuple(dict.fromkeys(map(numerals.sentence, data.notes)))))
     settings = sections.settings(data.config, data.environment, data.identity, data.timings, data.stages)
     items = [replace(item, folded=True) for part in texts for item in part.items]
     parts.append(
@@ -141,6 +141,7 @@ def render(
     )
     environment.tests["table"] = lambda item: isinstance(item, Table)
     environment.filters["visible"] = tables.visible
+    environment.filters["breakable"] = lambda key: Markup(re.sub(r"([._/])", r"\1<wbr>", str(escape(key))))
     first = _headline(data)
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(bundle)} {_hash(script)}"
     names = tables.distinct([tables.slug(part.title) for part in parts])

@@ -237,7 +237,7 @@ def overlap_words(found: Overlap) -> list[str]:
         said += f", the most of all pairs; {low[1]} and {low[2]} share {numerals.share(low[0])}, the least"
     if found.chance is not None:
         said += f". Independent regions of these sizes would share at most {numerals.share(found.chance)}"
-    return [f"{said}."]
+    return [f"{numerals.sentence(said)}."]
 
 
 # --- settings -------------------------------------------------------------------------------------------------------

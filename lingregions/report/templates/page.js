@@ -40,7 +40,7 @@
     spec.params = (spec.params || []).map((param) => (param.name in before ? { ...param, value: before[param.name] } : param));
     const theme = themes[dark.matches ? "dark" : "light"], view = figure.querySelector(".view");
     // Names of rows leave at least half of the width to what they name.
-    const config = { ...theme, axis: { ...theme.axis, labelLimit: Math.max(100, Math.min(300, 0.4 * view.clientWidth)) } };
+    const config = { ...theme, axis: { ...theme.axis, labelLimit: Math.max(100, Math.min(300, 0.5 * view.clientWidth)) } };
     const result = await vegaEmbed(view, spec, {
       actions: false, ast: true, bind: controls, config,
       defaultStyle: false, logLevel: 1, renderer: "svg", tooltip: { disableDefaultStyle: true },
