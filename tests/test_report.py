@@ -30,6 +30,8 @@ def test_the_page_shows_the_figures_of_a_hand(tmp_path):
     assert rows["bottom 1%", "base"][4] == "0 of 3"
     assert rows["random 1%", "base"][0] == "3"
     assert rows["top 1%", "random 1%"][2] == "7.60 (7.50 to 7.70)"
+    stored = list(csv.DictReader((tmp_path / "tables" / "effects_by_intervention.csv").read_text().splitlines()))
+    assert [float(stored[0][name]) for name in ("effect_nats_per_token", "p", "seeds")] == [8.0, 0.003, 1.0]
     assert page_.tables["Perplexity"][:2] == [
         ["intervention", "Russian", "English", "Spanish"],
         ["base", "40.0", "10.0", "20.0"],

@@ -75,17 +75,10 @@ def atlas(surveys: Sequence[Survey]) -> list[Figure]:
 
 def _cells(survey: Survey) -> list[tuple[Any, ...]]:
     held = {(profile.layer, profile.role, profile.side): profile.held for profile in survey.profiles}
+    shares = [[held.get((layer, role, side), math.nan) for side in _SIDES] for layer, role, *_ in survey.cells]
     return [
-        (
-            survey.name,
-            layer,
-            role,
-            count,
-            size,
-            count / size,
-            *(held.get((layer, role, side), math.nan) for side in _SIDES),
-        )
-        for layer, role, count, size in survey.cells
+        (survey.name, layer, role, count, size, count / size, *share)
+        for (layer, role, count, size), share in zip(survey.cells, shares, strict=True)
     ]
 
 

@@ -1,7 +1,6 @@
 """Export: the files of a report, written beside its page from the same tables and specifications."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,10 @@ def write(folder: Path, pictures: bool = True) -> Path:
         if isinstance(item, Figure):
             _put(folder / "figures" / f"{item.name}.csv", item.frame.to_csv(index=False, lineterminator="\n"))
             if pictures:
-                _put(folder / "figures" / f"{item.name}.svg", _svg(item.spec))
-                _put(folder / "figures" / f"{item.name}.png", _png(item.spec))
+                drawn = json.dumps({**item.spec, "width": _WIDTH}, allow_nan=False)
+                look: Any = {"vl_version": page.VEGA_LITE, "config": THEMES["light"]}  # on white
+                _put(folder / "figures" / f"{item.name}.svg", vl_convert.vegalite_to_svg(drawn, **look))
+                _put(folder / "figures" / f"{item.name}.png", vl_convert.vegalite_to_png(drawn, **look, scale=_SCALE))
         else:
             _put(folder / "tables" / f"{item.name}.md", tables.markdown(item))
             _put(folder / "tables" / f"{item.name}.csv", tables.spreadsheet(item))
@@ -44,19 +45,3 @@ def _put(path: Path, content: str | bytes) -> None:
     with replacing(path) as target:
         # A lone surrogate in a name can't be encoded; it is shown as an escape rather than losing the report.
         target.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
-
-
-def _fixed(specification: Mapping[str, Any]) -> str:
-    return json.dumps({**specification, "width": _WIDTH}, allow_nan=False)
-
-
-def _svg(specification: Mapping[str, Any]) -> str:
-    """A specification as an SVG of `_WIDTH`, on white."""
-    return str(vl_convert.vegalite_to_svg(_fixed(specification), vl_version=page.VEGA_LITE, config=THEMES["light"]))
-
-
-def _png(specification: Mapping[str, Any]) -> bytes:
-    """A specification as a PNG of `_WIDTH` times `_SCALE`, on white."""
-    return vl_convert.vegalite_to_png(
-        _fixed(specification), vl_version=page.VEGA_LITE, config=THEMES["light"], scale=_SCALE
-    )

@@ -84,7 +84,7 @@ def _cell(cell: Any, kind: str) -> Cell:
 
 def _texts(name: str, content: Mapping[str, Any]) -> Section:
     rows = tuple(tuple(numerals.text(cell) for cell in row) for row in content["rows"])
-    table = Table(name, content["title"], tuple(map(Column, content["columns"])), rows, prose=True)
+    table = Table(name, content["title"], tuple(map(Column, content["columns"])), rows, look="prose")
     return Section(content["title"], _paragraphs(content), (table,))
 
 

@@ -171,7 +171,7 @@ def raw(value: Cell, kind: str) -> str:
     if kind == "exponential" and isinstance(value, int | float):
         unbounded = decimal_.Context(prec=17, Emax=decimal_.MAX_EMAX, Emin=decimal_.MIN_EMIN)
         return f"{decimal_.Decimal(value).exp(unbounded):.17g}"
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def sentence(words: str) -> str:

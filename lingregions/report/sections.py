@@ -91,6 +91,7 @@ def _printed(found: pd.DataFrame) -> pd.DataFrame:
 
 
 _SPAN = ["effect_nats", "low", "high"]
+_EFFECT = ("times the perplexity:factor", "effect, nats per token:interval")
 
 
 def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
@@ -98,21 +99,14 @@ def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for (intervention, control), group in found.groupby(["intervention", "control"], sort=False):
         single, overall = group[group["language"] != MEAN], group[group["language"] == MEAN]
-        span = Span(*overall[_SPAN].iloc[0].tolist()) if len(overall) else Span(None)
-        order = (
-            single.dropna(subset=["effect_nats"]).sort_values("effect_nats")["language"].map(languages.name).tolist()
-        )
-        rows.append(
-            (
-                *(intervention, control, int(group["seeds"].max())),
-                *(span, span, overall["p_adjusted"].iloc[0] if len(overall) else None),
-                f"{(sign(single) > 0).sum()} of {len(single)}",
-                *((order[0], order[-1]) if order else (None, None)),
-            )
-        )
+        *span, p = overall[[*_SPAN, "p_adjusted"]].iloc[0].tolist() if len(overall) else [None] * 4
+        finite = single.dropna(subset=["effect_nats"]).sort_values("effect_nats")
+        order: list[str | None] = [*named(finite["language"].tolist())] or [None]
+        harmed = f"{(sign(single) > 0).sum()} of {len(single)}"
+        seeds = int(group["seeds"].max())
+        rows.append((intervention, control, seeds, Span(*span), Span(*span), p, harmed, order[0], order[-1]))
     heads = columns(
-        *("intervention", "control", "seeds:count", "times the perplexity:factor", "effect, nats per token:interval"),
-        *("p:probability", "languages harmed", "least", "most"),
+        "intervention", "control", "seeds:count", *_EFFECT, "p:probability", "languages harmed", "least", "most"
     )
     note = "Mean over languages. Harmed: the interval of the language lies above no effect."
     name, title = f"{prefix}effects_by_intervention", "Effects by intervention"
@@ -124,10 +118,7 @@ def _by_language(single: pd.DataFrame, prefix: str) -> Table:
     shown, keys = single.head(_LONGEST), ["intervention", "control", "language", "family"]
     spans = [Span(*span) for span in shown[_SPAN].to_numpy(float).tolist()]
     rows = zip(*(shown[key] for key in keys), spans, spans, shown["p_adjusted"], shown["segments"], strict=True)
-    heads = columns(
-        *("intervention", "control", "language", "family", "times the perplexity:factor"),
-        *("effect, nats per token:interval", "p, adjusted:probability", "segments:count"),
-    )
+    heads = columns(*keys, *_EFFECT, "p, adjusted:probability", "segments:count")
     note = f"The first {_LONGEST:,} of {len(single):,} rows; all are in effects.csv." if len(single) > _LONGEST else ""
     return Table(f"{prefix}effects_by_language", "Effects by language", heads, tuple(rows), note, folded=True)
 
@@ -180,11 +171,9 @@ def regions(surveys: Sequence[Survey], overlaps: Overlap | None = None) -> Secti
         )
     if len(surveys) > len(chosen):
         paragraphs.append(f"The figures open the first {len(chosen)} of {len(surveys)} regions; the table has all.")
-    said: dict[str, list[str]] = {}
-    for survey in surveys:
-        for note in survey.notes:
-            said.setdefault(note, []).append(survey.name)
-    paragraphs += [f"{numerals.sentence(_whom(names, surveys))}: {note}" for note, names in said.items()]
+    for note in dict.fromkeys(note for survey in surveys for note in survey.notes):
+        whom = _whom([survey.name for survey in surveys if note in survey.notes], surveys)
+        paragraphs.append(f"{numerals.sentence(whom)}: {note}")
     if overlaps is not None:
         paragraphs += overlap_words(overlaps)
         items += figures.overlap(overlaps, "overlap_of_regions", "Overlap of the regions")
@@ -207,13 +196,9 @@ def _catalogue(surveys: Sequence[Survey]) -> Table:
         order = sorted(range(length), key=lambda index: (-survey.carried[index], index))
         held = sum(survey.carried[index] for index in order[: max(1, length // 100)])
         stands_out = bool(total) and survey.carried[order[0]] * length >= 2 * total  # below that a maximum is noise
-        rows.append(
-            (
-                *(survey.name, survey.selected, survey.selected / survey.size if survey.size else None),
-                held / total if total else None,
-                (", ".join(map(str, order[:6])) if stands_out else "none stands out") if total else None,
-            )
-        )
+        fullest = ", ".join(map(str, order[:6])) if stands_out else "none stands out"
+        share = survey.selected / survey.size if survey.size else None
+        rows.append((survey.name, survey.selected, share, *((held / total, fullest) if total else (None, None))))
     heads = columns("region", "parameters:count", "share of the scope:percent")
     heads += columns(f"held by the fullest 1 % of the axis {axis}:percent", "fullest indices")
     note = "A region spread evenly over the axis holds at its fullest 1 % of the indices about 1 % of its entries."
@@ -296,10 +281,10 @@ def settings(
     heads = columns("setting", "value")
     rest = tuple(row for row in machine if row not in exact)
     tables = (
-        Table("identity", "Model, tokenizer and data", heads, tuple(exact), settings=True),
+        Table("identity", "Model, tokenizer and data", heads, tuple(exact), look="settings"),
         *varying,
-        Table("configuration", "Configuration, as resolved", heads, tuple(chosen), settings=True),
-        Table("environment", "Environment", heads, rest, settings=True),
+        Table("configuration", "Configuration, as resolved", heads, tuple(chosen), look="settings"),
+        Table("environment", "Environment", heads, rest, look="settings"),
         _times(timings),
     )
     found = tuple(replace(table, folded=True) for table in tables if table.rows)
@@ -313,31 +298,25 @@ def _compared(kind: str, facts: Mapping[str, Mapping[str, Any]]) -> tuple[list[t
     shared = [key for key in keys if len({record.get(key) for record in flat.values()}) == 1] if len(flat) > 1 else []
     differing = [key for key in keys if key not in shared]
     first = next(iter(flat.values()), {})
-    table = Table(
-        f"settings_{slug(kind)}",
-        f"{numerals.sentence(kind)}: what differs",
-        (Column(kind), *(Column(key) for key in differing)),
-        tuple((name, *(_HASH.sub(r"\1…", record.get(key, "")) for key in differing)) for name, record in flat.items()),
-        settings=True,
+    rows = tuple(
+        (name, *(_HASH.sub(r"\1…", record.get(key, "")) for key in differing)) for name, record in flat.items()
     )
+    title, heads = f"{numerals.sentence(kind)}: what differs", tuple(map(Column, (kind, *differing)))
+    table = Table(f"settings_{slug(kind)}", title, heads, rows, look="settings")
     return [(f"{kind}.{key}", first[key]) for key in shared], table
 
 
 def _times(timings: Sequence[Mapping[str, Any]]) -> Table:
     """How long each piece of work took; pieces of one description (a run that was resumed) are added up."""
-    work: dict[tuple[str, str], list[float]] = {}
+    work: dict[tuple[str, str], tuple[float, float]] = {}
     for record in timings:
         amount, seconds = record.get("amount"), record.get("seconds")
         if isinstance(amount, int | float) and isinstance(seconds, int | float):
-            total = work.setdefault((str(record.get("description", "")), str(record.get("unit", ""))), [0.0, 0.0])
-            total[0] += amount
-            total[1] += seconds
-    return Table(
-        "time",
-        "Time",
-        columns("work", "amount:number", "unit", "seconds:number", "a second:number"),
-        tuple(
-            (description, amount, unit, seconds, amount / seconds if seconds else None)
-            for (description, unit), (amount, seconds) in work.items()
-        ),
+            key = str(record.get("description", "")), str(record.get("unit", ""))
+            before = work.get(key, (0.0, 0.0))
+            work[key] = before[0] + amount, before[1] + seconds
+    rows = tuple(
+        (description, amount, unit, seconds, amount / seconds if seconds else None)
+        for (description, unit), (amount, seconds) in work.items()
     )
+    return Table("time", "Time", columns("work", "amount:number", "unit", "seconds:number", "a second:number"), rows)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 from lingregions.report import numerals
 from lingregions.report.numerals import Cell, Span
@@ -44,8 +45,8 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     totals: int = 0
-    settings: bool = False  # keys and long values, which may break anywhere
-    prose: bool = False  # texts side by side, in whatever script and direction
+    # settings: keys and long values, which may break anywhere; prose: texts side by side, in any script and direction.
+    look: Literal["sortable", "settings", "prose"] = "sortable"
     folded: bool = False  # so large that the page shows it only on demand
 
     def __post_init__(self) -> None:
@@ -54,11 +55,6 @@ class Table:
                 raise ValueError(
                     f"table {self.name!r}: row {position} has {len(row)} cells for {len(self.columns)} columns"
                 )
-
-    @property
-    def look(self) -> str:
-        """Class of the table on the page."""
-        return "settings" if self.settings else "prose" if self.prose else "sortable"
 
     def keys(self) -> list[list[str]]:
         """What each cell is sorted by: its number in full precision, or its text."""
