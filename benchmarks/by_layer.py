@@ -1,16 +1,17 @@
 """Time interventions that leave the first layers alone, with the states before them kept against whole passes.
 
-Two series on SmolLM2, each measured both ways in turn in one process: single scalars, spread over the 30 layers, and
-the removal of 1 % of one layer, layer by layer. Both ways must give the same losses. What compiles is not counted; the
-pass that makes the kept states is. Prints a line a round on the error stream and one JSON line: medians of whole over
-kept, of seconds a series.
+Two series on SmolLM2, each measured both ways in turn in one process: single scalars, spread over the 30 layers, those
+of one layer many at a time, and the removal of 1 % of one layer, layer by layer. Both ways must give the same losses.
+What compiles is not counted; the pass that makes the kept states is. Prints a line a round on the error stream and one
+JSON line: medians of whole over kept, of seconds a series.
 
-    python benchmarks/by_layer.py [--scalars 60] [--windows 2] [--rounds 3]
+    python benchmarks/by_layer.py [--scalars 300] [--windows 2] [--length 512] [--rounds 3]
 
 Needs Linux and a quiet machine: --smoke tries it out on a busy one.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -20,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import peer
-
-LENGTH = 512
 
 
 def series(model: Any, scalars: int) -> dict[str, list[Any]]:
@@ -40,11 +39,12 @@ def series(model: Any, scalars: int) -> dict[str, list[Any]]:
     rng = np.random.default_rng(0)
 
     def scalar(number: int) -> Intervention:
-        name = roles.matrix_name("down", number % layers)
+        layer = number % layers
+        name = roles.matrix_name("down", layer)
         entry = (int(rng.integers(embed)), int(rng.integers(model.config.mlp)))
         like = trees.unflatten({roles.path("down"): down})
-        region = geometry.points(like, [(name, entry)], "scalar")
-        return Intervention(kind="scalar", target=f"{number}", perturbation="zero", region=region)
+        make = functools.partial(geometry.points, like, [(name, entry)], "scalar")
+        return Intervention(kind="scalar", target=f"{number}", perturbation="zero", region=make, inside=layer)
 
     largest = regions.select(jax.tree.map(jnp.abs, roles.restrict(model.params, "decoder")), "1%")
     parts = [
@@ -58,10 +58,12 @@ def measure(model: Any, interventions: Sequence[Any], texts: Any, room: float) -
     """Return the seconds of a series, and the loss under each intervention."""
     from lingregions import prefix
 
-    tokens = sum(len(positions) * LENGTH for _, positions in texts.values())
+    length = max(corpus.length for corpus, _ in texts.values())
+    tokens = sum(len(positions) * length for _, positions in texts.values())
     start, known, nll = time.perf_counter(), prefix.Prefix(model.stages, tokens, room), []
+    beside = model.together(interventions, known, length)
     for each in interventions:
-        with model.under(each, texts, known) as found:
+        with model.under(each, texts, known, beside=beside[each]) as found:
             nll += [result.nll for _, result in found]
     return time.perf_counter() - start, nll
 
@@ -69,8 +71,9 @@ def measure(model: Any, interventions: Sequence[Any], texts: Any, room: float) -
 def main() -> None:
     """Measure both series both ways."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scalars", type=int, default=60)
-    parser.add_argument("--windows", type=int, default=2, help="samples of 512 tokens")
+    parser.add_argument("--scalars", type=int, default=300)
+    parser.add_argument("--windows", type=int, default=2, help="samples")
+    parser.add_argument("--length", type=int, default=512, help="tokens a sample")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--smoke", action="store_true", help="try it out on a busy machine")
     asked = parser.parse_args()
@@ -79,11 +82,16 @@ def main() -> None:
     import lingregions as lr
 
     model = lr.load(peer.MODEL)
-    texts = {"sw": (model.corpus("udhr", "sw", length=LENGTH, split="second"), np.arange(asked.windows))}
-    result: dict[str, Any] = {"benchmark": "by_layer", "others": round(others, 2), "windows": asked.windows}
+    texts = {"sw": (model.corpus("udhr", "sw", length=asked.length, split="second"), np.arange(asked.windows))}
+    result: dict[str, Any] = {
+        "benchmark": "by_layer",
+        "others": round(others, 2),
+        "windows": asked.windows,
+        "length": asked.length,
+    }
     for name, interventions in series(model, asked.scalars).items():
         for room in (1.0, 0.0):
-            measure(model, interventions[-1:], texts, room)
+            measure(model, interventions[model.config.layers - 1 :: model.config.layers], texts, room)
         seconds: dict[float, list[float]] = {1.0: [], 0.0: []}
         for number in range(asked.rounds):
             losses = {}

@@ -50,6 +50,8 @@ class Intervention(Shown):
       seed: of a region that is drawn, or of a training: interventions that differ in it alone are repetitions.
       region: the region or what makes it, called only when something is evaluated; None changes nothing.
       bounds: bounds on activations while it lasts (see `models.bounded`).
+      inside: the layer that the region lies in, where it is known to be a few scalars or rows of one: many such are
+        evaluated at a time (see `prefix`).
     """
 
     kind: str = BASE
@@ -69,6 +71,7 @@ class Intervention(Shown):
     seed: int | None = None
     region: _Masked | Callable[[], _Masked] | None = dataclasses.field(default=None, compare=False, repr=False)
     bounds: trees.Tree | None = dataclasses.field(default=None, compare=False, repr=False)
+    inside: int | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:

@@ -295,6 +295,59 @@ def losses_from(
     return jnp.where(counts, each, jnp.float32(0)), counts
 
 
+def losses_of_rows(
+    config: Any,
+    compute: models.Compute,
+    params: trees.Tree,
+    batch: Batch,
+    states: jax.Array,
+    slot: jax.Array,
+    begin: jax.Array,
+    place: jax.Array,
+    rows: trees.Tree,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the losses under each of K changes of a few rows of one layer: float32 [K, B, T] nats, and bool [B, T].
+
+    The layers before it run once; it and those above run on B x K samples as one batch, in which no matrix is copied.
+
+    Args:
+      config: model config.
+      compute: how to run it.
+      params: parameters, untouched.
+      batch: int32 arrays [B, T].
+      states: see `states`.
+      slot: int32 [], the state to begin with.
+      begin: int32 [], the layer that it enters.
+      place: int32 [], the layer that is changed, not before `begin`.
+      rows: at the paths of some weights of the layer (where, what), int32 [K, r] and float32 [K, r, in], or [K, r] of a
+        vector; one beyond the last is none.
+    """
+    family, stack = models.architecture(config), params[roles.LAYERS]
+    B, K = len(batch.tokens), len(jax.tree.leaves(rows)[0])
+    # The changes of a sample lie together, so that the samples stay on their devices.
+    documents = jnp.asarray(batch.segments)
+    segments = jnp.repeat(documents, K, axis=0)
+
+    def forward(segments: jax.Array, rows: trees.Tree | None, place: jax.Array, x: jax.Array) -> jax.Array:
+        weights = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, keepdims=False), stack)
+        out: jax.Array = family.layer(config, compute, weights, place, x, segments, False, rows)[0]
+        return out
+
+    def losses(x: jax.Array) -> jax.Array:
+        return _of_hidden(config, compute, params, x, batch)[0]
+
+    with jax.default_matmul_precision(compute.precision):
+        x = jax.lax.dynamic_index_in_dim(states, slot, keepdims=False)
+        x = jax.lax.fori_loop(begin, place, functools.partial(forward, documents, None), x)
+        own = jax.tree.map(lambda leaf: jnp.tile(leaf, (B, *(1,) * (leaf.ndim - 1))), rows)
+        x = forward(segments, own, place, jnp.repeat(x, K, axis=0))
+        x = jax.lax.fori_loop(place + 1, jnp.int32(config.layers), functools.partial(forward, segments, None), x)
+        x = family.leave(config, compute, params, x, segments)
+        each = jax.lax.map(losses, jnp.moveaxis(x.reshape(B, K, *x.shape[1:]), 1, 0))
+    counts = targets(batch)[1]
+    return jnp.where(counts, each, jnp.float32(0)), counts
+
+
 def _each(
     config: Any,
     compute: models.Compute,

@@ -17,7 +17,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lingregions import effects, evaluate, models, prefix
+from lingregions import effects, evaluate, models, prefix, rows
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
@@ -285,7 +285,13 @@ class Model(Shown):
 
     @contextlib.contextmanager
     def under(
-        self, intervention: Intervention, texts: _Texts, known: prefix.Prefix, segment: int = 0, batch: int = 1
+        self,
+        intervention: Intervention,
+        texts: _Texts,
+        known: prefix.Prefix,
+        segment: int = 0,
+        batch: int = 1,
+        beside: Sequence[Intervention] = (),
     ) -> Iterator[Iterator[tuple[str, evaluate.Result]]]:
         """Apply an intervention while the context lasts; gives the losses of the texts under it, as `losses` does.
 
@@ -296,15 +302,51 @@ class Model(Shown):
             each touches is computed once.
           segment: as in `losses`.
           batch: as in `losses`.
+          beside: those that are evaluated together with it, itself among them: see `together`.
         """
+        key = (batch, *((code, positions.tobytes()) for code, (_, positions) in texts.items()))
+        placed = (self.place(each) for _, each in self._batches(texts, batch))
+        if len(beside) > 1:
+            if (key, intervention) not in known.evaluated:
+                known.evaluated = self._evaluate_rows(beside, known, key, placed)
+            if ready := known.evaluated.pop((key, intervention)):
+                yield self.losses(texts, segment, batch, evaluator=ready)
+                return
         masks, evaluator = intervention.touched(), None
         if masks is not None and intervention.bounds is None:
             first = geometry.first_layer(masks, self.config.layers)
-            key = (batch, *((code, positions.tobytes()) for code, (_, positions) in texts.items()))
-            placed = (self.place(each) for _, each in self._batches(texts, batch))
             evaluator = known.evaluator(first, self.params, key, placed)
         with intervention.apply(self.params, models.offsets(self.config), masks):
             yield self.losses(texts, segment, batch, intervention.bounds, evaluator=evaluator)
+
+    def together(
+        self, interventions: Sequence[Intervention], known: prefix.Prefix, length: int, batch: int = 1
+    ) -> dict[Intervention, list[Intervention]]:
+        """Return for each intervention of a series those that `under` evaluates with it, itself among them.
+
+        Args:
+          interventions: the series.
+          known: of it.
+          length: tokens a sample.
+          batch: as in `losses`.
+        """
+        layers = [None if each.bounds is not None else each.inside for each in interventions]
+        found = known.groups(layers, length * batch * meshes.rows(self.mesh))
+        return {
+            each: [interventions[number] for number in group] for each, group in zip(interventions, found, strict=True)
+        }
+
+    def _evaluate_rows(
+        self, interventions: Sequence[Intervention], known: prefix.Prefix, key: Hashable, batches: Iterator[Batch]
+    ) -> dict[Hashable, evaluate.Evaluator | None]:
+        """Return what evaluates each of some interventions in one layer; None for those that change more than rows."""
+        changes = [rows.of_intervention(each, self.params, models.offsets(self.config)) for each in interventions]
+        few = [change for change in changes if change is not None]
+        done = iter(known.evaluators(few, self.params, key, batches) if len(few) > 1 else [None] * len(few))
+        return {
+            (key, each): None if change is None else next(done)
+            for each, change in zip(interventions, changes, strict=True)
+        }
 
     def evaluate(
         self,
@@ -344,9 +386,10 @@ class Model(Shown):
             segment = _STRETCH if any(len(corpus.chosen) < _FEW for corpus, _ in chosen.values()) else 0
         ours, theirs = [self._meet(each) for each in interventions], [self._meet(each) for each in controls]
         known = prefix.Prefix(self.stages, sum(len(positions) * corpus.length for corpus, positions in chosen.values()))
-        measured = {}
-        for each in _distinct([UNTOUCHED, *ours, *theirs]):
-            with self.under(each, chosen, known, segment, batch) as found:
+        measured, everything = {}, _distinct([UNTOUCHED, *ours, *theirs])
+        beside = self.together(everything, known, max(corpus.length for corpus, _ in chosen.values()), batch)
+        for each in everything:
+            with self.under(each, chosen, known, segment, batch, beside[each]) as found:
                 measured[each] = dict(found)
         segments = {each: {code: sums[code].segments for code in chosen} for each, sums in measured.items()}
         return _frame(effects.compare(segments, itertools.product(ours, theirs), seed), measured)

@@ -248,6 +248,34 @@ def _between(part: trees.Tree, other: trees.Tree, masks: trees.Tree, factor: jax
     return perturbed
 
 
+def rows(
+    path: str,
+    values: jax.Array,
+    mask: jax.Array,
+    layer: jax.Array,
+    where: jax.Array,
+    name: str,
+    amount: jax.Array,
+    offsets: _Offsets = (),
+) -> jax.Array:
+    """Return what a perturbation that draws nothing makes of some rows of one layer: [r, in], or [r] of a vector.
+
+    Args:
+      path: of a stacked array.
+      values: the array, [L, out, in] or [L, out].
+      mask: bool, of the same shape.
+      layer: int32 [].
+      where: int32 [r], the rows.
+      name: of the perturbation.
+      amount: float32 [], as `check` returns it.
+      offsets: of the model, as pairs.
+    """
+    part, inside = (trees.unflatten({path: jax.lax.dynamic_slice_in_dim(each, layer, 1)}) for each in (values, mask))
+    changed = trees.flatten(_changed(part, inside, name, amount, jax.random.key(0), offsets))
+    found: jax.Array = changed[path][0][where]
+    return found
+
+
 # --- for a while, in place --------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ ORDER = (
     "regions",
     "scores",
     "evaluate",
+    "rows",
     "prefix",
     "generate",
     "statistics",

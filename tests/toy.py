@@ -103,9 +103,25 @@ class Toy(nn.Module):
         return out
 
 
-def layer(config: ToyConfig, compute: Compute, weights: Any, place: Any, x: Any, segments: Any, capture: bool = False):
+def layer(
+    config: ToyConfig,
+    compute: Compute,
+    weights: Any,
+    place: Any,
+    x: Any,
+    segments: Any,
+    capture: bool = False,
+    rows: Any = None,
+):
     dtype = DTYPES[compute.dtype]
-    return _Layer(config, dtype).apply({"params": weights}, x, seen(segments, dtype))[0], {}
+    if rows is None:
+        return _Layer(config, dtype).apply({"params": weights}, x, seen(segments, dtype))[0], {}
+
+    def own(x: Any, seen: Any, rows: Any) -> Any:
+        mine = {path: weights["mlp"][path].at[at].set(row, mode="drop") for path, (at, row) in rows["mlp"].items()}
+        return _Layer(config, dtype).apply({"params": {"mlp": mine}}, x[None], seen[None])[0][0]
+
+    return jax.vmap(own)(x, seen(segments, dtype), rows), {}
 
 
 ARCHITECTURE = Architecture(

@@ -144,7 +144,7 @@ def _plan(context: Context) -> Planned:
         drawn = [(_random(change, seed), f"random {seed}") for seed in settings.dimensions.seeds]
         for each, kind in [*((_special(change, kind, dimensions), kind) for kind in _KINDS), *drawn]:
             make = functools.partial(_region, context, each, dimensions[kind][: change.count])
-            bound.setdefault(each, dataclasses.replace(each, region=make))
+            bound.setdefault(each, dataclasses.replace(each, region=make, inside=each.layer))
             pairs += [(each, _random(change))] if kind in _KINDS and drawn else []
     return list(bound.values()), pairs
 

@@ -57,12 +57,13 @@ def measure(context: Context, interventions: Sequence[Intervention]) -> None:
     known = prefix.Prefix(
         context.model.stages, _tokens(context, settings.evaluate.languages), settings.machine.kept_states
     )
+    batch = settings.machine.evaluate_batch
+    beside = context.model.together(everything, known, settings.data.length, batch)
     with _progress(context, [code for codes in missing.values() for code in codes]) as bar:
         for each, languages in missing.items():
             texts = {code: context.samples(code, "evaluate") for code in languages}
             if languages:
-                how = known, settings.evaluate.segment, settings.machine.evaluate_batch
-                with context.model.under(each, texts, *how) as found:
+                with context.model.under(each, texts, known, settings.evaluate.segment, batch, beside[each]) as found:
                     _write(context, each, found, texts, bar)
 
 

@@ -184,39 +184,46 @@ def _remove(context: Context) -> None:
     base = audit.means(model.evaluator(params, whole, None), rows)
     before = prefix.Prefix(model.stages, whole.tokens.size, settings.machine.kept_states)
 
-    def add(names: tuple[str, str, int, int], members: Sequence[Scalar], values: Any, predicted: _Predicted) -> None:
-        if all((*names, language) in known for language in languages):
-            return
-        evaluator = (
-            before.evaluator(min(each.layer or 0 for each in members), params, "audit", [whole]) or model.evaluator
-        )
-        with scalars.replaced(params, members, values):
-            found = audit.means(evaluator(params, whole, None), rows)
-        for language in languages:
-            cell = dict(zip(_KEYS, (*names, language), strict=True))
-            run.add("audit", {**cell, "exact": found[language] - base[language], **predicted[language]})
-        run.check()
-
     everything = _items(settings, blocks)
     moved = np.unique(np.linspace(0, len(blocks) - 1, settings.audit.rounding).round().astype(int)).tolist()
+    removals: list[tuple[tuple[str, str, int, int], Sequence[Scalar], Any, _Predicted]] = []
     nothing = {language: dict.fromkeys(PREDICTORS, 0.0) for language in languages}
-    with run.progress("remove", len(moved) + len(everything), "removals") as bar:
-        for number in moved:
-            block, last = blocks[number], len(blocks[number].scalars) - 1
-            (value,) = scalars.gather(params, block.scalars[last:])
-            names = (block.path, f"{ROUNDING}, {block.stratum}", 1, last)
-            add(names, block.scalars[last:], [audit.nudge(value)], nothing)
-            bar.advance(1)
-        for item in everything:
-            block = blocks[item.block]
-            members = block.scalars[item.first : item.first + item.size]
-            predicted = {language: predictions[language][item] for language in languages}
-            add(
-                (block.path, block.stratum, item.size, item.first),
-                members,
-                scalars.removed(model.config, members),
-                predicted,
-            )
+    for number in moved:
+        block, last = blocks[number], len(blocks[number].scalars) - 1
+        names = (block.path, f"{ROUNDING}, {block.stratum}", 1, last)
+        (value,) = scalars.gather(params, block.scalars[last:])
+        removals.append((names, block.scalars[last:], [audit.nudge(value)], nothing))
+    for item in everything:
+        block = blocks[item.block]
+        chosen = block.scalars[item.first : item.first + item.size]
+        names, said = (
+            (block.path, block.stratum, item.size, item.first),
+            {each: predictions[each][item] for each in languages},
+        )
+        removals.append((names, chosen, scalars.removed(model.config, chosen), said))
+    changes = [scalars.rows(params, members, values) for _, members, values, _ in removals]
+    groups = before.groups([None if each is None else each.layer for each in changes], whole.tokens.size)
+    evaluated: dict[int, Any] = {}
+    with run.progress("remove", len(removals), "removals") as bar:
+        for number, (names, members, values, predicted) in enumerate(removals):
+            if all((*names, language) in known for language in languages):
+                bar.advance(1)
+                continue
+            if len(groups[number]) > 1:
+                if number not in evaluated:
+                    alike = [each for place in groups[number] if (each := changes[place]) is not None]
+                    found = before.evaluators(alike, params, "audit", [whole])
+                    evaluated = dict(zip(groups[number], found, strict=True))
+                means = audit.means(evaluated[number](params, whole, None), rows)
+            else:
+                first = min(each.layer or 0 for each in members)
+                evaluator = before.evaluator(first, params, "audit", [whole]) or model.evaluator
+                with scalars.replaced(params, members, values):
+                    means = audit.means(evaluator(params, whole, None), rows)
+            for language in languages:
+                cell = dict(zip(_KEYS, (*names, language), strict=True))
+                run.add("audit", {**cell, "exact": means[language] - base[language], **predicted[language]})
+            run.check()
             bar.advance(1)
 
 

@@ -20,6 +20,7 @@ from lingregions.models import roles
 from lingregions.models.roles import locate
 from lingregions.regions import Region, geometry, stack
 from lingregions.regions.matched import match
+from lingregions.rows import Rows, of_scalars
 
 
 class Scalar(NamedTuple):
@@ -133,6 +134,11 @@ def replaced(params: trees.Tree, scalars: Sequence[Scalar], values: Sequence[flo
         yield
     finally:
         _put(params, scalars, before)
+
+
+def rows(params: trees.Tree, scalars: Sequence[Scalar], values: Sequence[float] | np.ndarray) -> Rows | None:
+    """Return scalars with other values as the rows of one layer; None where they are of several, or have many rows."""
+    return of_scalars(params, [(each.path, each.where) for each in scalars], values)
 
 
 def _put(params: trees.Tree, scalars: Sequence[Scalar], values: np.ndarray) -> None:

@@ -153,7 +153,8 @@ def _plan(context: Context) -> Planned:
 
     def bound(each: _Candidate, factor: float, clipped: bool = False) -> Intervention:
         make = functools.partial(_point, context, each.scalar)
-        return dataclasses.replace(each.times(factor, clipped), region=make, bounds=most if clipped else None)
+        bounds, layer = most if clipped else None, each.scalar.layer
+        return dataclasses.replace(each.times(factor, clipped), region=make, bounds=bounds, inside=layer)
 
     changed = [bound(each, factor) for each in chosen for factor in settings.scalars.factors]
     rescued = [bound(each, factor, True) for each, factor in _rescues(settings, chosen)]

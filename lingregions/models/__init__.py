@@ -61,7 +61,8 @@ class Architecture(NamedTuple):
       declare: config -> tree of `Parameter`.
       head: params -> [V, D].
       enter: (config, compute, params, tokens) -> what enters the first layer [B, T, D].
-      layer: (config, compute, weights of one layer, its place, x, segments, capture) -> (x, inputs of its weights).
+      layer: (config, compute, weights of one layer, its place, x, segments, capture, rows that each sample has of its
+        own) -> (x, inputs of its weights).
       leave: (config, compute, params, x, segments) -> hidden [B, T, D]. These three are `module` in pieces.
     """
 

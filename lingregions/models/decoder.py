@@ -153,6 +153,22 @@ class _Block(nn.Module):
             return _narrow_into(values, self.get_variable("gradient_buffers", declared.key))
         return _narrow(values, DTYPES[self.compute.dtype])
 
+    def changed(self, role: str) -> tuple[jax.Array, jax.Array] | None:
+        """Return which rows each sample has of its own and what they hold: the collection "rows", if it is there."""
+        key = _parameters(self.config)[role].key
+        if not self.has_variable("rows", key):
+            return None
+        where, rows = cast(tuple[jax.Array, jax.Array], self.get_variable("rows", key))
+        return where, _narrow(rows, DTYPES[self.compute.dtype])
+
+    def vector(self, role: str) -> jax.Array:
+        """Return one declared vector [1, n], or [B, n] where samples have entries of their own."""
+        vector, changed = self.weight(role), self.changed(role)
+        if changed is None:
+            return vector[None]
+        own: jax.Array = jax.vmap(lambda where, entries: vector.at[where].set(entries, mode="drop"))(*changed)
+        return own
+
     def capture_input(self, values: jax.Array, role: str, segments: jax.Array) -> None:
         """Put the sums of squares of a weight's input, float32 [in], into the collection "inputs" if it is asked for.
 
@@ -185,12 +201,15 @@ class _Block(nn.Module):
     def project(self, values: jax.Array, role: str, segments: jax.Array) -> jax.Array:
         """Return values [B, T, in] times the matrix [out, in], plus its bias if any: [B, T, out], within its bound."""
         self.capture_input(values, role, segments)
-        out = _product(values, self.weight(role))
+        out, changed = _product(values, self.weight(role)), self.changed(role)
+        if changed is not None:
+            where, rows = changed
+            put: Any = jax.vmap(lambda out, where, new: out.at[:, where].set(new, mode="drop"))
+            out = put(out, where, jnp.einsum("bti,bri->btr", values, rows))
         if role in self.config.biases:
-            bias = self.weight(f"{role}_bias")
             # What enters a bias is one, for every token.
             self.capture_input(jnp.ones_like(out), f"{role}_bias", segments)
-            out = out + bias[None, None, :]
+            out = out + self.vector(f"{role}_bias")[:, None, :]
         return self.bound(out, role)
 
     def norm(self, values: jax.Array, role: str, segments: jax.Array) -> jax.Array:
@@ -199,7 +218,8 @@ class _Block(nn.Module):
         # With an offset the product is in float32 too, as Gemma has it: 1 + w has more digits than w.
         scaled = _normalize(values.astype(jnp.float32) if offset else values, self.config.eps)
         self.capture_input(scaled, role, segments)
-        gain = self.weight(role).reshape((1,) * (values.ndim - 1) + (-1,))
+        gain = self.vector(role)
+        gain = gain.reshape(len(gain), *(1,) * (values.ndim - 2), -1)
         if offset:
             gain = np.float32(offset) + gain.astype(jnp.float32)
         return self.bound((gain * scaled).astype(values.dtype), role)
@@ -349,6 +369,7 @@ def layer(
     x: jax.Array,
     segments: jax.Array,
     capture: bool = False,
+    rows: trees.Tree | None = None,
 ) -> tuple[jax.Array, trees.Tree]:
     """Return what leaves one layer, and the sums of squares of what enters its weights if `capture` asks for them.
 
@@ -360,11 +381,15 @@ def layer(
       x: what enters it, [B, T, D].
       segments: int32 [B, T].
       capture: whether to gather what enters each weight.
+      rows: rows that each sample has of its own: at the paths of some of the weights (where, what), int32 [B, r] and
+        float32 [B, r, in], or [B, r] of a vector; one beyond the last is none.
     """
     rope, kinds = _turns(config, x.shape[1])
     kind = None if kinds is None else jnp.take(kinds, place)
     module, mutable = _Layer(config, compute), ["inputs"] if capture else []
-    found: Any = module.apply({"params": weights}, x, segments, rope, None, kind, mutable=mutable)
+    found: Any = module.apply(
+        {"params": weights} | ({"rows": rows} if rows else {}), x, segments, rope, None, kind, mutable=mutable
+    )
     (out, _), state = found
     return out, state.get("inputs", {})
 
