@@ -50,6 +50,13 @@ FILES = {
         "y_format": "exponential",
         "points": [{"label": name, "group": name, "x": place, "y": place / 10} for place, name in enumerate(long)],
     },
+    "wide": {
+        "kind": "heatmap",
+        "title": "W",
+        "rows": ["top 1% against magnitude 1%", "b"],
+        "columns": [f"language {n:02}" for n in range(30)],
+        "values": [[*range(30)], [*range(0, -30, -1)]],
+    },
     "grid": {"kind": "heatmap", "title": "G", "rows": ["a", "b"], "columns": ["c", "d"], "values": [[1, -2], [3, 4]]},
 }
 

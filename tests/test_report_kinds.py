@@ -222,6 +222,8 @@ def test_ticks_over_many_powers_of_ten_are_powers():
         assert Axis("perplexity", "exponential").encode(values)["axis"]["values"] == ticks
 
 
-def test_names_of_columns_stand_upright_where_a_phone_has_no_room():
-    assert [figures.upright(names) for names in ([], ["es", "zh"], ["Spanish", "Vietnamese", "Russian"])] == [0, 0, 0]
-    assert figures.upright(["Spanish", "Vietnamese", "Russian", "Korean"]) == -90
+def test_names_of_columns_are_level_where_they_have_room():
+    axis = figures.heads(["Spanish", "Vietnamese"]).to_dict()
+    assert axis["labelAngle"] == {"expr": "width >= 156 ? 0 : -90"}  # 2 names of 10 letters of 7 pixels, 8 between
+    assert axis["labelAlign"] == {"expr": "width >= 156 ? 'center' : 'left'"}
+    assert figures.heads(["es"], "bottom").to_dict()["labelAlign"]["expr"].endswith("'right'")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lingregions.report import numerals
-from lingregions.report.figures import ROWS, SERIES, Figure, choice, figure, hover, upright
+from lingregions.report.figures import ROWS, SERIES, Figure, choice, figure, heads, hover
 from lingregions.report.survey import Overlap, Profile, Survey
 
 _OPENED = 1300  # profiles of matrices on a page, 0.6 kB each
@@ -25,7 +25,7 @@ _HELD = {side: f"held by the fullest 1 % of {words}" for side, words in _SIDES.i
 
 def _grid(chart: Any, roles: Sequence[str], layers: Sequence[str], row: str, colour: alt.Color) -> Any:
     """A heat map of layers (rows) and roles (columns)."""
-    across = alt.X("role:N", sort=roles, title=None, axis=alt.Axis(labelAngle=upright(roles), orient="top"))
+    across = alt.X("role:N", sort=roles, title=None, axis=heads(roles))
     chart = chart.mark_rect(cursor="pointer").encode(x=across, y=alt.Y(row, sort=layers, title="layer"), color=colour)
     return chart.properties(height=alt.Step(16))
 

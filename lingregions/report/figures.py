@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import numpy as np
@@ -144,9 +144,18 @@ def choice(name: str, options: Sequence[str], words: str, value: str | None = No
     return alt.param(name=name, value=options[0] if value is None else value, bind=bind)
 
 
-def upright(names: Sequence[str]) -> int:
-    """The angle of the names of columns: level where a phone has room for them side by side."""
-    return 0 if len(names) * (max(map(len, names), default=0) + 1) <= _TITLE else -90
+def heads(names: Sequence[str], orient: Literal["top", "bottom"] = "top") -> alt.Axis:
+    """The axis of named columns: level where they have room for it, else upright, and then as many as can be read."""
+    level = f"width >= {len(names) * (7 * max(map(len, names), default=0) + 8)}"
+    outer = {"top": ("left", "bottom"), "bottom": ("right", "top")}[orient]
+    return alt.Axis(
+        orient=orient,
+        labelAngle=alt.ExprRef(f"{level} ? 0 : -90"),
+        labelAlign=alt.ExprRef(f"{level} ? 'center' : '{outer[0]}'"),
+        labelBaseline=alt.ExprRef(f"{level} ? '{outer[1]}' : 'middle'"),
+        labelOverlap="greedy",
+        labelSeparation=3,
+    )
 
 
 def _round_ticks(low: float, high: float, most: int = 9) -> list[float]:
@@ -301,7 +310,7 @@ def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
         return None
     columns = list(dict.fromkeys(frame["language"]))
     base = alt.Chart(ROWS).encode(
-        x=alt.X("language:N", sort=columns, title=None, axis=alt.Axis(labelAngle=upright(columns))),
+        x=alt.X("language:N", sort=columns, title=None, axis=heads(columns, "bottom")),
         y=alt.Y("label:N", sort=None, title=None),
         tooltip=[_HOVER[0], *_HOVER[2:6]],
     )
@@ -363,7 +372,7 @@ def heatmap(
     widest = 7 * int(frame["reading"].str.len().max())
     base = alt.Chart(ROWS).encode(
         # A cell without a number is in one layer alone, so that the layers disagree on the order of appearance.
-        x=alt.X("column:N", sort=list(columns), title=None, axis=alt.Axis(labelAngle=upright(columns), orient="top")),
+        x=alt.X("column:N", sort=list(columns), title=None, axis=heads(columns)),
         y=alt.Y("row:N", sort=list(rows), title=corner or None),
         tooltip=hover(("row:N", corner or "row"), ("column:N",), ("reading:N", unit or "value")),
     )
