@@ -308,7 +308,7 @@ class Model(Shown):
         placed = (self.place(each) for _, each in self._batches(texts, batch))
         if len(beside) > 1:
             if (key, intervention) not in known.evaluated:
-                known.evaluated = self._evaluate_rows(beside, known, key, placed)
+                known.evaluated |= self._evaluate_rows(beside, known, key, placed)
             if ready := known.evaluated.pop((key, intervention)):
                 yield self.losses(texts, segment, batch, evaluator=ready)
                 return

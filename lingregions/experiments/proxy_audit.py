@@ -213,7 +213,7 @@ def _remove(context: Context) -> None:
                 if number not in evaluated:
                     alike = [each for place in groups[number] if (each := changes[place]) is not None]
                     found = before.evaluators(alike, params, "audit", [whole])
-                    evaluated = dict(zip(groups[number], found, strict=True))
+                    evaluated |= dict(zip(groups[number], found, strict=True))
                 means = audit.means(evaluated[number](params, whole, None), rows)
             else:
                 first = min(each.layer or 0 for each in members)
