@@ -12,11 +12,14 @@ NUMERICAL := tests/test_parity.py tests/test_scoring.py tests/test_loss.py tests
   --deselect tests/test_train.py::test_twenty_kills_change_no_bit
 BIN     := $(VENV)/bin
 PARITY  := .venv-parity
+SETS    := report test dev docs audit
+COMPILE  = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+  --no-annotate --no-header pyproject.toml
 say      = @printf '%s\n' '--> $(1)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest fuzz lint check parity bench docs wheel-test lock clean
+.PHONY: help demo test newest coverage fuzz lint check parity bench docs wheel-test lock audit clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +39,13 @@ newest:  ## run the numerical tests on the newest Python that is here, with the 
 	done | sort -n | tail -1 | cut -d ' ' -f 2); \
 	if [ -n "$$found" ]; then $(MAKE) --no-print-directory test PYTHON="$$found" VENV=.venv-newest TESTS="$(NUMERICAL)"; \
 	else printf '%s\n' '--> no Python newer than 3.11 is here: nothing to run'; fi
+
+coverage: $(VENV)/.dev  ## run all tests of `make test` and say which lines and branches none reaches (twice the time)
+	$(call say,running $(TESTS) without torch and counting branches)
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -q -m 'not parity' -n $(WORKERS) --max-worker-restart=0 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 fuzz: $(VENV)/.test  ## read COUNT damaged files of each kind: each is read as its format says or refused in a sentence
 	$(call say,reading $(COUNT) damaged files of each kind)
@@ -71,43 +81,58 @@ wheel-test: $(VENV)/.test  ## build a wheel, install it in an empty venv, and ru
 
 lock: $(VENV)/.dev  ## renew requirements.lock from pyproject.toml
 	$(call say,resolving for Python 3.11 and newer on every platform)
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra test --extra dev --extra docs --extra report \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.resolved
-	@{ printf '%s\n' '# Versions that the tests ran with, for Python 3.11 and newer; no torch, no accelerator plugins.' \
-	  '# Used as a constraint file: pip install -c requirements.lock -e ".[test]". Renew with: make lock'; \
-	  grep -v '^-e ' requirements.resolved; } > requirements.lock
-	@rm -f requirements.resolved
+	@echo 'setuptools>=77' | $(COMPILE) --upgrade --generate-hashes $(SETS:%=--extra %) - -o requirements.resolved
+	@for set in $(SETS); do \
+	  echo 'setuptools>=77' | $(COMPILE) -c requirements.resolved --extra $$set - > requirements.one || exit; \
+	  sed -E "s/==.*/ $$set/" requirements.one | sort -u; \
+	done > requirements.sets
+	@{ printf '%s\n' '# Versions that the tests ran with, and the hashes of their files, for Python 3.11 and newer; no torch, no accelerator' \
+	  '# plugins. Each stands below the extras that need it: make installs those of one by pip install --require-hashes.' \
+	  '# uv takes the whole and checks what it installs: uv pip install -c requirements.lock -e ".[test]". Renew with: make lock'; \
+	  awk 'NR == FNR { sets[$$1] = sets[$$1] " " $$2; next } split($$0, name, "==") > 1 { print "# for" sets[name[1]] } 1' \
+	    requirements.sets requirements.resolved; } > requirements.lock
+	@rm requirements.resolved requirements.one requirements.sets
+
+audit: $(VENV)/.audit  ## ask the database of known vulnerabilities about every version in requirements.lock
+	$(call say,asking about requirements.lock)
+	@$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict --progress-spinner off
 
 clean:  ## remove virtual environments and caches; work directories stay
 	$(call say,removing $(VENV) $(PARITY) and caches)
 	@rm -rf $(VENV) $(PARITY) .venv-newest build dist site .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp a set of extras: it is renewed when what to install changes.
+# One stamp a set of extras: it is renewed when what to install changes. What the lock holds for the set is installed by
+# hash, then lingregions, for which nothing may be missing; torch, which the lock leaves out, comes without.
 define install
 	$(call say,looking for Python 3.11 or newer)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  printf '%s\n' 'Python 3.11 or newer is needed; $(PYTHON) is '"$$($(PYTHON) --version 2>&1)"'. Say which to use: make PYTHON=python3.12 ...' >&2; exit 1; }
 	$(call say,making $(1))
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
-	$(call say,installing lingregions$(2) into $(1) (one to three minutes the first time))
-	@$(1)/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c requirements.lock -e '.$(2)'
+	$(call say,installing lingregions[$(3)] into $(1) (one to three minutes the first time))
+	@awk '/^# for/ { keep = index($$0 " ", " $(2) ") } keep' requirements.lock > $@.lock
+	@$(1)/bin/python -m pip install -qq --no-compile --disable-pip-version-check --require-hashes -r $@.lock
+	@$(1)/bin/python -m pip install -qq --no-compile --disable-pip-version-check --no-build-isolation $(4) -e '.[$(3)]'
 	@touch $@
 endef
 
 $(VENV)/.report: pyproject.toml requirements.lock
-	$(call install,$(VENV),[report])
+	$(call install,$(VENV),report,report,--no-index)
 
 $(VENV)/.test: pyproject.toml requirements.lock
-	$(call install,$(VENV),[test])
+	$(call install,$(VENV),test,test,--no-index)
 
 $(VENV)/.dev: pyproject.toml requirements.lock
-	$(call install,$(VENV),[dev])
+	$(call install,$(VENV),dev,dev,--no-index)
 
 $(VENV)/.docs: pyproject.toml requirements.lock
-	$(call install,$(VENV),[docs])
+	$(call install,$(VENV),docs,docs,--no-index)
+
+$(VENV)/.audit: pyproject.toml requirements.lock
+	$(call install,$(VENV),audit,audit,--no-index)
 
 $(PARITY)/.parity: pyproject.toml requirements.lock
-	$(call install,$(PARITY),[test$(comma)parity])
+	$(call install,$(PARITY),test,test$(comma)parity)
 
 comma := ,

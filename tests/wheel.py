@@ -32,6 +32,12 @@ def warnings(said: str) -> list[str]:
     return [line for line in said.splitlines() if "warning" in line.lower()]
 
 
+def locked(extra: str) -> str:
+    """Return what requirements.lock holds for an extra."""
+    blocks = (ROOT / "requirements.lock").read_text(encoding="utf-8").split("# for")[1:]
+    return "".join(block.partition("\n")[2] for block in blocks if extra in block.partition("\n")[0].split())
+
+
 def first_cells(path: Path) -> str:
     """Return the first code cell of a notebook: what installs, and what says where it is."""
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
@@ -57,8 +63,10 @@ def main() -> None:
                 sys.exit(f"{wheel.name} lacks {wanted}")
         call(sys.executable, "-m", "venv", place / "venv", folder=place)
         python, program = place / "venv" / "bin" / "python", place / "venv" / "bin" / "lingregions"
-        lock = ROOT / "requirements.lock"
-        call(python, "-m", "pip", "install", "--quiet", "-c", lock, f"{wheel}[report]", folder=place)
+        lock = place / "report.lock"
+        lock.write_text(locked("report"))
+        call(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", lock, folder=place)
+        call(python, "-m", "pip", "install", "--quiet", "--no-index", f"{wheel}[report]", folder=place)
         elsewhere = place / "elsewhere"
         elsewhere.mkdir()
         print(call(program, "--version", folder=elsewhere), end="")

@@ -47,7 +47,7 @@ call git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --format=tar.gz --output
 call gcloud compute tpus tpu-vm scp "$archive" "$TPU":lingregions.tar.gz "${where[@]}" --worker=all
 say "installing on all workers"
 remote all "set -e; $mount; mkdir -p lingregions; tar -xzf lingregions.tar.gz -C lingregions; cd lingregions; \
-python3 -m pip install --quiet --user -c requirements.lock uv; export PATH=\$HOME/.local/bin:\$PATH; \
+sed -n '/^uv==/,/^#/p' requirements.lock | python3 -m pip install --quiet --user --require-hashes -r /dev/stdin; export PATH=\$HOME/.local/bin:\$PATH; \
 test -x .venv/bin/python || uv venv --quiet --python 3.11 .venv; \
 uv pip install --quiet --python .venv/bin/python -c requirements.lock -e '.[tpu,report]'; \
 .venv/bin/lingregions --help > /dev/null"
