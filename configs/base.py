@@ -66,6 +66,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.machine = ConfigDict()
     config.machine.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: the devices that are left
     config.machine.score_batch = 1  # samples a step, on each part of the batch axes
+    config.machine.micro = "given"  # "auto": score_batch, evaluate_batch and train_batch become the most that fit
     config.machine.compute = ConfigDict({"remat": "none", "attention": "auto", "unroll": 1})
     config.machine.save_seconds = 600.0  # between resume points inside a language
     config.machine.progress = "auto"  # bar, lines or none

@@ -134,6 +134,8 @@ def _values(settings: ConfigDict) -> Iterator[str]:
     for key in ("score_batch", "evaluate_batch", "train_batch"):
         if settings.machine.get(key, 1) < 1:
             yield f"machine.{key} is {settings.machine[key]}; a step needs at least 1 sample"
+    if settings.machine.get("micro", "given") not in ("given", "auto"):
+        yield f"machine.micro is {settings.machine.micro!r}; it is 'given' or 'auto'"
     if settings.machine.get("kept_states", 0.0) < 0:
         yield f"machine.kept_states is {settings.machine.kept_states} GB; it is 0 for none, or more"
     if "select" in settings and not settings.select.fractions:

@@ -6,6 +6,7 @@ model of the same shape is scored and evaluated, once (a minute for a hundred mi
 the cache folder. Models too large for that get no time.
 """
 
+import contextlib
 import datetime
 import json
 import math
@@ -34,7 +35,7 @@ from lingregions.run import replacing
 from lingregions.settings import leaves
 
 _GIGABYTE = 1e9
-_RUNTIME = 600_000_000  # bytes of Python, JAX and its compiler beside the arrays, on a CPU
+RUNTIME = 600_000_000  # bytes of Python, JAX and its compiler beside the arrays, on a CPU
 _MEASURED = 500_000_000  # parameters of the largest model that is tried out for its rate
 _RATES = "rates.json"
 
@@ -113,22 +114,32 @@ def memory(settings: ConfigDict) -> _Memory:
     Raises:
       ValueError: the size of the model is not known.
     """
-    config, devices = planned.model_config(settings), jax.devices()
-    mesh = meshes.build(**settings.machine.mesh.to_dict())
-    shape = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
-    compute = models.Compute(**settings.compute.to_dict(), **settings.machine.compute.to_dict())
-    jobs = [job for job in ("score", "select", "evaluate", "train") if job in settings]
-    peaks = {}
-    for job in jobs:
-        micro = settings.machine.get(f"{job}_batch", 1) * meshes.rows(mesh)
-        batch = max(settings.train.batch, micro) // micro * micro if job == "train" else 0
-        step = compiled.Step(job, config, compute, shape, micro, settings.data.length, batch, preset=_preset(settings))
-        peaks[job] = cost.memory(step).peak * len(devices)
-        if job == "evaluate":
-            peaks[job] += _kept(settings, config)
+    found, devices = steps(settings), len(jax.devices())
+    peaks = {job: cost.memory(step).peak * devices for job, step in found.items()}
+    if "evaluate" in peaks:
+        peaks["evaluate"] += kept(settings, found["evaluate"].model)
     job = max(peaks, key=lambda each: peaks[each])
     host = meshes.platform() == "cpu"
-    return _Memory(peaks[job] + host * _RUNTIME, _host() if host else _device() * len(devices), job)
+    return _Memory(peaks[job] + host * RUNTIME, _host() if host else device() * devices, job)
+
+
+def steps(settings: ConfigDict) -> dict[str, compiled.Step]:
+    """Return the step of each job of a config, on the local devices.
+
+    Raises:
+      ValueError: the size of the model is not known.
+    """
+    config, mesh = planned.model_config(settings), meshes.build(**settings.machine.mesh.to_dict())
+    shape = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
+    compute = models.Compute(**settings.compute.to_dict(), **settings.machine.compute.to_dict())
+    found = {}
+    for job in [job for job in ("score", "select", "evaluate", "train") if job in settings]:
+        micro = settings.machine.get(f"{job}_batch", 1) * meshes.rows(mesh)
+        batch = max(settings.train.batch, micro) // micro * micro if job == "train" else 0
+        found[job] = compiled.Step(
+            job, config, compute, shape, micro, settings.data.length, batch, preset=_preset(settings)
+        )
+    return found
 
 
 def _preset(settings: ConfigDict) -> str:
@@ -136,7 +147,7 @@ def _preset(settings: ConfigDict) -> str:
     return str(settings.score.preset) if "score" in settings else "sound"
 
 
-def _kept(settings: ConfigDict, config: Any) -> int:
+def kept(settings: ConfigDict, config: Any) -> int:
     """Return the bytes of hidden states that an evaluation keeps (see `prefix`), all devices together."""
     room: int = round(settings.machine.kept_states * _GIGABYTE)
     tokens = len(settings.evaluate.languages) * settings.evaluate.samples * settings.data.length
@@ -160,7 +171,8 @@ def _host() -> int:
     return min(total, int(said)) if said.isdigit() else total
 
 
-def _device() -> int:
+def device() -> int:
+    """Return the bytes of memory of one device; 0 where it does not say."""
     return int((jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0))
 
 
@@ -192,7 +204,7 @@ def _origin(rates: _Rates | None) -> str:
 
 def _rates(settings: ConfigDict) -> _Rates | None:
     """Return the rates of the last run here like this one, or else of a model of its shape that is tried out now."""
-    known = _read(_cache(settings)).get(_key(settings))
+    known = recall(settings, _RATES).get(_key(settings))
     if known is not None:
         return _Rates(*known)
     if "score" not in settings:
@@ -201,7 +213,7 @@ def _rates(settings: ConfigDict) -> _Rates | None:
     if sum(math.prod(each.shape) for each in trees.flatten(models.declare(config)).values()) > _MEASURED:
         return None
     found = _measure(settings, config)
-    _keep(settings, found)
+    keep(settings, _RATES, _key(settings), list(found))
     return found
 
 
@@ -216,7 +228,8 @@ def record(settings: ConfigDict, workdir: Path) -> None:
             amounts[job][1] += entry["seconds"]
     if all(tokens and seconds for tokens, seconds in amounts.values()):
         score, evaluated = [tokens / seconds for tokens, seconds in amounts.values()]
-        _keep(settings, _Rates(score, evaluated, f"as the run in {workdir} measured on {_today()}"))
+        found = _Rates(score, evaluated, f"as the run in {workdir} measured on {_today()}")
+        keep(settings, _RATES, _key(settings), list(found))
 
 
 def _measure(settings: ConfigDict, config: Any) -> _Rates:
@@ -265,23 +278,19 @@ def _key(settings: ConfigDict) -> str:
     return " ".join(map(str, parts))
 
 
-def _cache(settings: ConfigDict) -> Path:
-    return sources.folder(settings.machine.cache) / _RATES
-
-
-def _read(path: Path) -> dict[str, Any]:
+def recall(settings: ConfigDict, file: str) -> dict[str, Any]:
+    """Return what a file of the cache folder keeps; what cannot be read is found out again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a cache: what cannot be read is measured again
+        found = json.loads((sources.folder(settings.machine.cache) / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _keep(settings: ConfigDict, rates: _Rates) -> None:
-    path = _cache(settings)
-    try:
+def keep(settings: ConfigDict, file: str, key: str, value: Any) -> None:
+    """Put a value into a file of the cache folder, where that can be written: a forecast is no reason to stop."""
+    path = sources.folder(settings.machine.cache) / file
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            partial.write_text(json.dumps(_read(path) | {_key(settings): list(rates)}, indent=1), encoding="utf-8")
-    except OSError:
-        return  # a forecast is no reason to stop
+            partial.write_text(json.dumps(recall(settings, file) | {key: value}, indent=1), encoding="utf-8")

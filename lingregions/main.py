@@ -42,7 +42,7 @@ def _run(words: Sequence[str]) -> int:
     if "experiment" not in config:
         raise settings.SettingsError(f"{asked.source} names no experiment; a sweep is run with: lingregions sweep")
     # From here on JAX is imported: what a wrong word costs ends above.
-    from lingregions import door, forecast
+    from lingregions import door, forecast, micro
     from lingregions.experiments import perform, study
     from lingregions.run import Run, programs
 
@@ -54,6 +54,8 @@ def _run(words: Sequence[str]) -> int:
     if config.machine.distributed:
         _connect(os.environ, config.machine.get("wait_seconds"))
     programs.keep(config.machine.get("cache", ""))
+    for name, size in micro.choose(config).items():
+        print(f"machine.{name}={size}: the most that fits")
     with Run.open(asked.workdir, config, asked.fresh) as opened:
         performed = perform(config, opened)
         print("done" if performed else "done already", opened.path("report.html"), sep=": ")

@@ -41,6 +41,7 @@ ORDER = (
     "report",
     "experiments",
     "forecast",
+    "micro",
     "door",
     "sweep",
     "main",

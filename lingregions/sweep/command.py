@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from lingregions import door
+from lingregions import door, micro
 from lingregions.experiments import perform
 from lingregions.experiments.step import Step, add, tabulate
 from lingregions.run import Interrupted, InUse, Run, RunError, cluster, programs, replacing, verify
@@ -144,6 +144,7 @@ def _attempt(folder: Path, cell: Cell) -> _Outcome:
     try:
         begun = Run.examine(place, cell.config)
         if not begun or verify(place, "run")[0] is None or Run.relocated(place, cell.config):
+            micro.choose(cell.config)
             with Run.open(place, cell.config) as run:
                 perform(cell.config, run)
                 run.check()  # a signal that came too late for the cell must still stop the sweep
