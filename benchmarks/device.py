@@ -31,6 +31,7 @@ import peer
 SHAPES: dict[str, dict[str, int]] = {  # what a model is run with: samples a step, tokens a sample
     "smollm2-135m": {"batch": 32, "length": 512},
     "1b": {"batch": 16, "length": 512},
+    "3b": {"batch": 8, "length": 512},
     "tiny": {"batch": 2, "length": 64},
 }
 JOBS = ("score", "evaluate", "train")
@@ -43,7 +44,9 @@ def config(name: str) -> Any:
 
     if name == "1b":  # the shape of TinyLlama: 1,100,048,384 parameters
         sizes = {"vocab": 32_000, "embed": 2048, "mlp": 5632, "layers": 22, "heads": 32, "kv_heads": 4, "head_dim": 64}
-        return models.DecoderConfig(**sizes)
+        return models.DecoderConfig(**sizes, context=2048)
+    if name == "3b":
+        return models.PRESETS["llama3.2-3b"]
     return models.PRESETS[name]
 
 

@@ -53,6 +53,8 @@ def get_config(variant: str = "thirty") -> ConfigDict:
     config.train.floor = 0.1  # of the cosine, as a part of the rate
     config.train.spike = 2.0  # nats above the smoothed loss at which training stops; 0: never
     config.train.counts = (8, 16)  # samples after which it is evaluated too, beside the end
+    # float32 or bfloat16: the model at 0 and at each count is written as a folder, models/COUNT, for `emergence`
+    config.train.folders = ""
     config.train.keep = True  # keep the last checkpoint, for `lingregions export`
 
     config.machine.train_batch = 4  # samples of a micro-batch, on each part of the batch axes

@@ -94,6 +94,13 @@ class Model(Shown):
     def _scorers(self) -> dict[tuple[Definition, int], Scorer]:
         return {}
 
+    def at(self, params: trees.Tree, source: str) -> "Model":
+        """Return the same model with other parameters, such as a checkpoint's; what was compiled serves both."""
+        other = dataclasses.replace(self, params=params, source=source)
+        shared = {name: getattr(self, name) for name in ("shapes", "evaluator", "stages", "_scorers")}
+        vars(other).update(shared)
+        return other
+
     def place(self, batch: Batch) -> Batch:
         """Put a host batch on the mesh."""
         placed: Batch = meshes.place(batch, self.mesh)
@@ -145,6 +152,7 @@ class Model(Shown):
         samples: int | None = None,
         seed: int = 0,
         batch: int = 1,
+        skip: int = 0,
     ) -> Scores:
         """Return the importance of every parameter for a text, from one pass over it.
 
@@ -154,6 +162,7 @@ class Model(Shown):
           samples: how many are read, in the order of `seed`; all by default.
           seed: of the order.
           batch: samples a step, on each part of the batch axes; changes no score beyond rounding.
+          skip: how many are left out at the beginning of that order: what another call has read.
 
         Raises:
           TypeError: something else than a corpus.
@@ -162,7 +171,7 @@ class Model(Shown):
         """
         self._check_corpus(corpus)
         scorer = self._scorer(_define(definition), batch * meshes.rows(self.mesh))
-        positions = corpus.draw(len(corpus) if samples is None else samples, seed)
+        positions = corpus.draw(len(corpus) if samples is None else skip + samples, seed)[skip:]
         sums, tokens, nll = scorer.start(self.params), 0, 0.0
         group = scorer.group(sums)
         for start in range(0, len(positions), group):

@@ -48,6 +48,7 @@ def fit(
     trainer: Callable[[], train.Trainer],
     feed: Callable[[], train.Feed],
     beside: Sequence[Intervention] = (),
+    keep: Callable[[int, trees.Tree], None] = lambda count, params: None,
 ) -> trees.Tree | None:
     """Train and evaluate at the counts; None where it is finished and everything measured is there.
 
@@ -57,6 +58,7 @@ def fit(
       trainer: makes the compiled step.
       feed: makes the order of the text.
       beside: what the caller measures with the parameters that are returned, before it calls `finish`.
+      keep: (sample count, parameters): what else is done at each of the counts.
 
     Returns:
       The parameters at the end.
@@ -71,6 +73,11 @@ def fit(
         # The parameters at that count are gone. The training is exact, so doing it again gives the same figures.
         run.note(f"measurements of {lost[0]} are gone or changed: {name} is trained again")
         train.discard(run, name)
+
+    def reach(count: int, params: trees.Tree) -> None:
+        keep(count, params)
+        measurement.observe(context, after(training, count), params)
+
     tracker = train.track(settings.machine.tracker, run.path("tracker"), name, settings.to_dict())
     try:
         state = train.fit(
@@ -79,7 +86,7 @@ def fit(
             trainer(),
             context.model.params,
             feed(),
-            hook=lambda count, params: measurement.observe(context, after(training, count), params),
+            hook=reach,
             counts=reached(settings),
             keep=settings.machine.keep,
             save_steps=settings.machine.save_steps,

@@ -37,7 +37,7 @@ _RESULTS: dict[str, type] = {
 }
 
 
-def measure(context: Context, interventions: Sequence[Intervention]) -> None:
+def measure(context: Context, interventions: Sequence[Intervention], base: Intervention = UNTOUCHED) -> None:
     """Evaluate every language under every intervention, the untouched model first.
 
     One compiled program serves all; a batch may hold samples of several languages.
@@ -45,11 +45,12 @@ def measure(context: Context, interventions: Sequence[Intervention]) -> None:
     Args:
       context: the model and its texts; its parameters are the same bits afterwards.
       interventions: what is measured beside the untouched model; none twice.
+      base: what the untouched model is called, where it is a checkpoint.
 
     Raises:
       ValueError: two interventions are the same, or have one name.
     """
-    everything = [UNTOUCHED, *interventions]
+    everything = [base, *interventions]
     names = [each.name for each in everything]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two interventions are called {twice[0]!r}")

@@ -6,6 +6,7 @@ sample counts in every language, in bits per byte, beside a model of byte 5-gram
 network must beat to know more of a language than its spelling.
 """
 
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from lingregions import mesh as meshes
 from lingregions import train
+from lingregions import tree as trees
 from lingregions.corpus import ngram
 from lingregions.corpus.corpus import Corpus
 from lingregions.corpus.languages import LANGUAGES
@@ -39,6 +41,8 @@ def _check(settings: ConfigDict) -> None:
     """
     if lacking := sorted(set(settings.train.languages) - set(settings.evaluate.languages)):
         raise ValueError(f"{', '.join(lacking)} is trained but not evaluated: add it to evaluate.languages")
+    if settings.train.folders not in ("", "float32", "bfloat16"):
+        raise ValueError(f"train.folders is {settings.train.folders!r}; it is a dtype, float32 or bfloat16, or empty")
     if not 0 <= settings.train.temperature <= 1:
         raise ValueError(f"train.temperature is {settings.train.temperature}; it lies between 0 (equal shares) and 1")
     learning.recipe(settings)
@@ -91,7 +95,20 @@ def _trainer(context: Context) -> train.Trainer:
 
 def _learn(context: Context) -> None:
     training = _training(context.settings)
-    if learning.fit(context, training, lambda: _trainer(context), lambda: _feed(context)) is not None:
+
+    def keep(count: int, params: trees.Tree) -> None:
+        """Write the model at a count as a folder, again where a run before its kill has written it."""
+        if context.settings.train.folders:
+            folder = context.run.path("models", str(count))
+            shutil.rmtree(folder, ignore_errors=True)
+            with files.explained(folder):
+                convert.export(
+                    params, context.model.config, folder, context.model.tokenizer, context.settings.train.folders
+                )
+
+    if context.run.done(learning.mark(training)) is None:
+        keep(0, context.model.params)
+    if learning.fit(context, training, lambda: _trainer(context), lambda: _feed(context), keep=keep) is not None:
         learning.finish(context, training)
 
 

@@ -105,26 +105,28 @@ def make(context: Context, wanted: Mapping[str, Selection]) -> None:
     for name, selection in wanted.items():
         mark = f"region-{slug(name)}"
         if context.run.done(mark) is None:
-            save(context, selection.make(context), _file(name))
-            context.run.finish(mark, _file(name), region=name)
+            save(context, selection.make(context))
+            context.run.finish(mark, file(name), region=name)
         context.run.check()
     context.rankings.clear()
 
 
-def save(context: Context, region: Region, path: str) -> None:
-    """Save a region, and note what its selection met."""
+def save(context: Context, region: Region, path: str = "") -> str:
+    """Save a region in the file of its name (or another), and note what its selection met; returns the file."""
     found = region.provenance.selection
     if found is not None and not found.selected:  # its removal would be a figure of 1.00 that says nothing
         raise ValueError(f"region {region.name} is empty: {found}; take a larger fraction")
     told = any(note.endswith(f": {found}") for note in context.run.notes)  # of another region of the same matrices
     if found is not None and (found.empty or found.zero or found.cut) and not told:
         context.run.note(f"region {region.name}: {found}")
+    path = path or file(region.name)
     place = context.run.path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     regions.save(region, place)
+    return path
 
 
-def _file(name: str) -> str:
+def file(name: str) -> str:
     """Return the file of a region in the work directory."""
     return f"regions/{slug(name)}.safetensors"
 
@@ -132,7 +134,7 @@ def _file(name: str) -> str:
 def read(context: Context, name: str, path: str = "") -> Region:
     """Return a region of this run by its name (or its file), on the shards of the parameters."""
     model = context.model
-    place = context.run.path(path or _file(name))
+    place = context.run.path(path or file(name))
     return regions.load(place, model.shapes, model.fingerprint, model.tokenizer.fingerprint)
 
 
