@@ -158,13 +158,21 @@ def _export(words: Sequence[str]) -> int:
 
 
 def _report(words: Sequence[str]) -> int:
-    """Write the report of a work directory again, of a run of today or of before."""
+    """Write the report of a work directory again, or that of several with their models side by side."""
     from lingregions import verbs
 
     asked = verbs.report().parse_args(words)
-    from lingregions import report as reports
+    if (len(asked.workdirs) > 1) != (asked.out is not None):
+        raise ValueError("several work directories are reported into one folder: name it with --out, and for one none")
+    if asked.out is not None:
+        from lingregions.experiments import comparison
 
-    print(f"written: {reports.write(asked.workdir, asked.pictures)}")
+        written = comparison.write(asked.workdirs, asked.out, asked.pictures)
+    else:
+        from lingregions import report
+
+        written = report.write(asked.workdirs[0], asked.pictures)
+    print(f"written: {written}")
     return 0
 
 

@@ -59,6 +59,11 @@ _EXPORT = """\
 example:
   lingregions export --workdir=runs/frozen_pretraining --training="core 1% seed 0" --out=model"""
 
+_REPORT = """\
+examples:
+  lingregions report runs/core_removal
+  lingregions report runs/smollm2 runs/gemma --out=runs/side_by_side"""
+
 
 def data() -> argparse.ArgumentParser:
     """Return the parser of `lingregions data`."""
@@ -187,9 +192,10 @@ def export() -> argparse.ArgumentParser:
 
 def report() -> argparse.ArgumentParser:
     """Return the parser of `lingregions report`."""
-    said = "Write the report of a work directory again, of a run of today or of before."
-    parser = _parser("report", said, "example:\n  lingregions report runs/core_removal")
-    parser.add_argument("workdir", type=Path, help="of a run or a sweep")
+    said = "Write the report of a work directory again, or that of several with their models side by side."
+    parser = _parser("report", said, _REPORT)
+    parser.add_argument("workdirs", metavar="workdir", type=Path, nargs="+", help="of a run or a sweep, or of several")
+    parser.add_argument("--out", type=Path, help="folder of the report of several runs, models side by side")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="leave out SVG and PNG files")
     return parser
 

@@ -13,10 +13,11 @@ from lingregions.main import main
 from lingregions.models import source as sources
 
 QUIET = ["--config.machine.progress=none", "--config.machine.pictures=False"]
+FEW = ["--config.score.languages=ar,es,ru", "--config.evaluate.languages=ar,es,ru,en"]
 
 
 def load(*words: str):
-    return settings.load("configs/emergence.py:tiny", [f"--config.{word}" for word in words])
+    return settings.load("configs/emergence.py:tiny", [*FEW, *(f"--config.{word}" for word in words)])
 
 
 def found(*words: str) -> list[tuple[int, str, bool]]:
@@ -46,7 +47,10 @@ def test_checkpoints_are_ordered_by_the_number_in_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("model.checkpoints=a/b@step2,a/b@step1",), "a/b@step2 was saved at 2, a/b@step1 after it at 1: name them old"),
+        (
+            ("model.checkpoints=a/b@step2,a/b@step1",),
+            "a/b@step2 was saved at 2, a/b@step1 after it at 1: name them old",
+        ),
         (("model.checkpoints=a/b@step9", "model.reached=5"), "preset:tiny after it at 5"),
         (("model.checkpoints=a/b@main",), "a/b@main has no number in its name"),
         (("model.checkpoints=nowhere/*",), "nowhere holds no folder with a config.json"),
@@ -86,7 +90,7 @@ def rows(folder) -> dict[tuple[str, str], dict[str, str]]:
 def test_every_checkpoint_is_measured_as_it_is_and_two_that_are_equal_agree(trained, tmp_path, lone_mesh):
     words = [f"model.source={trained}/16", f"model.checkpoints={trained}/*", "model.reached=16"]
     words = [f"--config.{word}" for word in words]
-    assert main(["run", "emergence:tiny", f"--workdir={tmp_path}", *words, *QUIET]) == 0
+    assert main(["run", "emergence:tiny", f"--workdir={tmp_path}", *FEW, *words, *QUIET]) == 0
     measured, chosen = rows(tmp_path), load()
     languages = chosen.evaluate.languages
     for name, twin in (("top 1%", "top 1% after 13"), ("base", "checkpoint after 13"), ("monolingual es", None)):
@@ -112,7 +116,7 @@ def test_every_checkpoint_is_measured_as_it_is_and_two_that_are_equal_agree(trai
     assert shares[8] < shares[13]
     # Done again, nothing is computed again; a checkpoint that changed is told.
     before = (tmp_path / "results.csv").read_bytes()
-    assert main(["run", "emergence:tiny", f"--workdir={tmp_path}", *words, *QUIET]) == 0
+    assert main(["run", "emergence:tiny", f"--workdir={tmp_path}", *FEW, *words, *QUIET]) == 0
     assert (tmp_path / "results.csv").read_bytes() == before
 
 
@@ -122,7 +126,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path, capsys):
     shutil.copytree(trained / "8", other)
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     words = [f"--config.model.checkpoints={other}", f"--config.model.source={trained}/16", "--config.model.reached=16"]
-    assert main(["run", "emergence:tiny", f"--workdir={tmp_path / 'run'}", *words, *QUIET]) == 2
+    assert main(["run", "emergence:tiny", f"--workdir={tmp_path / 'run'}", *FEW, *words, *QUIET]) == 2
     assert "other-9 has another sizes or maths than" in capsys.readouterr().err
 
 
