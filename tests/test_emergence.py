@@ -17,7 +17,9 @@ FEW = ["--config.score.languages=ar,es,ru", "--config.evaluate.languages=ar,es,r
 
 
 def load(*words: str):
-    return settings.load("configs/emergence.py:tiny", [*FEW, *(f"--config.{word}" for word in words)])
+    given = [f"--config.{word}" for word in words]
+    few = [word for word in FEW if not any(each.startswith(word.partition("=")[0]) for each in given)]
+    return settings.load("configs/emergence.py:tiny", [*few, *given])
 
 
 def found(*words: str) -> list[tuple[int, str, bool]]:
