@@ -13,10 +13,11 @@ is how far the training was; the model of `model.source` is the last.
 Each is scored twice (whole, and its halves), its core, the matched control and its monolingual regions are removed, and
 its largest activations are looked at. Cost: 9 interventions a checkpoint and two scoring passes.
 
-Measured on nine checkpoints of a training as `pretraining:thirty` does it (one H200, seven seconds a checkpoint after the
-first): the core is worth more than its matched control from 32,768 of 576,000 samples on, x1.07 then and x5.23 in the end;
-monolingual regions are specific from the first checkpoint, 0.03 nats a token at 1,024 samples, 1.04 in the end; at 65,536
-the core shares a fifth of what noise allows with the last one; no activation is massive. docs/findings.md has the table.
+Measured on nine checkpoints of a training as `pretraining:thirty` does it (one H200, seven seconds a checkpoint after
+the first): the core is worth more than its matched control from 32,768 of 576,000 samples on, x1.07 then and x5.23 in
+the end; monolingual regions are specific from the first checkpoint, 0.03 nats a token at 1,024 samples, 1.04 in the
+end; at 65,536 the core shares a fifth of what noise allows with the last one; no activation is massive.
+docs/findings.md has the table.
 """
 
 from base import SCORED, THIRTY, base, evaluated
