@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax._src import compilation_cache
 
 from lingregions.run import programs
 
@@ -60,6 +61,26 @@ def test_a_folder_that_cannot_be_written_or_is_of_another_user_keeps_nothing(tmp
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert programs.keep(str(tmp_path)) is None
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_what_a_killed_process_cut_is_removed_and_the_folder_has_a_bound(tmp_path, unset, monkeypatch):
+    def entries() -> list[str]:
+        jax.config.update("jax_compilation_cache_dir", None)
+        folder = programs.keep(str(tmp_path))
+        return sorted(file.name for file in folder.glob("*-cache"))
+
+    assert entries() == []
+    (folder,) = tmp_path.glob("xla-*")
+    whole = compilation_cache.compress_executable(os.urandom(1000))
+    for number in range(5):
+        (folder / f"{number}-cache").write_bytes(whole)
+    (folder / "cut-cache").write_bytes(whole[:-1])
+    (folder / "empty-cache").write_bytes(b"")
+    assert entries() == [f"{number}-cache" for number in range(5)]
+    for number, used in enumerate((2000, 1001, 1002, 1003, 1004)):  # the first was used last
+        os.utime(folder / f"{number}-cache", (used, 1000 + number))
+    monkeypatch.setattr(programs, "_ROOM", 3 * len(whole))
+    assert entries() == ["0-cache", "3-cache", "4-cache"]
 
 
 @pytest.mark.slow
