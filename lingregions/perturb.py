@@ -4,9 +4,9 @@
 while and puts every bit back: the way to try many interventions on one model. A new perturbation is
 one function and one entry of `PERTURBATIONS`; the contract tests then hold for it by themselves.
 
-Cost: one reading of the leaves and masks concerned, and a copy of those leaves while the change lasts; `applied` does
-without the copy where a region has no two scalars in one line of a matrix (a single scalar, a dimension of inputs or
-outputs): the arrays are changed in place.
+Cost: one reading of the leaves and masks concerned, and a copy of those leaves while the change lasts. `applied` copies
+one layer where a region lies in one of an array, and nothing where it has no two scalars in one line of a matrix (a
+dimension of inputs or outputs): the arrays are changed in place.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lingregions import tree as trees
 from lingregions.models.roles import stacked
@@ -105,8 +106,15 @@ PERTURBATIONS: dict[str, _Perturbation] = {
 
 @functools.partial(jax.jit, static_argnames=("name", "offsets"))
 def _changed(
-    part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array, offsets: _Offsets = ()
+    part: trees.Tree,
+    masks: trees.Tree,
+    name: str,
+    amount: jax.Array,
+    key: jax.Array,
+    offsets: _Offsets = (),
+    first: jax.Array | int = 0,
 ) -> trees.Tree:
+    """Return the changed leaves; those of the layers may begin with layer `first` instead of the first of all."""
     kind, added = PERTURBATIONS[name], dict(offsets)
 
     def leaf(path: str, values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -121,7 +129,7 @@ def _changed(
         key_of_leaf, size = jax.random.fold_in(key, zlib.crc32(path.encode())), amount
         if not stacked(path):
             return jnp.where(mask, kind.change(values, mask, size, key_of_leaf), values)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key_of_leaf))(jnp.arange(values.shape[0]))
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key_of_leaf))(jnp.arange(values.shape[0]) + first)
         if kind.draws:  # one layer after the other: what is drawn, or sorted, is as large as the matrix
             new = jax.lax.map(lambda each: kind.change(each[0], each[1], size, each[2]), (values, mask, keys))
         else:
@@ -280,10 +288,13 @@ def rows(
 
 
 @jax.jit
-def _crowding(mask: jax.Array) -> jax.Array:
-    """Return int32 [2]: the most entries of the mask in one line along the last axis, and along the one before it."""
+def _crowding(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the most entries in one line along the last axis, and along the one before it, int32 [2]; [L], where any.
+
+    L is the first axis.
+    """
     most = [jnp.max(jnp.sum(mask, axis=axis, dtype=jnp.int32)) for axis in (-1, -2)[: mask.ndim]]
-    return jnp.stack(most)
+    return jnp.stack(most), jnp.any(mask, axis=tuple(range(1, mask.ndim)))
 
 
 @functools.partial(jax.jit, static_argnames=("axis",))
@@ -299,6 +310,18 @@ def _overwrite(
 ) -> trees.Tree:
     out: trees.Tree = _changed(part, masks, name, amount, key, offsets)
     return out
+
+
+@jax.jit
+def _layer(values: jax.Array, layer: jax.Array) -> jax.Array:
+    """Return one layer [1, ...], a copy."""
+    return jax.lax.dynamic_slice_in_dim(values, layer, 1)
+
+
+@functools.partial(jax.jit, donate_argnames=("values",))
+def _put(values: jax.Array, layer: jax.Array, new: jax.Array) -> jax.Array:
+    """Return the values with one layer [1, ...] replaced."""
+    return jax.lax.dynamic_update_slice_in_dim(values, new, layer, 0)
 
 
 @functools.partial(jax.jit, donate_argnames=("values",))
@@ -333,12 +356,19 @@ def applied(
     try:
         for path, mask in leaves.items():
             values = _leaf(params, path)
-            crowding = [int(most) for most in _crowding(mask)]
-            if not crowding[0]:
+            most, where = map(np.asarray, _crowding(mask))
+            crowding, layers = most.tolist(), np.flatnonzero(where).tolist()
+            if not layers:
                 continue
             part = trees.unflatten({path: values})
             arguments = (trees.unflatten({path: mask}), name, jnp.float32(size), jax.random.key(number), added)
-            if 1 in crowding and values.dtype == jnp.float32:
+            if stacked(path) and len(layers) == 1:  # the other layers are left alone
+                layer = jnp.int32(layers[0])
+                before, inside = _layer(values, layer), trees.unflatten({path: _layer(mask, layer)})
+                changed = _changed(trees.unflatten({path: before}), inside, *arguments[1:], first=layer)
+                undo[path] = functools.partial(_put, layer=layer, new=before)
+                new = trees.unflatten({path: _put(values, layer, trees.flatten(changed)[path])})
+            elif 1 in crowding and values.dtype == jnp.float32:
                 bits = _lift(values, mask, -1 - crowding.index(1))
                 undo[path] = functools.partial(_lower, mask=mask, bits=bits)
                 new = _overwrite(part, *arguments)

@@ -296,6 +296,20 @@ def test_applied_is_apply_for_a_while_and_leaves_every_bit(name, crowd):
         np.testing.assert_array_equal(bits(params)[path], words)
 
 
+@pytest.mark.parametrize("name", sorted(perturb.PERTURBATIONS))
+def test_a_region_in_one_layer_is_changed_there_in_place(name):
+    """What is drawn there is what is drawn in the change of all layers."""
+    drawn = np.random.default_rng(0).normal(size=(3, 2, 3)).astype(np.float32)
+    params = {"layers": {"w": jnp.copy(drawn)}}
+    masks = {"layers": {"w": jnp.asarray([[[0, 0, 0]] * 2, [[0, 0, 0]] * 2, CROWDS["crowded"]], bool)}}
+    expected, old = bits(do(name, params, masks)), params["layers"]["w"]
+    with perturb.applied(params, masks, name, **needs(name)):
+        assert old.is_deleted()
+        during = jnp.copy(params["layers"]["w"])
+    np.testing.assert_array_equal(np.asarray(during).view(np.uint32), expected["layers.w"])
+    np.testing.assert_array_equal(params["layers"]["w"], drawn)
+
+
 def test_applied_puts_back_after_an_error(params):
     masks = full(False)
     masks["layers"]["input_layernorm"] = masks["layers"]["input_layernorm"].at[1, 2].set(True)
