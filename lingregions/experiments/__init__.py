@@ -5,6 +5,7 @@ import difflib
 from ml_collections import ConfigDict
 
 from lingregions.experiments import (
+    core_contents,
     core_removal,
     definitions,
     dimension_dependence,
@@ -13,6 +14,7 @@ from lingregions.experiments import (
     minimal_damage,
     monolingual_regions,
     pretraining,
+    probes,
     proxy_audit,
     reliability,
     single_parameter,
@@ -23,6 +25,7 @@ from lingregions.train import require
 
 # The value of `config.experiment`, also the name of its config -> what it does.
 STUDIES: dict[str, Study] = {
+    "core_contents": core_contents.STUDY,
     "core_removal": core_removal.STUDY,
     "definitions": definitions.STUDY,
     "dimension_dependence": dimension_dependence.STUDY,
@@ -31,6 +34,7 @@ STUDIES: dict[str, Study] = {
     "minimal_damage": minimal_damage.STUDY,
     "monolingual_regions": monolingual_regions.STUDY,
     "pretraining": pretraining.STUDY,
+    "probes": probes.STUDY,
     "proxy_audit": proxy_audit.STUDY,
     "reliability": reliability.STUDY,
     "single_parameter": single_parameter.STUDY,

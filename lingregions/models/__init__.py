@@ -33,6 +33,7 @@ __all__ = [
     "DecoderConfig",
     "Parameter",
     "RotaryScaling",
+    "activation_counts",
     "activation_maxima",
     "architecture",
     "declare",
@@ -260,6 +261,23 @@ def _maxima(
     )
     placed: ActivationMaxima = jax.tree.map(lambda each: meshes.constrain(each, "layers", "features"), maxima)
     return placed
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def activation_counts(config: Any, compute: Compute, params: trees.Tree, tokens: Any, segments: Any) -> jax.Array:
+    """Return how many tokens activate each neuron of the MLPs - its gate's activation is above zero -, int32 [L, F].
+
+    Args:
+      config: model config.
+      compute: how to run it.
+      params: parameters.
+      tokens: int32 [B, T].
+      segments: int32 [B, T], the document of each token; 0 is padding, which does not count.
+    """
+    module = architecture(config).module(config, compute)
+    with jax.default_matmul_precision(compute.precision):
+        _, state = module.apply({"params": params}, tokens, segments, mutable=["active"])
+    return meshes.constrain(state["active"]["layers"]["mlp"]["gate"], "layers", "features")
 
 
 def head(config: Any, params: trees.Tree) -> jax.Array:

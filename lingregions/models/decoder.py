@@ -190,6 +190,15 @@ class _Block(nn.Module):
             sizes = jnp.where((segments != 0)[..., None], jnp.abs(values.astype(jnp.float32)), np.float32(0))
             self.put_variable("maxima", key, jnp.max(sizes, axis=(0, 1)))
 
+    def capture_active(self, gate: jax.Array, segments: jax.Array) -> None:
+        """Put how many tokens open each neuron's gate, int32 [F], into the collection "active" if it is asked for.
+
+        The activations are above zero exactly where what enters them, [B, T, F], is; padding does not count.
+        """
+        if self.is_mutable_collection("active"):
+            opened = (gate > 0) & (segments != 0)[..., None]
+            self.put_variable("active", "gate", jnp.sum(opened, axis=(0, 1), dtype=jnp.int32))
+
     def bound(self, values: jax.Array, role: str) -> jax.Array:
         """Clip what comes from a weight to [-bound, bound] if the collection "bounds" holds a bound for it."""
         key = _parameters(self.config)[role].key
@@ -280,7 +289,9 @@ class _Mlp(_Block):
     def __call__(self, x: jax.Array, segments: jax.Array) -> jax.Array:
         """Map [B, T, D] to [B, T, D]."""
         activation = nn.silu if self.config.activation == "silu" else nn.gelu  # nn.gelu is the approximation by tanh
-        hidden = activation(self.project(x, "gate", segments)) * self.project(x, "up", segments)
+        gate = self.project(x, "gate", segments)
+        self.capture_active(gate, segments)
+        hidden = activation(gate) * self.project(x, "up", segments)
         out = self.project(hidden, "down", segments)
         self.capture_maxima(hidden, "down_in", segments)
         self.capture_maxima(out, "down_out", segments)
@@ -322,7 +333,7 @@ class _Layer(_Block):
 
 _BLOCKS: tuple[tuple[Any, str], ...] = ((_Attention, "self_attn"), (_Mlp, "mlp"))
 # Collections that the scan over layers stacks on their first axis.
-_STACKED = ("params", "inputs", "maxima", "bounds", "cache", "gradient_buffers")
+_STACKED = ("params", "inputs", "maxima", "active", "bounds", "cache", "gradient_buffers")
 
 
 class _Last(_Block):
