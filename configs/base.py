@@ -118,3 +118,54 @@ def evaluated(config: ConfigDict, variant: str) -> ConfigDict:
         config.evaluate.samples = 1_000
         config.evaluate.segment = 0
     return config
+
+
+def trained(config: ConfigDict) -> ConfigDict:
+    """Return the config with the settings of further training added, at the size of an example."""
+    config.data.train_source = ""  # of the text that is trained on; "": data.source
+    config.data.train_split = config.data.score_split
+    config.train = ConfigDict()
+    config.train.samples = 96
+    config.train.batch = 4  # samples a step
+    config.train.rate = 3e-4
+    config.train.betas = (0.9, 0.95)
+    config.train.epsilon = 1e-8
+    config.train.decay = 0.001
+    config.train.clip = 1.0
+    config.train.warmup = 3  # steps
+    config.train.floor = 0.0  # of the cosine, as a part of the rate
+    config.train.spike = 2.0  # nats above the smoothed loss at which training stops; 0: never
+    config.train.counts = ()  # samples after which it is evaluated too, beside the end
+    config.train.seeds = (0,)
+    config.train.keep = False  # keep the last checkpoint of each training, for `lingregions export`
+
+    config.machine.train_batch = 1  # samples of a micro-batch, on each part of the batch axes
+    config.machine.keep = 1  # checkpoints a training
+    config.machine.save_steps = 0  # steps between checkpoints; 0: by machine.save_seconds alone
+    config.machine.tracker = "none"  # or tensorboard, wandb: the figures of every step beside metrics.jsonl
+    return config
+
+
+def trained_inside(config: ConfigDict, variant: str, languages: tuple[str, ...], small: tuple[str, ...]) -> ConfigDict:
+    """Return the config with a few steps of further training for each of some languages; `small` of them if tiny."""
+    config = trained(config)
+    chosen = small if variant == "tiny" else languages
+    config.score.languages = config.train.languages = chosen
+    config.train.samples = 8
+    config.train.batch = 2
+    config.train.rate = 1e-3
+    config.train.warmup = 1
+    if variant == "tiny":
+        config.score.samples = 1
+        config.train.samples = 2 * len(chosen)
+    elif variant in ("thirty", "smollm2"):
+        config.data.length = 256
+        config.evaluate.samples = 1
+        config.evaluate.segment = 32
+    elif variant.startswith("llama2"):
+        config.train.samples = 2_048
+        config.train.batch = 64
+        config.train.rate = 5e-5
+        config.train.warmup = 4
+        config.train.seeds = (0, 1, 2)
+    return config

@@ -25,7 +25,7 @@ LLaMA-2-7B: `lingregions plan --job=train`.
 start.
 """
 
-from base import THIRTY, VARIANTS, base, evaluated
+from base import THIRTY, VARIANTS, base, evaluated, trained
 from ml_collections import ConfigDict
 
 __all__ = ["VARIANTS", "get_config"]
@@ -33,9 +33,7 @@ __all__ = ["VARIANTS", "get_config"]
 
 def get_config(variant: str = "smollm2") -> ConfigDict:
     """Return the config of a variant."""
-    config = evaluated(base("frozen_pretraining", variant), variant)
-    config.data.train_source = ""  # of the text that is trained on; "": data.source
-    config.data.train_split = config.data.score_split
+    config = trained(evaluated(base("frozen_pretraining", variant), variant))
     config.evaluate.languages = ("hu", "en", "es", "fr", "de", "ru")
 
     config.freeze = ConfigDict()
@@ -47,28 +45,12 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.freeze.ewc = 0.1  # the same, weighted with the Fisher information (mean 1)
     config.freeze.replay = 0.25  # share of the samples that are of other languages
     config.freeze.replayed = ()  # which; empty: the evaluated languages other than the trained one
-    config.freeze.reversion = 1.0  # how far the core is set back to the start after training
+    config.freeze.reversion = (1.0,)  # how far the core is set back to the start after training: a figure each
+    config.freeze.thaw = (0.5, 1.0)  # parts of the steps between which a core that thaws is let go of
 
-    config.train = ConfigDict()
     config.train.language = "hu"
-    config.train.samples = 96
-    config.train.batch = 4  # samples a step
-    config.train.rate = 3e-4
-    config.train.betas = (0.9, 0.95)
-    config.train.epsilon = 1e-8
-    config.train.decay = 0.001
-    config.train.clip = 1.0
-    config.train.warmup = 3  # steps
-    config.train.floor = 0.0  # of the cosine, as a part of the rate
-    config.train.spike = 2.0  # nats above the smoothed loss at which training stops; 0: never
-    config.train.counts = (48,)  # samples after which it is evaluated too, beside the end
-    config.train.seeds = (0,)
-    config.train.keep = True  # keep the last checkpoint of each training, for `lingregions export`
-
-    config.machine.train_batch = 1  # samples of a micro-batch, on each part of the batch axes
-    config.machine.keep = 1  # checkpoints a training
-    config.machine.save_steps = 0  # steps between checkpoints; 0: by machine.save_seconds alone
-    config.machine.tracker = "none"  # or tensorboard, wandb: the figures of every step beside metrics.jsonl
+    config.train.counts = (48,)
+    config.train.keep = True
 
     if variant == "tiny":
         config.evaluate.languages = ("hu", "en", "ru")

@@ -9,9 +9,10 @@ of NLL in nats per token, a logarithm of a ratio of perplexities: it never overf
 comparison.
 """
 
+import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from lingregions.evaluate import Segments
 
 LEVEL = 0.95  # of every interval in this package
 _DRAWS = 2000
+_SHUFFLES = 5040  # permutations of languages: all of them up to seven languages, else so many drawn
 
 
 class Draws(NamedTuple):
@@ -135,12 +137,18 @@ def combine(differences: Mapping[str, Draws], weights: Mapping[str, float]) -> D
 
     The languages are resampled apart from each other; the languages themselves are not: the figure is about these.
     """
-    value = math.fsum(weight * differences[code].value for code, weight in weights.items())
+    whole = weigh([differences[code] for code in weights], list(weights.values()))
+    return whole._replace(units=1 + sum(differences[code].units - 1 for code in weights))
+
+
+def weigh(figures: Sequence[Draws], weights: Sequence[float]) -> Draws:
+    """Return a weighted sum of figures that were resampled with the same draws, draw by draw; `units` of the first."""
+    value = math.fsum(weight * each.value for each, weight in zip(figures, weights, strict=True))
     values, null = (
-        np.sum([weight * getattr(differences[code], name) for code, weight in weights.items()], axis=0)
-        for name in ("values", "null")
+        np.sum([weight * draws for draws, weight in zip(side, weights, strict=True)], axis=0)
+        for side in ([each.values for each in figures], [each.null for each in figures])
     )
-    return Draws(value, values, null, 1 + sum(differences[code].units - 1 for code in weights))
+    return Draws(value, values, null, figures[0].units)
 
 
 def mean(differences: Mapping[str, Draws], languages: Sequence[str] | None = None) -> Draws:
@@ -199,3 +207,45 @@ def pairs(values: Mapping[tuple[int, int], float], count: int) -> tuple[float | 
     pseudo = count * whole - (count - 1) * np.asarray(without)
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * pseudo.std(ddof=1) / math.sqrt(count))
     return whole, whole - half, whole + half
+
+
+def mantel(
+    first: np.ndarray, second: np.ndarray, given: np.ndarray | None = None, seed: int = 0
+) -> tuple[float | None, float | None]:
+    """Return the rank correlation of two figures of ordered pairs of things, and its p-value (Mantel's test).
+
+    The pairs are not independent, so the things change places, rows and columns together; all permutations are taken
+    where they are few. Two-sided; the identity counts among them.
+
+    Args:
+      first: float64 [n, n]; the diagonal is not read.
+      second: likewise.
+      given: likewise; what goes along with it is taken out of the ranks of both (a partial Mantel test: the residuals
+        of `first` are permuted).
+      seed: of the permutations where not all are taken.
+
+    Returns:
+      (correlation, p); None where one of them does not vary, or is not finite.
+    """
+    n = len(first)
+    pairs = ~np.eye(n, dtype=bool)
+    if not all(np.isfinite(each[pairs]).all() for each in (first, second)):
+        return None, None
+    columns = [np.ones(n * (n - 1)), *([] if given is None else [stats.rankdata(given[pairs])])]
+    design = np.stack(columns, 1)
+
+    def residual(values: np.ndarray) -> np.ndarray:
+        ranks = stats.rankdata(values[pairs])
+        left: np.ndarray = ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0]
+        return left / np.linalg.norm(left) if np.linalg.norm(left) > 1e-9 * len(ranks) else np.zeros_like(left)
+
+    ours, theirs = np.zeros((n, n)), residual(second)
+    ours[pairs] = residual(first)
+    if not ours.any() or not theirs.any():
+        return None, None
+    every: Iterable[Sequence[int]] = itertools.permutations(range(n))
+    if math.factorial(n) > _SHUFFLES:
+        rng = np.random.default_rng(seed)
+        every = [list(range(n)), *(rng.permutation(n).tolist() for _ in range(_SHUFFLES))]
+    null = np.asarray([ours[np.ix_(order, order)][pairs] @ theirs for order in map(list, every)])
+    return float(null[0]), float(np.mean(np.abs(null) >= abs(null[0]) * (1 - 1e-9)))

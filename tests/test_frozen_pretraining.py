@@ -100,7 +100,9 @@ def test_every_training_is_held_to_what_it_says(tmp_path):
     free = {training for training, constraints in held.items() if not constraints}
     assert free == {"full", "replay", "reversion"}
     assert [each.name for each in held["core"]] == ["core"]
-    identities = [constraints[0].identity for constraints in held.values() if constraints]
+    assert held["core replay"][0].arrays.keys() == held["thaw"][0].arrays.keys() == held["core"][0].arrays.keys()
+    assert held["ewc replay"][0].identity == held["ewc"][0].identity  # they differ in their text
+    identities = [found[0].identity for kind, found in held.items() if found and kind != "ewc replay"]
     assert len(set(identities)) == len(identities)
     assert held["embedding"][0].whole == {"embed_tokens"}
 
@@ -120,6 +122,19 @@ def test_what_is_frozen_is_the_base_to_the_bit_in_what_is_exported(whole, tmp_pa
         np.testing.assert_array_equal(ours[inside], theirs[inside], err_msg=path)
         moved += int((ours != theirs)[~inside].sum())
     assert moved > 0.9 * trees.count(base)
+
+
+def test_a_core_thaws_and_is_set_back_by_parts(tmp_path):
+    words = ["--config.freeze.treatments=full,core,thaw,core replay,ewc replay,reversion", "--config.train.samples=8"]
+    rows = finish(tmp_path / "run", *words, "--config.freeze.reversion=(0.5,1.0)", "--config.train.counts=(4,)")
+    nats = {row["intervention"]: row["nll_nats"] for row in rows if row["language"] == "hu"}
+    ends = [f"reversion 1%{part} after 8 seed 0" for part in ("", " 0.5")]
+    assert len({nats[name] for name in ("full after 8 seed 0", *ends)}) == 3
+    # Half of four steps the core is frozen: up to there it is the training with the core frozen.
+    assert nats["thaw 1% after 4 seed 0"] == nats["core 1% after 4 seed 0"]
+    assert nats["thaw 1% after 8 seed 0"] != nats["core 1% after 8 seed 0"]
+    alone = {nats[f"{name} after 8 seed 0"] for name in ("core 1%", "core replay 1%", "ewc replay")}
+    assert len(alone) == 3
 
 
 @pytest.mark.parametrize(
@@ -244,6 +259,8 @@ def test_the_text_of_replay_is_mixed_in(tmp_path):
     [
         (["--config.freeze.treatments=core,frozen"], "holds 'frozen'; there are full, core"),
         (["--config.freeze.treatments=core,reversion"], "add full to freeze.treatments"),
+        (["--config.freeze.reversion=(1.5,)"], "set back by a factor between 0 and 1"),
+        (["--config.freeze.thaw=(1.0,0.5)"], "thaws between fractions"),
         (["--config.train.language=de"], "de is trained but not evaluated"),
         (["--config.evaluate.languages=hu"], "only hu is evaluated"),
         (["--config.train.warmup=9"], "warm-up of 9 steps in a training of 2 steps"),

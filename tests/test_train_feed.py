@@ -77,3 +77,14 @@ def test_replay_in_any_pieces_is_the_same_and_keeps_its_share() -> None:
     assert mix.fingerprint != train.Mix(Numbers(1), (Numbers(2),), 0.1).fingerprint
     with pytest.raises(ValueError, match="share of other texts in a mixture lies between 0 and 1, not at 1.0"):
         train.Mix(Numbers(1), (Numbers(2),), 1.0)
+
+
+def test_turns_by_hand() -> None:
+    turns = train.Turns((Numbers(1), Numbers(2), Numbers(3)), 2)
+    batches = [turns.batch(start, start + 2, 2).tokens[:, 0].tolist() for start in range(0, 10, 2)]
+    assert batches == [[100, 101], [200, 201], [300, 301], [102, 103], [202, 203]]
+    assert turns.batch(3, 4, 2).tokens[:, 0].tolist() == [201, 0]
+    assert turns.describe(7) == "1:3"
+    assert turns.fingerprint != train.Turns((Numbers(1), Numbers(2), Numbers(3)), 4).fingerprint
+    with pytest.raises(ValueError, match="samples 1 to 2 are of several turns of 2"):
+        turns.batch(1, 3, 2)

@@ -18,6 +18,7 @@ from lingregions.experiments import (
     proxy_audit,
     reliability,
     single_parameter,
+    transfer,
 )
 from lingregions.experiments.study import Study
 from lingregions.run import Run
@@ -38,6 +39,7 @@ STUDIES: dict[str, Study] = {
     "proxy_audit": proxy_audit.STUDY,
     "reliability": reliability.STUDY,
     "single_parameter": single_parameter.STUDY,
+    "transfer": transfer.STUDY,
 }
 
 

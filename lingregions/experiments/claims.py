@@ -31,7 +31,7 @@ def _signed(cell: tables.Cell) -> str:
     return f"{value}" if low is None or high is None else f"{value} ({low} to {high})"
 
 
-def _side(cell: tables.Cell) -> int:
+def side(cell: tables.Cell) -> int:
     """1 or -1 where an interval lies above or below zero, 0 where it holds zero or there is none."""
     _, low, high = cell
     return 0 if low is None or high is None else (low > 0) - (high < 0)
@@ -63,7 +63,7 @@ _ENVIRONMENT.filters |= {
     "sentence": numerals.sentence,
     "share": numerals.share,
     "signed": _signed,
-    "side": _side,
+    "side": side,
     "times": _factor,
     "factor": lambda cell: _factor(cell).removeprefix("×"),
 }

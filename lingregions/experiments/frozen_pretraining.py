@@ -15,7 +15,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lingregions import freeze, perturb, statistics, train
-from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.effects import Effects
 from lingregions.experiments import claims, learning, measurement, scored, selection, step, tables
@@ -42,6 +41,7 @@ class _Treatment:
       region: the region that it freezes, or sets back: "top", "bottom" or "matched" (a draw a seed).
       scope: of the method that freezes whole parameters.
       replays: whether samples of other languages are mixed in.
+      thaws: whether what it freezes is let go of on the way, by the schedule `freeze.thaw`.
       after: whether it is made of the training `full` instead of being trained.
     """
 
@@ -49,6 +49,7 @@ class _Treatment:
     region: str = ""
     scope: str = ""
     replays: bool = False
+    thaws: bool = False
     after: bool = False
 
     @property
@@ -63,8 +64,11 @@ _TREATMENTS: dict[str, _Treatment] = {
     "core": _Treatment("hard", "top"),
     "random": _Treatment("hard", "matched"),
     "bottom": _Treatment("hard", "bottom"),
+    "thaw": _Treatment("hard", "top", thaws=True),
     "embedding": _Treatment("leaves", scope="embedding"),
     "replay": _Treatment(replays=True),
+    "core replay": _Treatment("hard", "top", replays=True),
+    "ewc replay": _Treatment("ewc", replays=True),
     "reversion": _Treatment(region="top", after=True),
 } | {name: _Treatment(name) for name, method in freeze.METHODS.items() if method.option not in ("", "scope")}
 
@@ -97,18 +101,21 @@ def _check(settings: ConfigDict) -> None:
         raise ValueError("train.seeds is empty: every training has one")
     if (lacking := set(_beside(settings)) - {*settings.score.rules, settings.score.rule}) and lacking:
         raise ValueError(f"ewc needs the scores of the rule fisher: add {', '.join(lacking)} to score.rules")
+    if wrong := [factor for factor in chosen.reversion if not 0 <= factor <= 1]:
+        raise ValueError(f"freeze.reversion holds {wrong[0]}; the core is set back by a factor between 0 and 1")
     for fraction in chosen.fractions:
         parse(fraction)
-    learning.recipe(settings)
+    freeze.thaw(learning.recipe(settings).steps, *chosen.thaw)
 
 
 def _trainings(settings: ConfigDict, seed: int | None = None) -> list[Intervention]:
     """Return the trainings of a seed, what is made of them last."""
     chosen = settings.freeze
     return [
-        Intervention(kind=name, fraction=fraction, seed=seed)
+        Intervention(kind=name, fraction=fraction, factor=None if factor == 1 else factor, seed=seed)
         for name in sorted(chosen.treatments, key=lambda name: _TREATMENTS[name].after)
         for fraction in (chosen.fractions if _TREATMENTS[name].sized else ("",))
+        for factor in (chosen.reversion if _TREATMENTS[name].after else (1,))
     ]
 
 
@@ -148,18 +155,8 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
 
 
 def _train(settings: ConfigDict, config: Any, training: Intervention, reversions: Sequence[Intervention]) -> Step:
-    evaluated = step.evaluation(settings, len(learning.reached(settings)) + len(reversions))
-    samples = None if evaluated["samples"] is None else evaluated["samples"] + settings.train.samples
-    return Step(
-        f"train {training.name}",
-        f"{settings.train.samples} samples of {settings.train.language}, and {evaluated['what']}",
-        functools.partial(_learn, training=training, reversions=reversions),
-        samples,
-        step.tokens(settings, samples),
-        12 * step.count(config, "everything") if settings.train.keep else 0,
-        (learning.mark(training),),
-        evaluated["rows"],
-    )
+    perform = functools.partial(_learn, training=training, reversions=reversions)
+    return learning.step(settings, config, training, settings.train.language, perform, reversions)
 
 
 def _open_texts(context: Context) -> None:
@@ -214,7 +211,9 @@ def _constraints(context: Context, training: Intervention) -> list[freeze.Constr
         "scope": lambda: chosen.scope,
         "strength": lambda: settings[chosen.method],
     }
-    options = {method.option: values[method.option]()} if method.option else {"name": training.kind}
+    options: dict[str, Any] = {method.option: values[method.option]()} if method.option else {"name": training.kind}
+    if chosen.thaws:
+        options["thaw"] = freeze.thaw(learning.recipe(context.settings).steps, *settings.thaw)
     return [method.make(params, _given(context, training, method.given), **options)]
 
 
@@ -250,12 +249,7 @@ def _feed(context: Context, training: Intervention) -> train.Feed:
 
 def _trainer(context: Context, training: Intervention) -> train.Trainer:
     """Return the compiled training."""
-    model = context.model
-    micro = context.settings.machine.train_batch * meshes.rows(model.mesh)
-    constraints = _constraints(context, training)
-    return train.Trainer(
-        model.config, model.compute, learning.recipe(context.settings), constraints, micro=micro, mesh=model.mesh
-    )
+    return learning.trainer(context, _constraints(context, training))
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -276,14 +270,16 @@ def _learn(context: Context, training: Intervention, reversions: Sequence[Interv
         return
     _verify(context, training, params)
     for each, end in zip(reversions, ends, strict=True):
-        back = perturb.revert(params, context.model.params, _masks(context, each), context.settings.freeze.reversion)
+        back = perturb.revert(
+            params, context.model.params, _masks(context, each), 1 if each.factor is None else each.factor
+        )
         measurement.observe(context, end, back)
     learning.finish(context, training)
 
 
 def _verify(context: Context, training: Intervention, params: trees.Tree) -> None:
     """Prove that a frozen region is the base model's, bit for bit."""
-    if _treatment(training).method == "hard":
+    if _treatment(training).method == "hard" and not _treatment(training).thaws:
         freeze.verify(context.model.params, params, _masks(context, training))
 
 
@@ -371,7 +367,13 @@ def _show(context: Context) -> dict[str, Any]:
         "frontier": tables.table(
             "Gain and forgetting at the end", columns, [[each.name, each.gain, each.loss] for each in outcomes], note
         ),
-        "pareto": _pareto(target, names, outcomes, note),
+        "pareto": tables.frontier(
+            "Gain against forgetting",
+            note,
+            "forgetting: mean over the kept languages, nats per token",
+            f"gain in {target}, nats per token",
+            {each.name: (name.kind, each.loss, each.gain) for name, each in zip(names, outcomes, strict=True)},
+        ),
         "learning": _progress(settings, found, names, f"Gain in {target}", "gain", note),
         "forgetting": _progress(settings, found, names, "Mean forgetting", "loss", note),
         "verdict": claims.verdict(
@@ -386,25 +388,6 @@ def _show(context: Context) -> dict[str, Any]:
                 (each for kind in ("random", "full") for each in compared if each["other"].kind == kind), None
             ),
         ),
-    }
-
-
-def _pareto(target: str, names: Sequence[Intervention], outcomes: Sequence[_Outcome], note: str) -> dict[str, Any]:
-    """Return the plot of gain against forgetting."""
-
-    def point(name: Intervention, outcome: _Outcome) -> dict[str, Any]:
-        axes = (("x", outcome.loss), ("y", outcome.gain))
-        bounds = {f"{axis}{end}": cell[place] for axis, cell in axes for place, end in enumerate(("", "_low", "_high"))}
-        return {"label": outcome.name, "group": name.kind, **bounds}
-
-    return {
-        "kind": "scatter",
-        "title": "Gain against forgetting",
-        "note": f"Upper left is better. {note}",
-        "x": "forgetting: mean over the kept languages, nats per token",
-        "y": f"gain in {target}, nats per token",
-        "better": ["low", "high"],
-        "points": [point(name, outcome) for name, outcome in zip(names, outcomes, strict=True)],
     }
 
 

@@ -6,12 +6,15 @@ checkpoint, and a mark when it is finished. A finished one whose measurements ar
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from lingregions import train
+from lingregions import freeze, train
+from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.experiments import measurement
+from lingregions.experiments import step as steps
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import Intervention
 
@@ -40,6 +43,44 @@ def mark(training: Intervention) -> str:
 def after(training: Intervention, count: int) -> Intervention:
     """Return what is measured after so many samples of a training."""
     return dataclasses.replace(training, samples=count)
+
+
+def step(
+    settings: ConfigDict,
+    config: Any,
+    training: Intervention,
+    language: str,
+    perform: Callable[[Context], None],
+    beside: Sequence[Intervention] = (),
+) -> steps.Step:
+    """Return the step of a training.
+
+    Args:
+      settings: the config.
+      config: of the model.
+      training: with its seed.
+      language: what is trained on, as the dry run says it.
+      perform: trains and evaluates.
+      beside: what is measured at the end beside the training itself.
+    """
+    evaluated = steps.evaluation(settings, len(reached(settings)) + len(beside))
+    samples = None if evaluated["samples"] is None else evaluated["samples"] + settings.train.samples
+    return steps.Step(
+        f"train {training.name}",
+        f"{settings.train.samples:,} samples of {language}, and {evaluated['what']}",
+        perform,
+        samples,
+        steps.tokens(settings, samples),
+        12 * steps.count(config, "everything") if settings.train.keep else 0,
+        (mark(training),),
+        evaluated["rows"],
+    )
+
+
+def trainer(context: Context, constraints: Sequence[freeze.Constraint] = ()) -> train.Trainer:
+    """Return the compiled step of the config, held to constraints."""
+    model, micro = context.model, context.settings.machine.train_batch * meshes.rows(context.model.mesh)
+    return train.Trainer(model.config, model.compute, recipe(context.settings), constraints, micro, model.mesh)
 
 
 def fit(

@@ -21,7 +21,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import regions, statistics
@@ -166,8 +165,7 @@ def _over_others(settings: ConfigDict, found: Effects, each: _Neighbours) -> Est
         return None
     # One language, one seed: every difference was resampled with the same draws, so they average draw by draw.
     draws = [found.differences(_own(code), _own(other), (code,))[code] for other in others]
-    value, values, null = (np.mean(side, axis=0) for side in zip(*((one[:3]) for one in draws), strict=True))
-    return statistics.estimate(statistics.Draws(float(value), values, null, draws[0].units))
+    return statistics.estimate(statistics.weigh(draws, [1 / len(draws)] * len(draws)))
 
 
 def _show(context: Context) -> dict[str, Any]:

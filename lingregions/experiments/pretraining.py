@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import mesh as meshes
 from lingregions import train
 from lingregions import tree as trees
 from lingregions.corpus import ngram
@@ -87,12 +86,6 @@ def _feed(context: Context) -> train.Feed:
     return train.Blend(tuple(train.Order(each, settings.seed) for each in texts), shares, settings.seed)
 
 
-def _trainer(context: Context) -> train.Trainer:
-    model = context.model
-    micro = context.settings.machine.train_batch * meshes.rows(model.mesh)
-    return train.Trainer(model.config, model.compute, learning.recipe(context.settings), micro=micro, mesh=model.mesh)
-
-
 def _learn(context: Context) -> None:
     training = _training(context.settings)
 
@@ -108,7 +101,10 @@ def _learn(context: Context) -> None:
 
     if context.run.done(learning.mark(training)) is None:
         keep(0, context.model.params)
-    if learning.fit(context, training, lambda: _trainer(context), lambda: _feed(context), keep=keep) is not None:
+    if (
+        learning.fit(context, training, lambda: learning.trainer(context), lambda: _feed(context), keep=keep)
+        is not None
+    ):
         learning.finish(context, training)
 
 
@@ -146,7 +142,7 @@ def export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: s
     if training != own:
         raise ValueError(f"the run has no training {training!r}; it has {own}")
     context = prepare(settings, run)
-    state = train.load(run, training, _trainer(context))
+    state = train.load(run, training, learning.trainer(context))
     with files.explained(folder):
         convert.export(state.params, context.model.config, folder, context.model.tokenizer, dtype)
 

@@ -67,6 +67,21 @@ def heatmap(
     return {**head, **options, "rows": list(values), "columns": columns, "values": rows}
 
 
+def frontier(title: str, note: str, x: str, y: str, points: Mapping[str, tuple[str, Cell, Cell]]) -> dict[str, Any]:
+    """Return the plot of a gain against its price, {label: (group, price, gain)}; upper left is better."""
+
+    def point(label: str, group: str, *cells: Cell) -> dict[str, Any]:
+        ends = {
+            f"{axis}{end}": cell[place]
+            for axis, cell in zip("xy", cells, strict=True)
+            for place, end in enumerate(("", "_low", "_high"))
+        }
+        return {"label": label, "group": group, **ends}
+
+    head = {"kind": "scatter", "title": title, "note": f"Upper left is better. {note}", "x": x, "y": y}
+    return {**head, "better": ["low", "high"], "points": [point(label, *each) for label, each in points.items()]}
+
+
 def by_language(effects: Effects, rows: Mapping[str, Intervention], title: str, corner: str) -> dict[str, Any]:
     """Return the heat map of effects: {label: intervention} over languages."""
     values = {

@@ -8,7 +8,7 @@ those of one micro-batch have the compute dtype in the layers. 16 bytes a parame
 parameters, and a second copy of the weights where a constraint keeps the starting point.
 """
 
-from lingregions.train.feed import Blend, Feed, Mix, Order
+from lingregions.train.feed import Blend, Feed, Mix, Order, Turns
 from lingregions.train.loop import Diverged, curve, discard, fit, load
 from lingregions.train.recipe import PRESETS, Recipe, optimizer
 from lingregions.train.tracker import TRACKERS, Tracker, require, track
@@ -27,6 +27,7 @@ __all__ = [
     "State",
     "Tracker",
     "Trainer",
+    "Turns",
     "curve",
     "discard",
     "fit",

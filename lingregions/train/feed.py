@@ -100,6 +100,42 @@ class Mix:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Turns:
+    """Several texts in turns of `size` samples, each in its own order: batches of one text each."""
+
+    feeds: tuple[Feed, ...]
+    size: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the texts and the length of a turn."""
+        names = " ".join(each.fingerprint for each in self.feeds)
+        return hashlib.sha256(f"{names} in turns of {self.size}".encode()).hexdigest()
+
+    def locate(self, sample: int) -> tuple[Feed, int]:
+        """Return where a sample of the order comes from: the feed, and the place in its own order."""
+        turn, place = divmod(sample, self.size)
+        rounds, which = divmod(turn, len(self.feeds))
+        return self.feeds[which], rounds * self.size + place
+
+    def batch(self, start: int, stop: int, size: int) -> Batch:
+        """Return samples start..stop of one turn, filled up with padding to `size` rows.
+
+        Raises:
+          ValueError: they are of several turns.
+        """
+        if stop - start > self.size - start % self.size:
+            raise ValueError(f"samples {start} to {stop - 1} are of several turns of {self.size}")
+        feed, place = self.locate(start)
+        return feed.batch(place, place + stop - start, size)
+
+    def describe(self, sample: int) -> str:
+        """Say where one sample of the order comes from."""
+        feed, place = self.locate(sample)
+        return feed.describe(place)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Blend:
     """Several texts in fixed shares, none before the others: what a model of many languages is trained on.
 

@@ -1,0 +1,31 @@
+"""What goes with freezing the core, and what does as well? Further pre-training with every treatment and three seeds.
+
+    lingregions run --config=configs/complements.py:thirty --workdir=runs/complements
+    lingregions sweep --config=configs/sweeps/complements.py:thirty --workdir=runs/complements
+
+The second command trains a second language too. Beside the treatments of configs/frozen_pretraining.py, which says what
+is measured: the bottom frozen, a core that thaws half-way, whole columns, soft freezing, L2-SP, replay together with
+the frozen core and with EWC, and the core set back afterwards by half or in full. Fewer at a time:
+`--config.freeze.treatments=full,core,random,replay,"core replay"`.
+"""
+
+from base import VARIANTS
+from frozen_pretraining import get_config as further
+from ml_collections import ConfigDict
+
+__all__ = ["VARIANTS", "get_config"]
+
+
+def get_config(variant: str = "smollm2") -> ConfigDict:
+    """Return the config of a variant."""
+    config = further(variant)
+    config.evaluate.languages = ("hu", "sw", *(code for code in config.evaluate.languages if code not in ("hu", "sw")))
+    config.freeze.reversion = (0.5, 1.0)
+    config.freeze.treatments = (
+        *("full", "core", "random", "bottom", "thaw", "column", "soft", "l2_sp", "ewc"),
+        *("replay", "core replay", "ewc replay", "reversion"),
+    )
+    if variant != "tiny":
+        config.train.seeds = (0, 1, 2)
+        config.train.keep = False
+    return config
