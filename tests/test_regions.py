@@ -149,12 +149,13 @@ def test_restriction_by_scope_layer_and_axis() -> None:
         "layers.mlp.down_proj": 24,
         "layers.mlp.up_proj": 24,
     }
-    assert counts(restrict(full, layers=[1])) == {
-        "embed_tokens": [0],
-        "layers.input_layernorm": [0, 4],
-        "layers.mlp.down_proj": [0, 12],
-        "layers.mlp.up_proj": [0, 12],
-    }
+    for layer, (first, second) in enumerate([(1, 0), (0, 1)]):
+        assert counts(restrict(full, layers=[layer])) == {
+            "embed_tokens": [0],
+            "layers.input_layernorm": [4 * first, 4 * second],
+            "layers.mlp.down_proj": [12 * first, 12 * second],
+            "layers.mlp.up_proj": [12 * first, 12 * second],
+        }
     part = restrict(full, axis="embed", indices=[3, 1])
     assert counts(part) == {
         "embed_tokens": [12],
