@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 _STYLES = ("auto", "bar", "lines", "none")
 _INTERVAL = 10.0  # seconds between two lines, at least
 _SHARE = 0.05  # of the time so far, between two lines
+_TOLD = 0.05  # of the work; before it the time left in all would be that of compiling
 _Update = Callable[[float, str], None]
 
 
@@ -88,6 +89,8 @@ class Whole:
         )
         if not total or not gained or self.finished == len(self._parts):
             return said
+        if gained < _TOLD * total:
+            return f"{said}, {self.share:.0%} of the work"
         left = (total - self._done) * (time.monotonic() - self._start) / gained
         return f"{said}, {self.share:.0%} of the work, about {_clock(left)} left in all"
 
