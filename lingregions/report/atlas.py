@@ -111,38 +111,33 @@ def _inside(profiles: Sequence[tuple[str, Profile]]) -> list[Figure]:
     """The two figures of one matrix: density along its outputs and along its inputs."""
     name, peak = max(profiles, key=lambda pair: pair[1].held)  # what stands out most is shown first
     start = {"region": name, "layer": peak.layer, "role": peak.role}
-    places = [{"region": name, "layer": profile.layer, "role": profile.role} for name, profile in profiles]
+    frame = pd.DataFrame([{"region": region, **_profile(profile)} for region, profile in profiles])
+    base = alt.Chart(ROWS).transform_filter(" && ".join(f"datum.{key} == {key}" for key in start))
+    head = base.mark_text(align="left", baseline="bottom", dy=-14).properties(name="words_axis")
+    head = head.encode(x=alt.value(0), y=alt.value(0), text="axis:N")
+    note = "Diamonds: the indices that hold most. Bars: means over equal runs of indices."
     figures = []
     for side, words in _SIDES.items():
-        frame = pd.DataFrame(
-            [
-                {**place, **_profile(profile)}
-                for place, (_, profile) in zip(places, profiles, strict=True)
-                if profile.side == side
-            ]
-        )
-        base = alt.Chart(ROWS).transform_filter(" && ".join(f"datum.{key} == {key}" for key in start))
-        head = base.mark_text(align="left", baseline="bottom", dy=-14)
-        head = head.encode(x=alt.value(0), y=alt.value(0), text="axis:N")
-        chart = alt.layer(*_bars(base, f"index along the {words}"), head.properties(name="words_axis"))
+        chart = alt.layer(*_bars(base, f"index along the {words}"), head).properties(height=150)
         for key, first in start.items():
-            options = list(dict.fromkeys(place[key] for place in places))
+            options = frame[key].unique().tolist()
             # One set of controls: the second figure follows the first.
-            follows = side == "in"
-            chart = chart.add_params(
-                alt.param(name=key, value=first) if follows else choice(key, options, key.capitalize(), first)
+            control = (
+                choice(key, options, key.capitalize(), first) if side == "out" else alt.param(name=key, value=first)
             )
+            chart = chart.add_params(control)
         said = f"Density along the {words} of one matrix at a time, its fullest indices marked; first {peak.role} of "
-        note = "Diamonds: the indices that hold most. Bars: means over equal runs of indices."
-        title = f"Inside a matrix: along its {words}"
-        said += f"layer {peak.layer}."
-        chart = chart.properties(height=150)
-        figures.append(figure(chart, frame, f"inside_{side}", title, said, note=note, group="atlas"))
+        title, said = f"Inside a matrix: along its {words}", f"{said}layer {peak.layer}."
+        rows = frame[frame["side"] == side].drop(columns="side")
+        figures.append(figure(chart, rows, f"inside_{side}", title, said, note=note, group="atlas"))
     return figures
 
 
 def _profile(profile: Profile) -> dict[str, Any]:
     return {
+        "layer": profile.layer,
+        "role": profile.role,
+        "side": profile.side,
         "axis": f"{profile.axis} ({profile.length:,} indices)",
         "width": profile.length / len(profile.bins),
         "bins": [float(f"{value:.3g}") for value in profile.bins],

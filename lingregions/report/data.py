@@ -54,8 +54,11 @@ class ReportData:
         return source if isinstance(source, str) else ""
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; ReportError if it is none."""
+def _object(path: Path, notes: list[str] | None = None) -> dict[str, Any]:
+    """The JSON object of a file; ReportError if it is none. One that is missing is noted where notes are taken."""
+    if notes is not None and not path.exists():
+        notes.append(f"{path.name} is missing from the work directory.")
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -73,13 +76,6 @@ def _extra(path: Path, content: Mapping[str, Any]) -> Section:
         raise ReportError(f"{path}: the key {error} is missing") from error
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         raise ReportError(f"{path}: {error}") from error
-
-
-def _object(path: Path, notes: list[str]) -> dict[str, Any]:
-    if not path.exists():
-        notes.append(f"{path.name} is missing from the work directory.")
-        return {}
-    return _content(path)
 
 
 def _metrics(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
@@ -121,8 +117,11 @@ def read(folder: Path) -> ReportData:
         )
     environment = _object(folder / "environment.json", notes)
     tables: dict[str, pd.DataFrame] = {}
+    interventions: list[str] = []
+    experiments: list[str] = []
     if measured:
         tables["results"] = read_results(folder / "results.csv")
+        interventions, experiments = (tables["results"][name].tolist() for name in ("intervention", "experiment"))
         names = (folder / name for name in ("effects.csv", "damage.csv"))
         if path := next((path for path in names if path.exists()), None):
             tables["effects"] = read_effects(path)
@@ -133,23 +132,21 @@ def read(folder: Path) -> ReportData:
         for event in events
         if event.get("event") in _IDENTITY
     }
-    described = [(path, _content(path)) for path in files]
+    described = [(path, _object(path)) for path in files]
     sections = [(content.get("kind"), _extra(path, content)) for path, content in described]
-    interventions = list(tables["results"]["intervention"]) if measured else []
     paths = sorted((folder / "regions").glob("*.safetensors"), key=lambda path: path.stem)
     try:
         surveys, overlap = survey.read(paths, interventions)
     except (ValueError, KeyError) as error:
         raise ReportError(f"{folder / 'regions'}: {error}") from error
     records = {region.name: region.facts for region in surveys}
-    experiments = tables["results"]["experiment"].tolist() if measured else []
     return ReportData(
         experiment=str(config.get("experiment") or next(iter(experiments), folder.name)),
         **tables,
         config=config,
         environment=environment,
         identity=identity,
-        stages={**_stages(folder / "done", notes), **({"region": records} if records else {})},
+        stages={**_stages(folder / "done"), **({"region": records} if records else {})},
         timings=tuple(event for event in events if event.get("event") == "timed"),
         surveys=surveys,
         overlap=overlap,
@@ -160,11 +157,11 @@ def read(folder: Path) -> ReportData:
     )
 
 
-def _stages(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
+def _stages(folder: Path) -> dict[str, dict[str, Any]]:
     """What finished stages record of themselves, by kind and name; one that only names itself says nothing."""
     stages: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
-        stage = _object(path, notes).get("facts") or {}
+        stage = _object(path).get("facts") or {}
         if len(stage) > 1:
             kind, _, name = path.stem.partition("-")
             stages.setdefault(kind, {})[name or path.stem] = stage

@@ -99,13 +99,10 @@ _FIELDS = {axis: (axis, f"{axis}_low", f"{axis}_high") for axis in "xy"}
 
 
 def _scatter(name: str, content: Mapping[str, Any]) -> Section:
-    points = pd.DataFrame(
-        [
-            {"label": str(entry["label"]), "group": str(entry.get("group", ""))}
-            | {key: _number(entry.get(key)) for keys in _FIELDS.values() for key in keys}
-            for entry in content["points"]
-        ]
-    ).astype({key: float for keys in _FIELDS.values() for key in keys})
+    ends = [key for keys in _FIELDS.values() for key in keys]
+    named = [{"label": str(entry["label"]), "group": str(entry.get("group", ""))} for entry in content["points"]]
+    numbers = [{key: _number(entry.get(key)) for key in ends} for entry in content["points"]]
+    points = pd.concat([pd.DataFrame(named), pd.DataFrame(numbers, dtype=float)], axis="columns")
     drawn = points.dropna(subset=["x", "y"])
     if drawn.empty:
         raise ValueError("points holds none that has both an x and a y")

@@ -28,9 +28,7 @@ from lingregions.report.figures import THEMES, Figure
 from lingregions.report.sections import Section
 from lingregions.report.tables import Table
 
-VEGA_LITE = ".".join(
-    altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2]
-)  # of bundle and exports, as Altair writes it
+VEGA_LITE = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # of bundle and exports, as Altair writes it
 _LONGEST = 25  # words of a headline
 _FEW_TOKENS = 2000  # of a language; below it an NLL is rough
 _FEW_SEGMENTS = 10  # resampled; an interval over fewer is rough
@@ -64,14 +62,13 @@ def _headline(data: ReportData) -> str:
     for sentence in data.headlines:
         if len(sentence.split()) <= _LONGEST:
             return sentence
-    mean = data.effects[(data.effects["language"] == MEAN) & (data.effects["control"] == BASE)].dropna(
-        subset=["effect_nats"]
-    )
+    against = data.effects[data.effects["control"] == BASE]
+    mean = against[against["language"] == MEAN].dropna(subset=["effect_nats"])
     if mean.empty:
         return f"{data.experiment}: {'no effect' if len(data.results) else 'nothing'} has been measured yet."
     row = mean.loc[mean["effect_nats"].idxmax()]
-    within = data.effects[(data.effects["intervention"] == row["intervention"]) & (data.effects["control"] == BASE)]
-    many, times = numerals.plural(len(within) - 1, "language"), numerals.exponential(row["effect_nats"])
+    within = sum(against["intervention"] == row["intervention"]) - 1
+    many, times = numerals.plural(within, "language"), numerals.exponential(row["effect_nats"])
     return f"Largest mean effect over {many}: {row['intervention']}, perplexity ×{times}."
 
 

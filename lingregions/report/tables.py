@@ -92,12 +92,10 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 def column(name: str, cells: list[Cell]) -> Column:
     """The column whose kind the cells suggest: whole numbers are counts, other numbers numbers, all else text."""
-    present = [cell for cell in cells if cell is not None]
-    if present and all(isinstance(cell, int) and not isinstance(cell, bool) for cell in present):
+    types = {type(cell) for cell in cells if cell is not None}
+    if types == {int}:
         return Column(name, "count")
-    if present and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in present):
-        return Column(name, "number")
-    return Column(name)
+    return Column(name, "number" if types and types <= {int, float} else "text")
 
 
 def visible(cell: str) -> str:
@@ -130,14 +128,8 @@ def spreadsheet(table: Table) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     names = distinct([slug(column.name) for column in table.columns])
-    writer.writerow(
-        itertools.chain(
-            *(
-                [name, f"{name}_low", f"{name}_high"] if column.kind in numerals.SPANS else [name]
-                for name, column in zip(names, table.columns, strict=True)
-            )
-        )
-    )
+    ends = (("", "_low", "_high") if column.kind in numerals.SPANS else ("",) for column in table.columns)
+    writer.writerow(f"{name}{end}" for name, which in zip(names, ends, strict=True) for end in which)
     for row in table.rows:
         writer.writerow(itertools.chain(*(_stored(cell, it.kind) for it, cell in zip(table.columns, row, strict=True))))
     return buffer.getvalue()
