@@ -758,13 +758,13 @@ class TestProgress:
     def test_the_first_twentieth_of_the_work_is_too_little_for_a_time_in_all(self, now):
         screen = Console(file=io.StringIO(), width=200)
         display = progress.Display("lines", screen)
-        with display.whole([100], [0]), display.step(0, "score"), display.bar("score ar", 100, "samples") as bar:
+        with display.whole([100], [0]), display.step(0, "score"), display.bar("zh", 100, "samples") as bar:
             for amount in (4, 6):  # the first samples compile
                 now[0] += 15
                 bar.advance(amount)
         assert screen.file.getvalue().splitlines()[:2] == [
-            "score ar: 4/100 samples, 0.27 samples/s, 6:00 left; 0 of 1 steps, 4% of the work",
-            "score ar: 10/100 samples, 0.33 samples/s, 4:30 left; 0 of 1 steps, 10% of the work, about 4:30 left in all",
+            "zh: 4/100 samples, 0.27 samples/s, 6:00 left; 0 of 1 steps, 4% of the work",
+            "zh: 10/100 samples, 0.33 samples/s, 4:30 left; 0 of 1 steps, 10% of the work, about 4:30 left in all",
         ]
 
     def test_a_notebook_folds_its_lines_below_the_last(self, now, monkeypatch):
