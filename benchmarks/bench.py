@@ -72,6 +72,7 @@ ROWS = (
         quick=("--scalars=30", "--windows=1", "--rounds=1"),
     ),
     Row("selection, 210 matrices", "the released loop", "selection", ("ratio",), quick=("--repeats=2",)),
+    Row("growth of cost", "proportional growth, the steepest axis", "growth", ("ratio",), quick=("--quick",)),
 )
 
 
@@ -103,6 +104,18 @@ def table(ratios: Mapping[str, float | None], before: Mapping[str, float | None]
     return "\n".join(lines) + "\n"
 
 
+def growth(found: Mapping[str, Any]) -> str:
+    """Return how cost grows along each axis as Markdown; nothing if that was not measured."""
+    if "axes" not in found:
+        return ""
+    lines = ["", "| cost grows with | sizes | cost of each | exponent |", "|---|---|---|---:|"]
+    for name, axis in found["axes"].items():
+        (unit,) = axis.keys() - {"sizes", "exponent"}
+        sizes, costs = (", ".join(f"{each:,.4g}" for each in axis[key]) for key in ("sizes", unit))
+        lines.append(f"| {name} | {sizes} | {costs} {unit} | {axis['exponent']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Run what is asked for; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,8 +140,10 @@ def main() -> int:
         "runs": {" ".join([script, *words]): found for (script, words), found in known.items()},
     }
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (asked.folder / "bench.md").write_text(table(ratios, before), encoding="utf-8")
-    print(table(ratios, before), end="")
+    grown = next(found for (script, _), found in known.items() if script == "growth")
+    text = table(ratios, before) + growth(grown)
+    (asked.folder / "bench.md").write_text(text, encoding="utf-8")
+    print(text, end="")
     fallen = [name for name, now in ratios.items() if now is not None and now < _LOSS * (before.get(name) or 0)]
     for name in fallen:
         print(f"{name}: {ratios[name]:.2f}, and it was {before[name]:.2f}", file=sys.stderr)

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lingregions.evaluate import Segments
 
@@ -168,6 +167,8 @@ def estimate(difference: Draws, level: float = LEVEL) -> Estimate:
     n, values = difference.units, difference.values
     if n < 2 or not math.isfinite(difference.value) or not np.isfinite(values).all():
         return Estimate(difference.value, math.nan, math.nan, math.nan, n)
+    from scipy import stats  # a second of a start that a run may never need
+
     tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1))
     low, high = np.quantile(values, [tail, 1 - tail])
     # A sum in another order may miss the very figure by a rounding.
@@ -205,6 +206,8 @@ def pairs(values: Mapping[tuple[int, int], float], count: int) -> tuple[float | 
         return whole, None, None
     without = [np.mean([value for pair, value in values.items() if left not in pair]) for left in range(count)]
     pseudo = count * whole - (count - 1) * np.asarray(without)
+    from scipy import stats
+
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * pseudo.std(ddof=1) / math.sqrt(count))
     return whole, whole - half, whole + half
 

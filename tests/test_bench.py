@@ -15,6 +15,7 @@ FOUND: dict[str, dict[str, Any]] = {
     "removals": {"ratio": 1.3},
     "by_layer": {"scalars": {"ratio": 1.6}, "layers": {"ratio": 1.5}},
     "selection": {"ratio": 7.0},
+    "growth": {"ratio": 0.9, "axes": {"devices": {"sizes": [1, 8], "operations": [8e9, 1e9], "exponent": -1.0}}},
 }
 
 
@@ -46,6 +47,7 @@ def test_a_script_runs_once_and_a_busy_machine_gives_no_ratio(bench: Any, tmp_pa
     assert sorted(bench.asked) == sorted([*FOUND, "score_step"])  # scoring, and evaluation
     lines = (tmp_path / "bench.md").read_text().splitlines()
     assert "| score step | torch, malloc tuned | 0.90 | – |" in lines
+    assert lines[-1] == "| devices | 1, 8 | 8e+09, 1e+09 operations | -1.00 |"
     assert "| training step | torch's fused AdamW, as it comes | – | – |" in lines
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lingregions.statistics import LEVEL
 
@@ -86,6 +85,8 @@ def collect(rows: Sequence[Mapping[str, Any]], predictors: Sequence[str]) -> tup
 
 def spearman(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
     """Return the rank correlation of |prediction| and |effect|, [..., n] -> [...]; NaN where one does not vary."""
+    from scipy import stats  # a second of every start, for one study
+
     x, y = (
         ranks - ranks.mean(-1, keepdims=True)
         for ranks in (stats.rankdata(each, axis=-1) for each in (predicted, exact))

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.cluster import hierarchy
 
 from lingregions import tree as trees
 from lingregions.models import roles
@@ -336,6 +335,8 @@ def cluster(similarity: np.ndarray) -> _Dendrogram:
     size = len(similarity)
     if size < 2:
         return _Dendrogram((), tuple(range(size)))
+    from scipy.cluster import hierarchy  # slow to import, and wanted by reports alone
+
     found = hierarchy.linkage(1.0 - np.asarray(similarity, np.float64)[np.triu_indices(size, 1)], "average")
     merges = [(int(first), int(second), float(gap), int(count)) for first, second, gap, count in found]
     return _Dendrogram(tuple(merges), tuple(map(int, hierarchy.leaves_list(found))))
