@@ -234,6 +234,8 @@ def mantel(
     pairs = ~np.eye(n, dtype=bool)
     if not all(np.isfinite(each[pairs]).all() for each in (first, second)):
         return None, None
+    from scipy import stats
+
     columns = [np.ones(n * (n - 1)), *([] if given is None else [stats.rankdata(given[pairs])])]
     design = np.stack(columns, 1)
 
