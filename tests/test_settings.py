@@ -163,7 +163,7 @@ def test_parse_leaves_no_state_behind(source):
     ("line", "message"),
     [
         ("--config={} --workdr=w", 'no flag --workdr; did you mean "--workdir"? Flags: --config, --workdir'),
-        ("--workdir=w", "which config? Name a file of your own, or one of core_removal, definitions"),
+        ("--workdir=w", "which config? Name a file of your own, or one of complements, core_contents"),
         ("{0} {0} --workdir=w", "what is"),
         ("--config={} --workdir", "Missing value for flag --workdir"),
         ("--config={} --workdir=w --fresh=perhaps", "--fresh=perhaps"),
