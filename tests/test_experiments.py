@@ -49,8 +49,12 @@ def whole(tmp_path_factory):
     return folder, finish(folder, "--config.machine.pictures=True")
 
 
+FURTHER = {"complements": "frozen_pretraining"}  # a second config of an experiment
+
+
 def test_a_config_for_every_experiment_and_an_experiment_for_every_config():
-    assert {path.stem for path in PATHS} == set(STUDIES)
+    assert {path.stem for path in PATHS} == {*STUDIES, *FURTHER}
+    assert set(FURTHER.values()) <= set(STUDIES)
 
 
 @pytest.mark.parametrize(
@@ -59,11 +63,12 @@ def test_a_config_for_every_experiment_and_an_experiment_for_every_config():
 )
 def test_every_variant_resolves(path, variant):
     chosen = settings.load(f"{path}:{variant}")
-    assert chosen.experiment == path.stem
+    assert chosen.experiment == FURTHER.get(path.stem, path.stem)
     if path.stem == "pretraining":  # the one that scores nothing
         assert len(chosen.train.languages) == (30 if variant == "thirty" else 4)
         return
-    assert len(chosen.score.languages) == 6
+    trained = {"disentangling": 4, "transfer": 3 if variant == "tiny" else 5}  # those that train inside regions
+    assert len(chosen.score.languages) == trained.get(path.stem, 6)
     if variant.startswith("llama2"):
         assert (*chosen.score.snapshots, chosen.score.samples) == (10_000, 100_000)
         assert "evaluate" not in chosen or len(set(chosen.evaluate.languages)) == 30
