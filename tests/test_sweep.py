@@ -488,6 +488,7 @@ def test_a_dry_run_says_how_the_cells_stand(tmp_path, instant, capsys):
 def test_every_sweep_resolves_and_can_be_planned(path, variant, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LINGREGIONS_CACHE", str(tmp_path))  # no model is here: the door opens none
     code, (said, refused) = main(["sweep", f"--config={path}:{variant}", "--dry-run"]), capsys.readouterr()
-    assert code == 0 or (variant == "llama2_7b" and "GB of memory" in refused)  # this machine is too small for it
+    # This machine is too small for it, or for a sample of a training on each of its eight virtual devices.
+    assert code == 0 or (variant != "tiny" and "GB of memory" in refused)
     assert "Error" not in said
     assert "not begun" in said
