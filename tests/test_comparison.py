@@ -78,6 +78,8 @@ def test_effects_stand_in_columns_and_the_verdict_says_where_signs_part(two, tmp
     assert verdict["headline"] == "Of 4 contrasts that 2 models share, 3 have the same sign in each, interval included."
     (parted,) = [text for text in verdict["paragraphs"] if text.startswith("Not the same")]
     assert parted.startswith("Not the same: top 1% against magnitude 1% (first ×")
+    (same,) = [text for text in verdict["paragraphs"] if text.startswith("The same")]
+    assert same.endswith("tables: top 1%; magnitude 1%; monolingual es in es.")
     scalars = shown["scalars"]["rows"]
     assert [row[:3] for row in scalars] == [["first", "layer 1 mlp.down_proj [2 3]", "scale 10.0"]]
     assert scalars[0][3][0] == pytest.approx(4.5)

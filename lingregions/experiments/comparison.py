@@ -171,7 +171,7 @@ def _places(found: Mapping[str, _Shown]) -> dict[str, dict[str, Any]]:
         columns = list(dict.fromkeys(column for each in values.values() for column in each))
         grid = {name: {column: each.get(column) for column in columns} for name, each in values.items()}
         if len(grid) > 1:
-            unit = "density, as a multiple of an even spread"
+            unit = "times an even spread"
             shown[key] = tables.heatmap(title, "model", grid, unit, note=note, format="number")
     names = [label for each in found.values() for label in each.regions]
     rows = []
