@@ -1,5 +1,6 @@
 """Comparison: what two models agree on, from work directories that a hand has drawn."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ TOP = Intervention(kind="top", fraction="1%", perturbation="zero")
 LARGEST = Intervention(kind="magnitude", fraction="1%", perturbation="zero")
 OWN = Intervention(kind="monolingual", region_language="es", perturbation="zero")
 SCALAR = Intervention(kind="scalar", target="layer 1 mlp.down_proj [2 3]", perturbation="scale", factor=10.0)
+CLIPPED = dataclasses.replace(SCALAR, bounded=True)
 PATH = "layers.mlp.down_proj"
 
 
@@ -42,7 +44,7 @@ def run(folder, source: str, nats: dict[Intervention, float], layers: list[list[
 
 @pytest.fixture
 def two(tmp_path):
-    first = {TOP: 4.0, LARGEST: 1.0, OWN: 0.5, SCALAR: 3.0}
+    first = {TOP: 4.0, LARGEST: 1.0, OWN: 0.5, SCALAR: 3.0, CLIPPED: 9.0}
     second = {TOP: 2.0, LARGEST: 5.0, OWN: 0.25}
     # Four layers of eight entries: all in the first layer; the same in each.
     early, even = [[1] * 8] + [[0] * 8] * 3, [[1, 1] + [0] * 6] * 4

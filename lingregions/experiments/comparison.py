@@ -134,10 +134,14 @@ def _shared(found: Mapping[str, _Shown]) -> list[_Key]:
 
 
 def _largest(effects: _Effects) -> dict[str, _Effect]:
-    """Return {target: the largest effect of changing that one scalar, over all languages}, the largest first."""
+    """Return {target: the largest effect of changing that one scalar, over all languages}, the largest first.
+
+    What is clipped besides is left aside: it is another change.
+    """
     found: dict[str, _Effect] = {}
     for (_, _, control, language), effect in effects.items():
-        if effect.intervention.kind == SCALAR and (control, language) == (BASE, ALL) and effect.cell[0] is not None:
+        alone = effect.intervention.kind == SCALAR and not effect.intervention.bounded
+        if alone and (control, language) == (BASE, ALL) and effect.cell[0] is not None:
             before = found.get(effect.intervention.target)
             if before is None or (before.cell[0] or 0) < effect.cell[0]:
                 found[effect.intervention.target] = effect
