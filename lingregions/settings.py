@@ -145,14 +145,16 @@ def key(word: str) -> str | None:
     return match[1] if match else None
 
 
-def _quoted(word: str) -> str:
-    """Put quotes around words that are no Python (`1%,3%`), which the parser of tuples wants to see as one."""
+def _quoted(word: str, default: tuple[Any, ...]) -> str:
+    """Put quotes around what is no Python (`1%,3%`), or no number by the default (`1e-8`), for the parser of tuples."""
     name, _, value = word.partition("=")
     try:
         ast.literal_eval(value)
     except (SyntaxError, ValueError):
-        return f"{name}={value!r}" if re.fullmatch(r"[^'\"()\[\]]+", value) else word
-    return word
+        number = False
+    else:
+        number = not all(isinstance(element, str) for element in default)
+    return word if number or not re.fullmatch(r"[^'\"()\[\]]+", value) else f"{name}={value!r}"
 
 
 def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
@@ -172,7 +174,7 @@ def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] |
         if (path := key(word)) is not None:
             _find(config, path, source)
     tuples = {path: value for path, value in leaves(config) if isinstance(value, tuple)}
-    overrides = [_quoted(word) if key(word) in tuples else word for word in overrides]
+    overrides = [_quoted(word, tuples[path]) if (path := key(word)) in tuples else word for word in overrides]
     parser = flags.FlagValues()
     parser.set_gnu_getopt(True)
     try:
