@@ -157,7 +157,7 @@ def stream(
       bounds: bounds on what comes from some weights (see `models.bounded`); asking for them is another program.
     """
     if isinstance(batches, Corpus):
-        raise TypeError("batches are needed, not a corpus: corpus.evaluation(size) yields them")
+        raise TypeError("batches are needed, not a corpus: corpus.batch(positions) gives one")
     waiting: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
     for batch in batches:
         ahead = (batch, evaluator(params, put(batch), bounds))
@@ -196,35 +196,3 @@ def total(numbers: Sequence[np.ndarray], losses: Sequence[Losses]) -> Result:
     np.add.at(sizes, place, size)
     segments = Segments(found, np.bincount(place, nll, len(found)), counts.astype(np.int64), sizes)
     return Result(float(nll.sum()), len(nll), int(size.sum()), segments)
-
-
-def evaluate(
-    evaluator: Evaluator,
-    params: trees.Tree,
-    batches: Iterable[Batch],
-    put: Callable[[Batch], Batch] = lambda batch: batch,
-    numbers: Iterable[np.ndarray] | None = None,
-    advance: Callable[[int], None] = lambda tokens: None,
-) -> Result:
-    """Return the sums over all batches.
-
-    Args:
-      evaluator: from `build`.
-      params: the parameters of the model, or what an intervention makes of them.
-      batches: host batches of one shape; rows of padding count nothing.
-      put: places a batch on the mesh.
-      numbers: int64 [B, T] for each batch, the segment that each token belongs to (`Corpus.documents` for one); None
-        takes every row as a segment.
-      advance: called with the targets of each batch when it is done (progress).
-
-    Raises:
-      ValueError: there is no target in the batches.
-    """
-    given = None if numbers is None else iter(numbers)
-    found, where, rows = [], [], 0
-    for losses in stream(evaluator, params, batches, put):
-        where.append(losses.row + rows if given is None else next(given)[losses.row, losses.position])
-        found.append(losses)
-        rows += losses.rows
-        advance(len(losses.nll))
-    return total(where, found)

@@ -66,7 +66,7 @@ class Packed:
         return (*self.bits.shape[: self.axis + 1], 8, *self.bits.shape[self.axis + 1 :])
 
 
-def pack(mask: jax.Array) -> Packed:
+def _packed(mask: jax.Array) -> Packed:
     """Return a bool mask at one bit an entry, split over devices as it was.
 
     The packed axis is one whose parts on each device are whole bytes: the last but one if it can be (a TPU holds eight
@@ -185,7 +185,7 @@ def _identity(name: str, part: Mapping[str, Any], **options: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Thaw:
+class _Thaw:
     """A schedule: the step size inside a region is 0 for `begin` updates, and rises evenly to 1 at update `end`."""
 
     begin: int
@@ -197,7 +197,7 @@ class Thaw:
         return jnp.clip(done / jnp.float32(max(self.end - self.begin, 1)), jnp.float32(0), jnp.float32(1))
 
 
-def thaw(steps: int, begin: float, end: float | None = None) -> Thaw:
+def thaw(steps: int, begin: float, end: float | None = None) -> _Thaw:
     """Return the schedule that thaws a region between two fractions of `steps` updates (at once, when `end` is None).
 
     Raises:
@@ -210,7 +210,7 @@ def thaw(steps: int, begin: float, end: float | None = None) -> Thaw:
         )
     # At once: the last frozen update is number begin * steps - 1, so the ramp is one update long and ends on it.
     first, last = round(begin * steps), round(end * steps)
-    return Thaw(first - 1, first) if first == last else Thaw(first, last)
+    return _Thaw(first - 1, first) if first == last else _Thaw(first, last)
 
 
 def hard(params: trees.Tree, masks: trees.Tree, thaw: _Schedule | None = None, name: str = "hard") -> Constraint:
@@ -244,13 +244,13 @@ def hard(params: trees.Tree, masks: trees.Tree, thaw: _Schedule | None = None, n
         name=name,
         before=_transformation(name, before, thaw),
         after=_transformation(name, after, thaw, whole),
-        arrays={path: pack(mask) for path, mask in some.items()},
+        arrays={path: _packed(mask) for path, mask in some.items()},
         whole=whole,
         identity=_identity(name, covered, thaw=thaw),
     )
 
 
-def leaves(params: trees.Tree, given: None = None, *, scope: str, name: str = "leaves") -> Constraint:
+def _leaves(params: trees.Tree, given: None = None, *, scope: str, name: str = "leaves") -> Constraint:
     """Freeze every parameter of a scope as a whole.
 
     Args:
@@ -269,7 +269,7 @@ def leaves(params: trees.Tree, given: None = None, *, scope: str, name: str = "l
     )
 
 
-def column(
+def _column(
     params: trees.Tree,
     scores: trees.Tree,
     *,
@@ -279,11 +279,11 @@ def column(
     thaw: _Schedule | None = None,
     name: str = "column",
 ) -> Constraint:
-    """Freeze whole rows or columns of each matrix, those of the largest summed score; arguments as in `columns`."""
-    return hard(params, columns(scores, fraction, axis, names), thaw, name)
+    """Freeze whole rows or columns of each matrix, those of the largest summed score; arguments as in `_columns`."""
+    return hard(params, _columns(scores, fraction, axis, names), thaw, name)
 
 
-def columns(
+def _columns(
     scores: trees.Tree, fraction: float | str, axis: str = "in", names: Mapping[str, tuple[str, ...]] | None = None
 ) -> trees.Tree:
     """Return masks of the indices along one axis of each matrix whose summed score is largest.
@@ -333,7 +333,7 @@ def columns(
 _STEPS = 255  # step sizes that `soft` tells apart above zero
 
 
-def soft(params: trees.Tree, scores: trees.Tree, *, strength: float = 1.0, name: str = "soft") -> Constraint:
+def _soft(params: trees.Tree, scores: trees.Tree, *, strength: float = 1.0, name: str = "soft") -> Constraint:
     """Slow every entry by its score: the step size is 1 / (1 + strength x score / mean score of its matrix).
 
     Sizes are rounded to k/255 and kept in one byte: an entry of more than 509 / strength times the mean does not move
@@ -376,7 +376,7 @@ def soft(params: trees.Tree, scores: trees.Tree, *, strength: float = 1.0, name:
     )
 
 
-def l2_sp(params: trees.Tree, given: None = None, *, strength: float, name: str = "l2_sp") -> Constraint:
+def _l2_sp(params: trees.Tree, given: None = None, *, strength: float, name: str = "l2_sp") -> Constraint:
     """Pull every parameter to where it starts: strength / 2 x |theta - start|^2 is added to the loss (L2-SP).
 
     Args:
@@ -401,7 +401,7 @@ def l2_sp(params: trees.Tree, given: None = None, *, strength: float, name: str 
     )
 
 
-def ewc(params: trees.Tree, fisher: trees.Tree, *, strength: float, name: str = "ewc") -> Constraint:
+def _ewc(params: trees.Tree, fisher: trees.Tree, *, strength: float, name: str = "ewc") -> Constraint:
     """Pull each parameter to where it starts, as strongly as the Fisher information says (EWC).
 
     strength / 2 x sum of F (theta - start)^2 is added to the loss, with F scaled to a mean of 1 over all its entries:
@@ -461,7 +461,7 @@ def fisher(params: trees.Tree, scores: trees.Tree) -> trees.Tree:
     return trees.transform(one, scores)
 
 
-class Method(NamedTuple):
+class _Method(NamedTuple):
     """A way to protect what a model knows.
 
     Attributes:
@@ -475,13 +475,13 @@ class Method(NamedTuple):
     option: str = ""
 
 
-METHODS: dict[str, Method] = {
-    "hard": Method(hard, "masks"),
-    "column": Method(column, "scores", "fraction"),
-    "leaves": Method(leaves, "nothing", "scope"),
-    "soft": Method(soft, "scores", "strength"),
-    "l2_sp": Method(l2_sp, "nothing", "strength"),
-    "ewc": Method(ewc, "fisher", "strength"),
+METHODS: dict[str, _Method] = {
+    "hard": _Method(hard, "masks"),
+    "column": _Method(_column, "scores", "fraction"),
+    "leaves": _Method(_leaves, "nothing", "scope"),
+    "soft": _Method(_soft, "scores", "strength"),
+    "l2_sp": _Method(_l2_sp, "nothing", "strength"),
+    "ewc": _Method(_ewc, "fisher", "strength"),
 }
 
 

@@ -25,7 +25,6 @@ _PEAKS = "micro.json"  # in the cache folder: what the compiler said
 _MOST = 64  # samples a step on each part of the batch axes: more is no faster anywhere
 _TRIES = 3
 _SHARE = {"cpu": 0.7}  # of the memory that is free, for what the compiler does not count; elsewhere 0.9
-_BATCHES = ("score", "evaluate", "train")
 
 
 def choose(settings: ConfigDict) -> dict[str, int]:

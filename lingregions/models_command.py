@@ -36,7 +36,7 @@ from lingregions.run import files
 LOGITS, NLL = 1e-3, 1e-4
 
 
-def list_(console: Console) -> None:
+def _list(console: Console) -> None:
     """Print the families, their presets with the number of parameters, and the packages that hold weights."""
     table = Table(title="families, by the model_type of config.json")
     for column in ("model_type", "family", "preset"):
@@ -54,7 +54,7 @@ def list_(console: Console) -> None:
         console.print(f"package:{name} {package.version}: {escape(package.licence)}", soft_wrap=True)
 
 
-def show(model: str, console: Console) -> None:
+def _show(model: str, console: Console) -> None:
     """Print the parameters of a model by role, and what the removal of each means.
 
     Raises:
@@ -70,7 +70,7 @@ def show(model: str, console: Console) -> None:
     for path in roles.ordered(declared):
         parameter = declared[path]
         shape = "x".join(map(str, parameter.shape))
-        table.add_row(parameter.role, shape, f"{trees.count({'': parameter}):,}", removal(parameter, config))
+        table.add_row(parameter.role, shape, f"{trees.count({'': parameter}):,}", _removal(parameter, config))
     table.add_section()
     table.add_row("all", "", f"{trees.count(declared):,}", "")
     console.print(table)
@@ -80,7 +80,7 @@ def show(model: str, console: Console) -> None:
         console.print(f"Logits x are capped: c tanh(x / c) with c = {cap:g}.")
 
 
-def removal(parameter: Parameter, config: Config) -> str:
+def _removal(parameter: Parameter, config: Config) -> str:
     """Return the value that removal sets a parameter to, and what else it means."""
     role, sharing = roles.ROLES[parameter.role], config.heads // config.kv_heads
     notes = [f"{-parameter.offset:g}: the gain is 1 + w" if parameter.offset else "0"]
@@ -95,7 +95,7 @@ def removal(parameter: Parameter, config: Config) -> str:
     return "; ".join(notes)
 
 
-def verify(model: str, console: Console, *, language: str = "en", length: int = 256) -> None:
+def _verify(model: str, console: Console, *, language: str = "en", length: int = 256) -> None:
     """Compare logits and NLL with those of transformers, in float32, on one sample of the Declaration of Human Rights.
 
     Transformers reads the model's own folder; what comes otherwise (preset, package, GGUF) is written as one first.
@@ -115,7 +115,7 @@ def verify(model: str, console: Console, *, language: str = "en", length: int = 
     corpus = found.corpus("udhr", language, length=length)
     sample = corpus.batch(np.arange(1))
     tokens = np.asarray(sample.tokens)[:, np.asarray(sample.segments)[0] > 0]
-    ours, nll = outputs(found, tokens)
+    ours, nll = _outputs(found, tokens)
     source = sources.resolve(model)
     if source.kind in ("folder", "hub"):
         theirs = huggingface.logits(source.files[0].parent, tokens)
@@ -134,7 +134,7 @@ def verify(model: str, console: Console, *, language: str = "en", length: int = 
     console.print(escape(said), soft_wrap=True)
 
 
-def outputs(model: Model, tokens: np.ndarray) -> tuple[np.ndarray, float]:
+def _outputs(model: Model, tokens: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the logits [T, V] of one document of tokens [1, T], and its loss in nats per token."""
     batch = Batch(*map(jnp.asarray, (tokens, np.ones_like(tokens), np.ones_like(tokens))))
     config, compute = model.config, model.compute
@@ -158,7 +158,7 @@ def _nll(logits: np.ndarray, tokens: np.ndarray) -> float:
     return float(np.mean(total - wide[np.arange(len(wide)), tokens[1:]]))
 
 
-def convert(
+def _convert(
     model: str, folder: Path, console: Console, *, remove: Path | None = None, dtype: str = "float32", seed: int = 0
 ) -> None:
     """Write a model as a Hugging Face folder with its tokenizer, with a region removed if one is given.
@@ -190,6 +190,6 @@ def convert(
 def main(words: Sequence[str], console: Console | None = None) -> int:
     """List, show, verify or convert models; returns the exit code."""
     flags = vars(verbs.models().parse_args(list(words)))
-    functions: dict[str, Callable[..., None]] = {"list": list_, "show": show, "verify": verify, "convert": convert}
+    functions: dict[str, Callable[..., None]] = {"list": _list, "show": _show, "verify": _verify, "convert": _convert}
     functions[flags.pop("verb")](**flags, console=console or Console())
     return 0

@@ -215,26 +215,8 @@ def apply(
     return trees.merge(params, _change(_covered(params, masks), masks, name, amount, seed, offsets))
 
 
-def zero(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
-    """Return `params` with every parameter inside the region set to +0.0: removal.
-
-    Raises:
-      ValueError: the region belongs to another model.
-    """
-    return apply(params, masks, "zero")
-
-
-def restore(params: trees.Tree, original: trees.Tree, masks: trees.Tree) -> trees.Tree:
-    """Return `params` with the values of `original` inside the region: undoes any perturbation of it exactly.
-
-    Raises:
-      ValueError: the region belongs to another model.
-    """
-    return trees.merge(params, _swap(_covered(params, masks), _covered(original, masks), masks))
-
-
 def revert(params: trees.Tree, original: trees.Tree, masks: trees.Tree, factor: float) -> trees.Tree:
-    """Return `params` moved back to `original` inside the region by a part of the way: 1 is `restore`, 0 nothing.
+    """Return `params` moved back to `original` inside the region by a part of the way: 1 is all of it.
 
     Raises:
       ValueError: the region belongs to another model, or the factor is not between 0 and 1.
@@ -242,7 +224,7 @@ def revert(params: trees.Tree, original: trees.Tree, masks: trees.Tree, factor: 
     if not 0 <= factor <= 1:
         raise ValueError(f"a region is set back by a factor between 0 and 1, not by {factor}")
     if factor == 1:
-        return restore(params, original, masks)
+        return trees.merge(params, _swap(_covered(params, masks), _covered(original, masks), masks))
     back = _between(_covered(params, masks), _covered(original, masks), masks, jnp.float32(factor))
     return trees.merge(params, back)
 

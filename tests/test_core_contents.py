@@ -62,17 +62,17 @@ def facts(folder: Path, model: str) -> dict:
     ],
 )
 def test_kinds_of_tokens_by_hand(text, said):
-    assert core_contents.kind(text) == said
+    assert core_contents._kind(text) == said
 
 
 def test_frequencies_of_a_text_by_hand():
     # 7 four times and 5 three times make up half of twelve; 3 twice; 1, 2 and 9 once.
-    found = core_contents.frequencies(np.array([7, 7, 7, 7, 5, 5, 5, 3, 3, 1, 2, 9]))
+    found = core_contents._frequencies(np.array([7, 7, 7, 7, 5, 5, 5, 3, 3, 1, 2, 9]))
     assert found == {7: "frequent", 5: "frequent", 3: "between", 1: "once", 2: "once", 9: "once"}
 
 
 def test_stretches_of_the_window():
-    assert [core_contents.stretch(place) for place in (1, 2, 7, 8, 31, 32, 511, 512, 4000)] == [
+    assert [core_contents._stretch(place) for place in (1, 2, 7, 8, 31, 32, 511, 512, 4000)] == [
         *("1", "2", "2", "8", "8", "32", "256", "512", "512")
     ]
 

@@ -14,7 +14,7 @@ from lingregions import mesh as meshes
 from lingregions import regions, settings
 from lingregions.effects import Effect, Effects
 from lingregions.experiments import STUDIES, claims, tables
-from lingregions.experiments.core_removal import _check, _contrasts, _whole, parts
+from lingregions.experiments.core_removal import _check, _contrasts, _pieces, _whole
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.run import Run
 
@@ -55,7 +55,7 @@ def table(folder: Path, name: str):
 def test_the_plan_names_every_removal():
     config = chosen("--config.select.selectors=top,matched", "--config.select.seeds=0,1", *PARTS)
     assert [each.name for each in _whole(config)] == ["top 1%", "matched 1% seed 0", "matched 1% seed 1"]
-    assert [each.name for each in parts(config, layers=2)] == [
+    assert [each.name for each in _pieces(config, layers=2)] == [
         *("top 1% q", "top 1% down", "top 1% without norms", "top 1% layer 0", "top 1% layer 1"),
     ]
     assert [(top.name, control.name) for top, control in _contrasts(config)] == [("top 1%", "matched 1%")]
@@ -92,7 +92,7 @@ def test_the_headline_counts_languages_only_where_there_are_any(p, said):
 
 def test_a_layer_that_does_not_exist():
     with pytest.raises(ValueError, match="there is no layer 2"):
-        parts(chosen("--config.select.layers=0,2"), layers=2)
+        _pieces(chosen("--config.select.layers=0,2"), layers=2)
 
 
 def test_parts_need_their_top():

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import source as sources
 from lingregions.corpus import special, tfds
+from lingregions.corpus.batch import Batch
 from lingregions.corpus.corpus import Corpus
 from lingregions.corpus.special import Policy
 from lingregions.corpus.text import Reading
@@ -36,6 +37,12 @@ def pack(texts: list[str], length: int, packing: str = "packed", bos: str = "non
 def rows(corpus: Corpus) -> list[tuple[list[int], list[int], list[int]]]:
     batch = corpus.batch(range(len(corpus)))
     return [tuple(array[row].tolist() for array in batch) for row in range(len(corpus))]
+
+
+def in_turn(corpus: Corpus, size: int) -> Iterator[Batch]:
+    """Every sample once, in order, the last batch filled with padding."""
+    for start in range(0, len(corpus), size):
+        yield corpus.batch(np.arange(start, min(start + size, len(corpus))), size)
 
 
 # --- packing, by hand -------------------------------------------------------------------------------------------------
@@ -170,6 +177,8 @@ def test_any_sample_can_be_had_alone(texts: list, data: st.DataObject) -> None:
     position = data.draw(st.integers(0, len(corpus) - 1))
     for array, row in zip(whole, corpus[position], strict=True):
         assert (array[position] == row).all()
+    with pytest.raises(IndexError):
+        corpus[len(corpus)]
 
 
 def test_long_and_short_documents_together() -> None:
@@ -177,7 +186,7 @@ def test_long_and_short_documents_together() -> None:
     texts = ["x" * 100_000, "y", "zz" * 500_000]
     corpus = pack(texts, 512, bos="document")
     assert (corpus.counts.tokens, corpus.counts.special, len(corpus)) == (1_100_001, 3, 2149)
-    total = sum(int((batch.bytes > 0).sum()) for batch in corpus.evaluation(100))
+    total = sum(int((batch.bytes > 0).sum()) for batch in in_turn(corpus, 100))
     assert total == 1_100_001
     assert corpus.batch([0]).segments.max() == 1
 
@@ -323,7 +332,7 @@ def test_large_vocabularies_make_the_round_trip(size: int, tmp_path: Path) -> No
     (tmp_path / "texts/ko.txt").write_text("\n".join(texts))
     words = vocabulary(size)
     corpus = corpora.open(str(tmp_path / "texts"), "ko", words, length=512, cache=tmp_path / "cache", vocabulary=size)
-    batches = list(corpus.evaluation(64))
+    batches = list(in_turn(corpus, 64))
     read = np.concatenate([batch.tokens[batch.segments > 0] for batch in batches])
     assert read.dtype == np.int32
     assert (read == ids).all()
@@ -370,7 +379,7 @@ def test_fewer_samples_than_asked_is_an_error_unless_allowed(udhr: Corpus) -> No
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_evaluation_covers_every_token_once_for_any_batch_size(udhr: Corpus, size: int) -> None:
-    batches = list(udhr.evaluation(size))
+    batches = list(in_turn(udhr, size))
     assert {batch.tokens.shape for batch in batches} == {(size, 64)}
     text = bytes(np.concatenate([batch.tokens[batch.segments > 0] for batch in batches]).astype(np.uint8))
     assert text.decode() == next(sources.Udhr().documents("vi", "all", Reading()))

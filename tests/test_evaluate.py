@@ -54,6 +54,15 @@ def stated(*rows: list[list[float | None]]) -> tuple[evaluate.Evaluator, list[Ba
     return lambda params, batch, bounds=None: given[batch.tokens[0, 0]], batches
 
 
+def summed(evaluator, params, batches, put=lambda batch: batch, numbers=None) -> Result:
+    """The sums over all batches; without numbers of segments every row is one."""
+    found, where = list(evaluate.stream(evaluator, params, batches, put)), []
+    for place, losses in enumerate(found):
+        before = sum(each.rows for each in found[:place])
+        where.append(losses.row + before if numbers is None else numbers[place][losses.row, losses.position])
+    return evaluate.total(where, found)
+
+
 # The figures.
 
 
@@ -98,8 +107,8 @@ def test_what_no_language_model_gives_is_doubted():
 
 def test_a_model_whose_weights_vanished_is_doubted(evaluator, params):
     silent = jax.tree.map(np.zeros_like, params)
-    assert "the logits are all equal" in evaluate.doubt(evaluate.evaluate(evaluator, silent, batches(4)), CONFIG.vocab)
-    assert evaluate.doubt(evaluate.evaluate(evaluator, params, batches(4)), CONFIG.vocab) == ""
+    assert "the logits are all equal" in evaluate.doubt(summed(evaluator, silent, batches(4)), CONFIG.vocab)
+    assert evaluate.doubt(summed(evaluator, params, batches(4)), CONFIG.vocab) == ""
 
 
 @given(st.floats(0, 700))
@@ -126,13 +135,11 @@ def test_perplexity_keeps_the_order(one, other):
 
 def test_sums_over_batches_by_hand():
     evaluator, given = stated([[1.0, 0.5, None], [None, None, None]], [[2.25, None, None], [1.0, None, 3.0]])
-    told: list[int] = []
-    result = evaluate.evaluate(evaluator, {}, given, advance=told.append)
+    result = summed(evaluator, {}, given)
     assert (result.nll, result.tokens, result.bytes) == (7.75, 5, (1 + 2) + 1 + (1 + 3))
     # Without numbers every row is a segment; one without targets is none.
     assert [column.tolist() for column in result.segments] == [[0, 2, 3], [1.5, 2.25, 4.0], [2, 1, 2], [3, 1, 4]]
     assert result.segments.nll.dtype == np.float64
-    assert told == [2, 3]
     assert (type(result.nll), type(result.tokens), type(result.bytes)) == (float, int, int)
 
 
@@ -140,7 +147,7 @@ def test_segments_that_lie_in_several_samples_by_hand():
     evaluator, given = stated([[1.0, 2.0, None], [4.0, None, 8.0]], [[16.0, 32.0, None]])
     # The number of a target's own position counts: [., 1, 1, .], [., 1, ., 5] and [., 5, 9, .].
     numbers = [np.array([[7, 1, 1, 7], [7, 1, 7, 5]]), np.array([[7, 5, 9, 7]])]
-    result = evaluate.evaluate(evaluator, {}, given, numbers=numbers)
+    result = summed(evaluator, {}, given, numbers=numbers)
     assert [column.tolist() for column in result.segments] == [
         [1, 5, 9],
         [7.0, 24.0, 32.0],
@@ -152,20 +159,20 @@ def test_segments_that_lie_in_several_samples_by_hand():
 def test_sums_are_float64():
     # In float32 2^24 + 1 is 2^24.
     evaluator, given = stated([[2.0**24, 1.0]])
-    assert evaluate.evaluate(evaluator, {}, given).nll == 2.0**24 + 1
+    assert summed(evaluator, {}, given).nll == 2.0**24 + 1
 
 
 def test_a_sample_without_targets_counts_nothing_whatever_it_holds():
     nll, counts = np.array([[math.nan, 1.0]], np.float32), np.array([[False, True]])
     (batch,) = stated([[None]])[1]
     batch = batch._replace(bytes=np.zeros((1, 3), np.int32))
-    result = evaluate.evaluate(lambda params, batch, bounds: (nll, counts), {}, [batch])
+    result = summed(lambda params, batch, bounds: (nll, counts), {}, [batch])
     assert (result.nll, result.tokens) == (1.0, 1)
 
 
 def test_a_model_that_gives_nan_says_so():
     evaluator, given = stated([[math.nan, 1.0], [1.0, None]])
-    result = evaluate.evaluate(evaluator, {}, given)
+    result = summed(evaluator, {}, given)
     assert math.isnan(result.nll)
     assert perplexity(result.nats) == "nan"
     assert result.tokens == 3
@@ -176,7 +183,7 @@ def test_a_model_that_gives_nan_says_so():
 def test_an_empty_corpus_is_refused(rows):
     evaluator, given = stated(*rows)
     with pytest.raises(ValueError, match="no sample with two tokens of one document"):
-        evaluate.evaluate(evaluator, {}, given)
+        summed(evaluator, {}, given)
 
 
 def test_batches_are_sent_ahead_of_what_is_read():
@@ -209,7 +216,7 @@ def evaluator() -> evaluate.Evaluator:
 
 @pytest.fixture(scope="module")
 def result(evaluator, params) -> Result:
-    return evaluate.evaluate(evaluator, params, batches(4))
+    return summed(evaluator, params, batches(4))
 
 
 def test_the_result_is_the_sum_of_the_losses(params, result):
@@ -226,7 +233,7 @@ def test_the_result_is_the_sum_of_the_losses(params, result):
 
 @pytest.mark.parametrize("size", [1, 5, S])
 def test_the_batch_size_and_its_padding_do_not_matter(evaluator, params, result, size):
-    found = evaluate.evaluate(evaluator, params, batches(size))
+    found = summed(evaluator, params, batches(size))
     assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
     np.testing.assert_allclose(found.segments.nll, result.segments.nll, rtol=1e-6)
     assert found.nll == pytest.approx(result.nll, rel=1e-6)
@@ -234,7 +241,7 @@ def test_the_batch_size_and_its_padding_do_not_matter(evaluator, params, result,
 
 def test_the_order_does_not_matter(evaluator, params, result):
     order = np.random.default_rng(1).permutation(S).tolist()
-    found = evaluate.evaluate(evaluator, params, batches(4, order))
+    found = summed(evaluator, params, batches(4, order))
     assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
     assert found.nll == pytest.approx(result.nll, rel=1e-9)
     np.testing.assert_allclose(np.sort(found.segments.nll), np.sort(result.segments.nll), rtol=1e-6)
@@ -242,14 +249,12 @@ def test_the_order_does_not_matter(evaluator, params, result):
 
 def test_tokens_in_padding_do_not_matter(evaluator, params, result):
     filled = [each._replace(tokens=np.where(each.segments == 0, 7, each.tokens)) for each in batches(4)]
-    np.testing.assert_array_equal(evaluate.evaluate(evaluator, params, filled).segments.nll, result.segments.nll)
+    np.testing.assert_array_equal(summed(evaluator, params, filled).segments.nll, result.segments.nll)
 
 
 def test_longer_padding_does_not_matter(evaluator, params, result):
     longer = [Batch(*(np.pad(each, ((0, 0), (0, 3))) for each in batch)) for batch in batches(4)]
-    np.testing.assert_allclose(
-        evaluate.evaluate(evaluator, params, longer).segments.nll, result.segments.nll, rtol=1e-6
-    )
+    np.testing.assert_allclose(summed(evaluator, params, longer).segments.nll, result.segments.nll, rtol=1e-6)
 
 
 @pytest.mark.parametrize("devices", ["lone_mesh", "mesh"])
@@ -257,7 +262,7 @@ def test_devices_do_not_matter(params, result, devices, request):
     mesh = request.getfixturevalue(devices)
     placed = jax.device_put(params, meshes.shardings(models.declare(CONFIG), mesh))
     sharded = evaluate.build(CONFIG, models.Compute(), mesh)
-    found = evaluate.evaluate(sharded, placed, batches(4), lambda batch: meshes.place(batch, mesh))
+    found = summed(sharded, placed, batches(4), lambda batch: meshes.place(batch, mesh))
     assert (found.tokens, found.bytes) == (result.tokens, result.bytes)
     np.testing.assert_allclose(found.segments.nll, result.segments.nll, rtol=1e-6)
     assert all(each.is_fully_replicated for each in sharded(placed, meshes.place(next(batches(4)), mesh)))
@@ -268,9 +273,7 @@ def test_another_arm_is_another_figure_without_another_program(params, result, m
     original = loss.losses
     monkeypatch.setattr(loss, "losses", lambda *given, **named: traced.append(1) or original(*given, **named))
     evaluator = evaluate.build(CONFIG, models.Compute())
-    interventions = [
-        evaluate.evaluate(evaluator, jax.tree.map(lambda leaf, k=k: leaf * k, params), batches(4)) for k in (1, 2, 3)
-    ]
+    interventions = [summed(evaluator, jax.tree.map(lambda leaf, k=k: leaf * k, params), batches(4)) for k in (1, 2, 3)]
     assert len(traced) == 1
     assert len({intervention.nll for intervention in interventions}) == 3
     assert interventions[0].nll == result.nll

@@ -172,7 +172,7 @@ def test_a_gain_of_gemma_is_removed_by_minus_one() -> None:
     path = roles.path("post_attention_norm")
     before = np.asarray(trees.flatten(params)[path])
     offsets = models.offsets(config)
-    assert {roles.role_at(each).kind for each in offsets} == {"norm"}  # type: ignore[union-attr]
+    assert {roles._role_at(each).kind for each in offsets} == {"norm"}  # type: ignore[union-attr]
     found = np.asarray(trees.flatten(perturb.apply(params, masks, "zero", offsets=offsets))[path])
     assert found[1, 3] == -1
     tripled = np.asarray(trees.flatten(perturb.apply(params, masks, "scale", 3.0, offsets=offsets))[path])

@@ -159,13 +159,13 @@ def assert_kept(before: Tree, after: Tree, masks: dict[str, np.ndarray]) -> None
 @hypothesis.settings(max_examples=20)
 def test_packing_gives_back_the_mask(shape: tuple[int, ...], seed: int) -> None:
     mask = np.random.default_rng(seed).random(shape) < 0.5
-    np.testing.assert_array_equal(np.asarray(freeze.pack(jnp.asarray(mask)).unpack()), mask)
+    np.testing.assert_array_equal(np.asarray(freeze._packed(jnp.asarray(mask)).unpack()), mask)
 
 
 def test_a_byte_holds_eight_neighbours_along_one_axis() -> None:
     mask = np.zeros((1, 8, 3), bool)
     mask[0, 0, 0] = mask[0, 3, 0] = mask[0, 7, 1] = True
-    packed = freeze.pack(jnp.asarray(mask))
+    packed = freeze._packed(jnp.asarray(mask))
     assert packed.axis == 1
     assert np.asarray(packed.bits).tolist() == [[[1 + 8, 128, 0]]]
 
@@ -187,7 +187,7 @@ def test_packing_keeps_the_shards(
     mesh: jax.sharding.Mesh, shape: tuple[int, ...], spec: PartitionSpec, axis: int, expected: PartitionSpec
 ) -> None:
     mask = np.random.default_rng(0).random(shape) < 0.5
-    packed = freeze.pack(jax.device_put(mask, NamedSharding(mesh, spec)))
+    packed = freeze._packed(jax.device_put(mask, NamedSharding(mesh, spec)))
     assert packed.axis == axis
     assert packed.bits.sharding.is_equivalent_to(NamedSharding(mesh, expected), len(shape))
     assert packed.bits.nbytes == np.prod([-(-n // 8) if place == axis else n for place, n in enumerate(shape)])
@@ -239,7 +239,7 @@ def test_identity_tells_what_a_constraint_was_made_from(name: str) -> None:
     params = parameters()
     first = make(name, params)
     options = {
-        "hard": {"thaw": freeze.Thaw(1, 2)},
+        "hard": {"thaw": freeze._Thaw(1, 2)},
         "column": {"fraction": "50%"},
         "leaves": {"scope": "norm"},
     }.get(name, {"strength": 0.25})
@@ -353,34 +353,34 @@ def test_thaw_refuses_an_order_that_is_none() -> None:
 def test_soft_slows_by_the_score_over_its_mean() -> None:
     # Mean 1; sizes 1/(1+0), 1/(1+1), 1/(1+2), 1/(1+2000)... the last below half of 1/255: it does not move.
     params = one(1, 1, 1)
-    updates = sgd([freeze.soft(params, one(0, 1, 2))], params, one(1, 1, 1))[0]
+    updates = sgd([freeze._soft(params, one(0, 1, 2))], params, one(1, 1, 1))[0]
     np.testing.assert_allclose(first(updates), [-1, -round(255 / 2) / 255, -85 / 255], rtol=1e-6)
-    still = first(sgd([freeze.soft(params, one(0, 0, 3), strength=1000)], params, one(1, 1, 1))[0])
+    still = first(sgd([freeze._soft(params, one(0, 0, 3), strength=1000)], params, one(1, 1, 1))[0])
     assert still == [-1, -1, 0]
     assert np.signbit(still[2])
 
 
 def test_soft_leaves_a_matrix_without_scores_alone_and_refuses_what_is_no_score() -> None:
     params = one(1, 1)
-    assert first(sgd([freeze.soft(params, one(0, 0))], params, one(1, 2))[0]) == [-1, -2]
+    assert first(sgd([freeze._soft(params, one(0, 0))], params, one(1, 2))[0]) == [-1, -2]
     with pytest.raises(ValueError, match="negative or not finite"):
-        freeze.soft(params, one(-1, 1))
+        freeze._soft(params, one(-1, 1))
 
 
 def test_l2_sp_pulls_to_the_start() -> None:
     params = one(1, 1)
-    updates = sgd([freeze.l2_sp(params, strength=0.5)], params, one(2, 0))
+    updates = sgd([freeze._l2_sp(params, strength=0.5)], params, one(2, 0))
     # theta - start is 0, then -2: the pull adds 0.5 x -2 to the gradient of 2.
     assert [first(each) for each in updates[:2]] == [[-2, 0], [-1, 0]]
 
 
 def test_ewc_pulls_by_the_information_over_its_mean() -> None:
     params = one(1, 1)
-    updates = sgd([freeze.ewc(params, one(3, 1), strength=0.5)], params, one(2, 2))
+    updates = sgd([freeze._ewc(params, one(3, 1), strength=0.5)], params, one(2, 2))
     # Information over its mean: 1.5 and 0.5; the second step adds 0.5 x (1.5, 0.5) x -2.
     assert [first(each) for each in updates[:2]] == [[-2, -2], [-0.5, -1.5]]
     with pytest.raises(ValueError, match="all zero"):
-        freeze.ewc(params, one(0, 0), strength=1.0)
+        freeze._ewc(params, one(0, 0), strength=1.0)
 
 
 def test_fisher_undoes_the_weight_in_the_score() -> None:
@@ -390,20 +390,20 @@ def test_fisher_undoes_the_weight_in_the_score() -> None:
 
 def test_columns_by_hand() -> None:
     scores = {"layers": {"mlp": {"up_proj": jnp.asarray([[[1.0, 5, 0, 0], [1, 0, 4, 0]]])}}}
-    mask = freeze.columns(scores, "25%")["layers"]["mlp"]["up_proj"]
+    mask = freeze._columns(scores, "25%")["layers"]["mlp"]["up_proj"]
     assert np.asarray(mask).tolist() == [[[False, True, False, False]] * 2]
-    mask = freeze.columns(scores, "50%", "out")["layers"]["mlp"]["up_proj"]
+    mask = freeze._columns(scores, "50%", "out")["layers"]["mlp"]["up_proj"]
     assert np.asarray(mask).tolist() == [[[True] * 4, [False] * 4]]
     names = {"layers.mlp.up_proj": ("layers", "mlp", "embed")}
-    named = freeze.columns(scores, "25%", "embed", names)["layers"]["mlp"]["up_proj"]
+    named = freeze._columns(scores, "25%", "embed", names)["layers"]["mlp"]["up_proj"]
     assert np.asarray(named).tolist() == [[[False, True, False, False]] * 2]
 
 
 def test_columns_leave_gains_out_and_refuse_an_axis_that_is_not_there() -> None:
     scores = layers(draw(6, None, np.abs))
-    assert set(trees.flatten(freeze.columns(scores, "25%"))) == {"layers.mlp.down_proj", "layers.mlp.up_proj"}
+    assert set(trees.flatten(freeze._columns(scores, "25%"))) == {"layers.mlp.down_proj", "layers.mlp.up_proj"}
     with pytest.raises(ValueError, match="no matrix has the axis 'vocab'"):
-        freeze.columns(scores, "25%", "vocab")
+        freeze._columns(scores, "25%", "vocab")
 
 
 def test_a_region_of_another_model_is_refused() -> None:

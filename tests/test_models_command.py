@@ -123,7 +123,7 @@ def test_verify_accepts_equal_logits_and_refuses_others(gemma: Model, monkeypatc
     def logits(folder: Path, tokens: np.ndarray) -> Any:
         asked.append(folder)
         assert tokens.shape == (1, 64)
-        return models_command.outputs(load(str(folder), meshes.build(devices=jax.devices()[:1])), tokens)[0]
+        return models_command._outputs(load(str(folder), meshes.build(devices=jax.devices()[:1])), tokens)[0]
 
     monkeypatch.setattr(huggingface, "logits", logits)
     assert "logits differ by 0 at most" in run("verify", gemma.source, "--length=64")

@@ -45,7 +45,7 @@ def whole(tmp_path_factory):
 
 
 def test_entropies_by_hand():
-    found = neurons.entropies(ACTIVE)
+    found = neurons._entropies(ACTIVE)
     # Alone in one language 0; alike in both ln 2, and so is what is never active; 1 to 3 shares of a quarter.
     third = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     np.testing.assert_allclose(found[0], [0, math.log(2), math.log(2), third, math.log(2)], rtol=1e-12)
@@ -99,9 +99,9 @@ def test_a_probe_tells_what_can_be_told():
     labels = np.arange(300) % 3
     states = rng.normal(size=(300, 5))
     states[:, :3] += 20 * np.eye(3)[labels]
-    assert (probes.classify(states[:150], labels[:150], states[150:], 3) == labels[150:]).all()
+    assert (probes._classify(states[:150], labels[:150], states[150:], 3) == labels[150:]).all()
     noise = rng.normal(size=(300, 5))
-    assert 0.15 < (probes.classify(noise[:150], labels[:150], noise[150:], 3) == labels[150:]).mean() < 0.55
+    assert 0.15 < (probes._classify(noise[:150], labels[:150], noise[150:], 3) == labels[150:]).mean() < 0.55
 
 
 def test_changed_texts():

@@ -278,7 +278,7 @@ def test_every_set_is_removed_in_every_language(whole):
 
 
 def test_exact_effects_are_those_of_removing_a_region(whole, given):
-    """Another way to the same: masks, `perturb.zero`, and the loss of one language alone."""
+    """Another way to the same: masks, `perturb.apply`, and the loss of one language alone."""
     members = blocks(whole)
     picked = [row for row in table(whole) if row["language"] == "zh" and not row["stratum"].startswith("rounding")]
     base = mean(given, given.model.params, "zh")
@@ -287,7 +287,7 @@ def test_exact_effects_are_those_of_removing_a_region(whole, given):
         group = members[row["matrix"], row["stratum"]][first : first + size]
         like = roles.restrict(given.model.params, SCOPE)
         masks = geometry.points(like, [(each.matrix, each.entry) for each in group]).masks
-        removed = mean(given, perturb.zero(given.model.params, masks), "zh")
+        removed = mean(given, perturb.apply(given.model.params, masks, "zero"), "zh")
         np.testing.assert_allclose(float(row["exact"]), removed - base, atol=2e-6)
 
 

@@ -207,13 +207,6 @@ def test_concentration_along_a_named_axis() -> None:
     assert found.leading(9) == found.leading(3)
     assert found.fullest == 5 / 7
     assert found.gini == pytest.approx(2 * (2 * 1 + 3 * 1 + 4 * 5) / (4 * 7) - 5 / 4)
-    table = {each.where: each.counts.tolist() for each in geometry._concentration(what, "mlp")}
-    assert table == {
-        "model.layers.0.mlp.down_proj.weight": [1, 1, 0],
-        "model.layers.1.mlp.down_proj.weight": [1, 0, 0],
-        "model.layers.0.mlp.up_proj.weight": [1, 1, 1],
-        "model.layers.1.mlp.up_proj.weight": [0, 0, 0],
-    }
     with pytest.raises(ValueError, match="no matrix of region 'a region' carries the axis 'heads'"):
         geometry.profile(what, "heads")
     with pytest.raises(ValueError, match="does not know the axes of 'embed_tokens'"):
@@ -225,13 +218,13 @@ def test_gini_is_the_mean_difference(values: list[int]) -> None:
     array = np.array(values, np.int64)
     pairs = np.abs(array[:, None] - array[None, :]).sum()
     expected = pairs / (2 * len(values) * array.sum()) if array.sum() else 0.0
-    assert geometry._Concentration("", "embed", array).gini == pytest.approx(expected)
+    assert geometry._Concentration(array).gini == pytest.approx(expected)
 
 
 def test_gini_by_hand() -> None:
     for values, gini in (([1, 1, 1, 1], 0.0), ([0, 0, 0, 8], 0.75), ([0, 0], 0.0), ([1, 3], 0.25)):
-        assert geometry._Concentration("", "embed", np.array(values)).gini == pytest.approx(gini)
-    even = geometry._Concentration("", "embed", np.full(300, 2))
+        assert geometry._Concentration(np.array(values)).gini == pytest.approx(gini)
+    even = geometry._Concentration(np.full(300, 2))
     assert even.fullest == pytest.approx(0.01)
 
 
@@ -287,29 +280,17 @@ def test_clusters_by_hand() -> None:
 def test_agreement_of_halves_per_layer_and_matrix() -> None:
     first = {"layers": {"w": np.array([[[9, 8, 1, 1]], [[9, 8, 1, 1]]], np.float32)}}
     second = {"layers": {"w": np.array([[[9, 8, 1, 1]], [[9, 1, 8, 1]]], np.float32)}}
-    found = reliability._halves(first, second, 0.5)
+    found = reliability.agree(select(first, 0.5), select(second, 0.5))
     assert found.layers == (1.0, pytest.approx(1 / 3))
     assert found.matrices == {"layers.w": (1.0, pytest.approx(1 / 3))}
     assert found.iou == pytest.approx(3 / 5)
-
-
-def test_growth_and_the_stable_core() -> None:
-    rows = [[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]]
-    several = [Region({"layers": {"w": jnp.asarray([[row]], bool)}}, Provenance(name=str(row))) for row in rows]
-    found = reliability._growth({10: several[1], 100: several[2]})
-    assert {samples: each.iou for samples, each in found.items()} == {10: pytest.approx(1 / 3)}
-    for least, row in ((1, [1, 1, 1, 0]), (2, [1, 1, 0, 0]), (3, [1, 0, 0, 0])):
-        core = reliability._stable(several, least)
-        np.testing.assert_array_equal(np.asarray(core.masks["layers"]["w"])[0, 0], row)
-    with pytest.raises(ValueError, match="1 to 3 of 3"):
-        reliability._stable(several, 4)
 
 
 def test_kappa_and_the_noise_ceiling() -> None:
     # By chance two halves of a set share a quarter of it: IoU 1/3, agreement beyond chance 0.
     assert reliability.kappa(1 / 3, 0.5) == pytest.approx(0)
     assert reliability.kappa(1.0, 0.01) == 1
-    assert reliability.iou(reliability.kappa(0.37, 0.01), 0.01) == pytest.approx(0.37)
+    assert reliability._overlap(reliability.kappa(0.37, 0.01), 0.01) == pytest.approx(0.37)
     # kappa 1/2 on halves is 2/3 on the whole; with p = 0 in the limit IoU 1/3 (o = 1/2) becomes 1/2 (o = 2/3).
     assert reliability.extrapolate(1 / 3, 1e-12) == pytest.approx(1 / 2)
     assert reliability.ceiling(1 / 3, 1 / 3, 1e-12) == pytest.approx(1 / 2)

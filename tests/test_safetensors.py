@@ -84,7 +84,7 @@ def test_bfloat16_rounds_to_nearest_even(tmp_path):
     ours.save(tmp_path, {"x": (3,)}, lambda name: values, "bfloat16", 1000)
     expected = [1.0, 1 + 2.0**-6, -2.5]
     assert ours.load(tmp_path).read("x", (slice(None),)).tolist() == expected
-    assert ours.header(tmp_path / "model.safetensors")["x"].dtype == "BF16"
+    assert ours._read_header(tmp_path / "model.safetensors")["x"].dtype == "BF16"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38])
@@ -225,7 +225,7 @@ def headed(path, head, tail=8):
 
 
 def test_the_header_that_the_broken_ones_are_made_from_is_sound(tmp_path):
-    (entry,) = ours.header(headed(tmp_path / "m.safetensors", {"a": TENSOR, "__metadata__": {"x": "y"}})).values()
+    (entry,) = ours._read_header(headed(tmp_path / "m.safetensors", {"a": TENSOR, "__metadata__": {"x": "y"}})).values()
     assert (entry.shape, entry.dtype) == ((2,), "F32")
     assert (tmp_path / "m.safetensors").stat().st_size == entry.start + 8
 

@@ -24,8 +24,8 @@ from lingregions.experiments.single_parameter import (
     TWIN,
     _bounds,
     _Candidate,
+    _chosen,
     _verdict,
-    candidates,
 )
 from lingregions.intervention import BASE, UNTOUCHED
 from lingregions.models import roles
@@ -82,7 +82,7 @@ def changed(context: Context, scalar: Scalar, factor: float) -> trees.Tree:
 
 
 def test_the_scalars_are_what_they_are_said_to_be(whole, context):
-    found = candidates(context)
+    found = _chosen(context)
     reasons = [reason for each in found for reason in each.reasons]
     assert sorted(reasons) == sorted([SUPER, SCORE, MASSIVE, TWIN, ORDINARY])
     assert [each.control for each in found] == [False, False, False, True, True]
@@ -113,15 +113,15 @@ def test_an_intervention_changes_one_scalar(whole, context):
     """Against a copy of the parameters, and the evaluation of one language alone."""
     losses = nats(whole)
     evaluator = evaluate.build(context.model.config, context.model.compute, context.model.mesh)
-    for scalar in (each.scalar for each in candidates(context)):
+    for scalar in (each.scalar for each in _chosen(context)):
         for factor in (0.0, 2.0):
             params = changed(context, scalar, factor)
             for language in ("en", "sw"):
                 corpus, positions = context.samples(language, "evaluate")
                 batches = [corpus.batch([position]) for position in sorted(positions.tolist())]
-                found = evaluate.evaluate(evaluator, params, batches, context.model.place)
-                np.testing.assert_allclose(losses[f"{scalar} x{factor:g}", language], found.nll, rtol=1e-6)
-                assert found.nll != losses[BASE, language]
+                nll = sum(each.nll.sum() for each in evaluate.stream(evaluator, params, batches, context.model.place))
+                np.testing.assert_allclose(losses[f"{scalar} x{factor:g}", language], nll, rtol=1e-6)
+                assert nll != losses[BASE, language]
 
 
 def test_everything_is_put_back_to_the_last_bit(whole):
@@ -144,7 +144,7 @@ def test_clipping_bounds_what_down_proj_gives(whole, context):
     most = _bounds(context)
     np.testing.assert_array_equal(most["layers"]["mlp"]["down_proj"], np.maximum(*watched))
     losses = nats(whole)
-    (spike,) = (each.scalar for each in candidates(context) if SUPER in each.reasons)
+    (spike,) = (each.scalar for each in _chosen(context) if SUPER in each.reasons)
     evaluator = evaluate.build(context.model.config, context.model.compute, context.model.mesh)
     for name, params in {
         f"{spike} x{HUGE:g} clipped": changed(context, spike, HUGE),
@@ -176,7 +176,7 @@ def test_what_the_broken_model_writes(whole, context):
     found = generate.greedy(context.model.config, context.model.compute, context.model.params, prompts, 8)
     assert said[BASE] == [context.model.tokenizer.decode(ids) for ids in found]
     # One model of each scalar, the worst, and its rescue where that was measured.
-    for scalar in (each.scalar for each in candidates(context)):
+    for scalar in (each.scalar for each in _chosen(context)):
         (name,) = (each for each in said if each.startswith(f"{scalar} x") and not each.endswith("clipped"))
         losses, others = nats(whole), [f"{scalar} x{factor:g}" for factor in (0.0, 2.0, HUGE)]
         assert name == max(others, key=lambda other: losses[other, "en"] + losses[other, "sw"])

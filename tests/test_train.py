@@ -54,7 +54,7 @@ def masks(params: TREE) -> TREE:
 
 
 def constraints(params: TREE) -> list[freeze.Constraint]:
-    return [freeze.hard(params, masks(params)), freeze.leaves(params, scope="embed_tokens")]
+    return [freeze.hard(params, masks(params)), freeze._leaves(params, scope="embed_tokens")]
 
 
 def make(mesh: jax.sharding.Mesh) -> train.Trainer:

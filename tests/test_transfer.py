@@ -54,7 +54,7 @@ def moved(found, others=False, steps=1) -> list[dict[str, list[float]]]:
     """What every step of plain gradient descent, gradient -1 everywhere, adds to the parameters."""
     import optax
 
-    held = inside.constraints(PARAMS, found, others)
+    held = inside._constraints(PARAMS, found, others)
     optimizer = freeze.wrap(optax.sgd(1.0), held, PARAMS)
     state, added = optimizer.init(PARAMS), []
     for _ in range(steps):
@@ -65,7 +65,7 @@ def moved(found, others=False, steps=1) -> list[dict[str, list[float]]]:
 
 
 def test_what_is_outside_a_region_is_everything_else_whatever_its_scope():
-    found = trees.flatten(inside.outside(PARAMS, part(1, 2).masks))
+    found = trees.flatten(inside._outside(PARAMS, part(1, 2).masks))
     assert {path: np.asarray(mask).tolist() for path, mask in found.items()} == {
         "a": [True, False, False, True],
         "b": [True, True],

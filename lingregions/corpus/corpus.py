@@ -14,7 +14,7 @@ arrays, about 0.1 microseconds a token.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ _PARTS = ("all", "score", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Counts:
+class _Counts:
     """What a corpus holds: samples x length = tokens + special + padding.
 
     `tokens` are those of the texts, `special` BOS and EOS, `truncated` the tokens that packing="paper" cut off; `bytes`
@@ -95,15 +95,15 @@ class Corpus(Shown):
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.chosen) if self.packing == "paper" else -(-int(self.starts[-1]) // self.room)
+        return len(self.chosen) if self.packing == "paper" else -(-int(self._starts[-1]) // self._room)
 
     @cached_property
-    def room(self) -> int:
+    def _room(self) -> int:
         """Return the positions of a sample that hold the stream: all, but for a BOS of the sample."""
         return self.length - int(self.policy.bos == "sample")
 
     @cached_property
-    def starts(self) -> np.ndarray:
+    def _starts(self) -> np.ndarray:
         """Return int64 [documents + 1]: where each chosen document begins in the stream, special tokens included."""
         lengths = np.diff(self.tokens.offsets)[self.chosen] + self.policy.before + self.policy.after
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
@@ -116,8 +116,8 @@ class Corpus(Shown):
         """
         place, number, inside = self._locate(positions)
         offsets = self.tokens.offsets[self.chosen[number]]
-        within = place - self.starts[number] - self.policy.before
-        length = self.starts[number + 1] - self.starts[number] - self.policy.before - self.policy.after
+        within = place - self._starts[number] - self.policy.before
+        length = self._starts[number + 1] - self._starts[number] - self.policy.before - self.policy.after
         text = inside & (within >= 0) & (within < length)
         where = np.where(text, offsets + within, 0)
         tokens = np.where(text, self.tokens.ids[where], 0)
@@ -127,7 +127,7 @@ class Corpus(Shown):
         if self.policy.eos_id is not None:
             tokens = np.where(inside & (within == length), self.policy.eos_id, tokens)
         segments = np.where(inside, number - number[:, :1] + 1, 0)
-        if self.room < self.length:
+        if self._room < self.length:
             first = np.full((len(tokens), 1), self.policy.bos_id)
             tokens = np.concatenate([first, tokens], 1)
             sizes = np.concatenate([np.zeros_like(first), sizes], 1)
@@ -144,7 +144,7 @@ class Corpus(Shown):
         """
         _, number, inside = self._locate(positions)
         numbers = np.where(inside, number, -1)
-        if self.room < self.length:
+        if self._room < self.length:
             numbers = np.concatenate([numbers[:, :1], numbers], 1)
         padded = np.full((len(numbers) if size is None else size, self.length), -1, np.int64)
         padded[: len(numbers)] = numbers
@@ -184,21 +184,16 @@ class Corpus(Shown):
             )
         return self.order(seed, 0, min(samples, len(self)))
 
-    def evaluation(self, size: int) -> Iterator[Batch]:
-        """Yield every sample exactly once, in order, in batches of `size`; the last one is filled with padding rows."""
-        for start in range(0, len(self), size):
-            yield self.batch(np.arange(start, min(start + size, len(self))), size)
-
     @cached_property
-    def counts(self) -> Counts:
+    def counts(self) -> _Counts:
         """Return what the corpus holds, counted in integers."""
         lengths = np.diff(self.tokens.offsets)[self.chosen]
         specials = len(self.chosen) * (self.policy.before + self.policy.after)
         if self.packing == "packed":
             kept = lengths
         else:
-            kept = np.minimum(lengths, self.room - self.policy.before)
-            ended = lengths + self.policy.before + self.policy.after <= self.room
+            kept = np.minimum(lengths, self._room - self.policy.before)
+            ended = lengths + self.policy.before + self.policy.after <= self._room
             specials = len(self.chosen) * self.policy.before + int(ended.sum()) * self.policy.after
         specials += len(self) * int(self.policy.bos == "sample")
         tokens = int(kept.sum())
@@ -210,7 +205,7 @@ class Corpus(Shown):
                 int(np.sum(self.tokens.bytes[start : start + count], dtype=np.int64))
                 for start, count in zip(starts, kept.tolist(), strict=True)
             )
-        return Counts(
+        return _Counts(
             documents=len(self.chosen),
             samples=len(self),
             tokens=tokens,
@@ -250,16 +245,16 @@ class Corpus(Shown):
         wanted = np.asarray(positions, np.int64).reshape(-1)
         if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
             raise IndexError(f"samples {int(wanted.min())}..{int(wanted.max())} of a corpus of {len(self)} samples")
-        steps = np.arange(self.room)
+        steps = np.arange(self._room)
         if self.packing == "paper":
-            place = self.starts[wanted][:, None] + steps
+            place = self._starts[wanted][:, None] + steps
             number = np.broadcast_to(wanted[:, None], place.shape)
-            inside = place < self.starts[wanted + 1][:, None]
+            inside = place < self._starts[wanted + 1][:, None]
         else:
-            place = wanted[:, None] * self.room + steps
-            inside = place < self.starts[-1]
-            number = np.searchsorted(self.starts[1:-1], place, "right")
-        return np.where(inside, place, self.starts[number]), number, inside
+            place = wanted[:, None] * self._room + steps
+            inside = place < self._starts[-1]
+            number = np.searchsorted(self._starts[1:-1], place, "right")
+        return np.where(inside, place, self._starts[number]), number, inside
 
 
 def _rows(array: np.ndarray, rows: int) -> np.ndarray:

@@ -145,11 +145,6 @@ def canonical(name: str) -> str:
     raise ValueError(f"unknown language {name!r}, none of the thirty; {hint}")
 
 
-def language(name: str) -> Language:
-    """Return the language of a name; raises ValueError as `canonical` does."""
-    return LANGUAGES[canonical(name)]
-
-
 def listed(names: Sequence[str], where: str) -> tuple[str, ...]:
     """Return the codes of the languages that a config or command line lists under `where`, each once.
 

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Words(NamedTuple):
+class _Words(NamedTuple):
     """The words of a language: (singular, plural) of each."""
 
     subjects: tuple[tuple[str, str], ...]
     verbs: tuple[tuple[str, str], ...]
 
 
-WORDS: Mapping[str, Words] = {
-    "en": Words(
+WORDS: Mapping[str, _Words] = {
+    "en": _Words(
         (
             ("The teacher", "The teachers"),
             ("The doctor", "The doctors"),
@@ -29,7 +29,7 @@ WORDS: Mapping[str, Words] = {
         ),
         (("works", "work"), ("sleeps", "sleep"), ("speaks", "speak"), ("lives", "live")),
     ),
-    "es": Words(
+    "es": _Words(
         (
             ("El profesor", "Los profesores"),
             ("La doctora", "Las doctoras"),
@@ -40,7 +40,7 @@ WORDS: Mapping[str, Words] = {
         ),
         (("trabaja", "trabajan"), ("duerme", "duermen"), ("habla", "hablan"), ("vive", "viven")),
     ),
-    "fr": Words(
+    "fr": _Words(
         (
             ("Le professeur", "Les professeurs"),
             ("Le médecin", "Les médecins"),
@@ -51,7 +51,7 @@ WORDS: Mapping[str, Words] = {
         ),
         (("travaille", "travaillent"), ("dort", "dorment"), ("parle", "parlent"), ("vit", "vivent")),
     ),
-    "de": Words(
+    "de": _Words(
         (
             ("Der Arzt", "Die Ärzte"),
             ("Die Ärztin", "Die Ärztinnen"),
@@ -62,7 +62,7 @@ WORDS: Mapping[str, Words] = {
         ),
         (("arbeitet", "arbeiten"), ("schläft", "schlafen"), ("spricht", "sprechen"), ("lebt", "leben")),
     ),
-    "ru": Words(
+    "ru": _Words(
         (
             ("Учитель", "Учителя"),
             ("Врач", "Врачи"),

@@ -63,7 +63,7 @@ class Item(NamedTuple):
     size: int
     first: int
 
-    def of(self, values: Any) -> Any:
+    def _of(self, values: Any) -> Any:
         """Return its part of what belongs to the scalars of the block, [..., n]."""
         return values[..., self.first : self.first + self.size]
 
@@ -209,13 +209,13 @@ class _Predictions(NamedTuple):
 
     def predict(self, item: Item) -> dict[str, float]:
         """Return {predictor: nats per token} for a set of scalars."""
-        first = item.of(self.first)
-        curvature = float(np.mean(item.of(self.drawn).sum(-1) ** 2))
+        first = item._of(self.first)
+        curvature = float(np.mean(item._of(self.drawn).sum(-1) ** 2))
         return {
             "taylor": float(np.abs(first).sum()),
             "signed": -float(first.sum()),
             "second": -float(first.sum()) + curvature / 2,
-            "integrated": -float(item.of(self.path).sum()),
+            "integrated": -float(item._of(self.path).sum()),
         }
 
 

@@ -103,7 +103,7 @@ def _mark(each: Intervention) -> str:
 # --- what is read of one model ----------------------------------------------------------------------------------------
 
 
-def kind(text: str) -> str:
+def _kind(text: str) -> str:
     """Return what a token is, by its text: the first of letters, a piece of a character, digits, punctuation, space."""
     if any(unicodedata.category(each)[0] in "LM" for each in text):
         return _KINDS[0]
@@ -114,7 +114,7 @@ def kind(text: str) -> str:
     return _KINDS[3] if text.strip() else _KINDS[4]
 
 
-def frequencies(ids: np.ndarray) -> dict[int, str]:
+def _frequencies(ids: np.ndarray) -> dict[int, str]:
     """Return how frequent each id of a text is: the fewest that make up half of it, once, or between."""
     found, counts = np.unique(ids, return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -123,7 +123,7 @@ def frequencies(ids: np.ndarray) -> dict[int, str]:
     return {int(each): _FREQUENCIES[name] for each, name in zip(found[order], names, strict=True)}
 
 
-def stretch(position: int) -> str:
+def _stretch(position: int) -> str:
     """Return the stretch of the window in which a position lies, by its first position; the first target has 1."""
     return str(_EDGES[int(np.searchsorted(_EDGES, position, side="right")) - 1])
 
@@ -153,13 +153,13 @@ def _categories(context: Context, code: str) -> dict[str, _Sums]:
     corpus, positions = context.samples(code, "evaluate")
     span, size = context.settings.evaluate.segment or corpus.length, meshes.rows(context.model.mesh)
     common, decode = (
-        frequencies(corpus.tokens.ids),
-        functools.cache(lambda token: kind(context.model.tokenizer.decode([token]))),
+        _frequencies(corpus.tokens.ids),
+        functools.cache(lambda token: _kind(context.model.tokenizer.decode([token]))),
     )
     divided: dict[str, Callable[[int, int], str]] = {
         "kind": lambda token, place: decode(token),
         "frequency": lambda token, place: common.get(token, _FREQUENCIES[2]),
-        "position": lambda token, place: stretch(place),
+        "position": lambda token, place: _stretch(place),
     }
     places, numbers, nats, tokens = [], [], [], []
     ordered = np.sort(positions)

@@ -56,7 +56,7 @@ def _whole(settings: ConfigDict) -> list[Intervention]:
     ]
 
 
-def parts(settings: ConfigDict, layers: int) -> list[Intervention]:
+def _pieces(settings: ConfigDict, layers: int) -> list[Intervention]:
     """Return the parts of the first top that are removed by themselves.
 
     Args:
@@ -96,7 +96,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
         *step.score(settings, config),
         # The matched ones last: they start from the file of their top.
         step.select(settings, config, dict(sorted(wanted.items(), key=lambda item: item[0].startswith("matched")))),
-        step.measure(settings, [*_whole(settings), *parts(settings, config.layers)], _contrasts(settings)),
+        step.measure(settings, [*_whole(settings), *_pieces(settings, config.layers)], _contrasts(settings)),
     ]
 
 
@@ -112,7 +112,7 @@ def _selection(each: Intervention) -> Selection:
 def _show(context: Context) -> dict[str, Any]:
     """Return every top against its controls, the parts of it against each other, and the verdict."""
     settings, found = context.settings, context.effects()
-    pairs, pieces = _contrasts(settings), parts(settings, context.model.config.layers)
+    pairs, pieces = _contrasts(settings), _pieces(settings, context.model.config.layers)
     shown: dict[str, Any] = {}
     if pairs:
         columns = {

@@ -283,7 +283,7 @@ def _verify(context: Context, training: Intervention, params: trees.Tree) -> Non
         freeze.verify(context.model.params, params, _masks(context, training))
 
 
-def export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: str) -> None:
+def _export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: str) -> None:
     """Write a training's newest checkpoint as a Hugging Face folder, after proving that what was frozen did not move.
 
     Args:
@@ -408,4 +408,4 @@ def _progress(
     return tables.curve(f"{what} while training", "samples trained on", series, **units)
 
 
-STUDY = Study(_steps, _show, _check, export)
+STUDY = Study(_steps, _show, _check, _export)

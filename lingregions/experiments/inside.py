@@ -77,7 +77,7 @@ def step(settings: ConfigDict, config: Any, training: Training) -> Step:
     return learning.step(settings, config, training.record, named, perform, list(training.removed))
 
 
-def outside(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
+def _outside(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
     """Return masks of all that a region does not hold, whatever its scope."""
     leaves = trees.flatten(masks)
     return trees.transform(
@@ -85,7 +85,7 @@ def outside(params: trees.Tree, masks: trees.Tree) -> trees.Tree:
     )
 
 
-def constraints(params: trees.Tree, found: Sequence[Region], others: bool = False) -> list[freeze.Constraint]:
+def _constraints(params: trees.Tree, found: Sequence[Region], others: bool = False) -> list[freeze.Constraint]:
     """Return what holds everything still but the regions, each in its turn.
 
     Args:
@@ -104,7 +104,7 @@ def constraints(params: trees.Tree, found: Sequence[Region], others: bool = Fals
 def _held(params: trees.Tree, found: Sequence[Region], others: bool) -> trees.Tree:
     """Return masks of what never moves."""
     masks = union(*found).masks
-    return masks if others else outside(params, masks)
+    return masks if others else _outside(params, masks)
 
 
 def _learn(context: Context, training: Training) -> None:
@@ -115,7 +115,7 @@ def _learn(context: Context, training: Training) -> None:
     params = learning.fit(
         context,
         training.record,
-        lambda: learning.trainer(context, constraints(start, found, training.outside)),
+        lambda: learning.trainer(context, _constraints(start, found, training.outside)),
         lambda: train.Turns(orders, settings.train.batch),
         list(training.removed),
     )

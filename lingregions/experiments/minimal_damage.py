@@ -69,7 +69,7 @@ def _drawn(settings: ConfigDict) -> list[Intervention]:
     ]
 
 
-def core(settings: ConfigDict, part: str = "") -> Intervention:
+def _removal(settings: ConfigDict, part: str = "") -> Intervention:
     """Return the removal of the core, or of a part of it: "without its top 10", "top 10 only", ..."""
     return Intervention(kind="core", fraction=settings.select.core, part=part, perturbation="zero")
 
@@ -77,7 +77,7 @@ def core(settings: ConfigDict, part: str = "") -> Intervention:
 _SUPER_WEIGHTS = Intervention(kind="super weights", part="only", perturbation="zero")
 
 
-def pieces(settings: ConfigDict) -> dict[Intervention, Callable[[Context], Region]]:
+def _pieces(settings: ConfigDict) -> dict[Intervention, Callable[[Context], Region]]:
     """Return the removals that take the core apart, what stands alone first, and what makes the region of each."""
 
     def without(part: Callable[[Context], Region], context: Context) -> Region:
@@ -86,24 +86,24 @@ def pieces(settings: ConfigDict) -> dict[Intervention, Callable[[Context], Regio
     def bare(context: Context) -> Region:
         return regions.restrict(without(_outlier_dimensions, context), "decoder_without_norms")
 
-    firsts = {count: functools.partial(first, count) for count in settings.select.counts}
+    firsts = {count: functools.partial(_leading, count) for count in settings.select.counts}
     return {
-        **{core(settings, f"top {count} only"): make for count, make in firsts.items()},
+        **{_removal(settings, f"top {count} only"): make for count, make in firsts.items()},
         _SUPER_WEIGHTS: _super_weights,
         **{
-            core(settings, f"without its top {count}"): functools.partial(without, make)
+            _removal(settings, f"without its top {count}"): functools.partial(without, make)
             for count, make in firsts.items()
         },
-        core(settings, "without super weights"): functools.partial(without, _super_weights),
-        core(settings, "without outlier dimensions"): functools.partial(without, _outlier_dimensions),
-        core(settings, "without outlier dimensions and norms"): bare,
+        _removal(settings, "without super weights"): functools.partial(without, _super_weights),
+        _removal(settings, "without outlier dimensions"): functools.partial(without, _outlier_dimensions),
+        _removal(settings, "without outlier dimensions and norms"): bare,
     }
 
 
 def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     """Score, select at every fraction, take the core apart, remove."""
     ranked = [each for kind in _RANKED for each in _nested(settings, kind)]
-    whole = core(settings)
+    whole = _removal(settings)
     wanted = {
         each.name: selection.ranked(each.name, each.fraction, _RANKED[each.kind], within="scope") for each in ranked
     }
@@ -112,7 +112,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
         for each in _drawn(settings)
     }
     wanted[whole.name] = selection.ranked(whole.name, whole.fraction)
-    for each, make in pieces(settings).items():
+    for each, make in _pieces(settings).items():
         wanted[each.name] = Selection(whole.fraction, functools.partial(_named, make, each.name))
     pairs = list(zip(_nested(settings, "top"), _nested(settings, "magnitude"), strict=True))
     return [
@@ -120,8 +120,8 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
         step.select(settings, config, wanted),
         step.measure(
             settings,
-            [*ranked, *_drawn(settings), whole, *pieces(settings)],
-            [*pairs, *((each, whole) for each in pieces(settings))],
+            [*ranked, *_drawn(settings), whole, *_pieces(settings)],
+            [*pairs, *((each, whole) for each in _pieces(settings))],
             region=lambda context, each: selection.read(context, each.name),
         ),
     ]
@@ -135,10 +135,10 @@ def _named(make: Callable[[Context], Region], name: str, context: Context) -> Re
 
 
 def _core(context: Context) -> Region:
-    return selection.read(context, core(context.settings).name)
+    return selection.read(context, _removal(context.settings).name)
 
 
-def first(count: int, context: Context) -> Region:
+def _leading(count: int, context: Context) -> Region:
     """Return the scalars of the core that come first in the ranking over the whole scope."""
     whole = _core(context)
     inside = trees.transform(
@@ -231,7 +231,7 @@ def _show(context: Context) -> dict[str, Any]:
         "effect_by_size_and_ranking": _curves(curves, "mean over languages, by ranking"),
         "smallest_sets": _smallest(smallest, languages, scope),
         "first_scalars": _first(context, sizes),
-        "pieces": _pieces(settings, sizes, found),
+        "pieces": _table_of_pieces(settings, sizes, found),
         "verdict": _verdict(settings, smallest, sizes, found, scope),
     }
 
@@ -281,8 +281,8 @@ def _first(context: Context, sizes: Mapping[Intervention, int]) -> dict[str, Any
     return tables.table("The first scalars", columns, rows, note)
 
 
-def _pieces(settings: ConfigDict, sizes: Mapping[Intervention, int], found: Effects) -> dict[str, Any]:
-    whole = core(settings)
+def _table_of_pieces(settings: ConfigDict, sizes: Mapping[Intervention, int], found: Effects) -> dict[str, Any]:
+    whole = _removal(settings)
     columns = {
         **{"removed": "text", "scalars": "count", "perplexity": "factor", "over the core": "factor"},
         "harm in": "text",
@@ -295,7 +295,7 @@ def _pieces(settings: ConfigDict, sizes: Mapping[Intervention, int], found: Effe
             None if each == whole else found.cell(each, whole),
             tables.harmed(found, each),
         ]
-        for each in (whole, *pieces(settings))
+        for each in (whole, *_pieces(settings))
     ]
     return tables.table(f"What carries the {whole.name}", columns, rows, tables.NOTE)
 
@@ -310,16 +310,16 @@ def _verdict(
     }
     most = max(settings.select.counts)
     facts = {
-        "core": core(settings),
+        "core": _removal(settings),
         "smallest": {kind: sorted((count, code) for code, count in each.items()) for kind, each in counts.items()},
         "scope": scope,
         "sizes": sizes,
-        "alone": [each for each in pieces(settings) if each.part.endswith("only")],
-        "left": [each for each in pieces(settings) if not each.part.endswith("only")],
+        "alone": [each for each in _pieces(settings) if each.part.endswith("only")],
+        "left": [each for each in _pieces(settings) if not each.part.endswith("only")],
         "most": most,
-        "first": core(settings, f"top {most} only"),
-        "rest": core(settings, f"without its top {most}"),
-        "bare": core(settings, "without outlier dimensions and norms"),
+        "first": _removal(settings, f"top {most} only"),
+        "rest": _removal(settings, f"without its top {most}"),
+        "bare": _removal(settings, "without outlier dimensions and norms"),
     }
     return claims.verdict("minimal_damage", "How little is enough?", found, **facts)
 

@@ -43,7 +43,7 @@ def probabilities(context: Context) -> np.ndarray:
     return np.stack(found)
 
 
-def entropies(active: np.ndarray) -> np.ndarray:
+def _entropies(active: np.ndarray) -> np.ndarray:
     """Return the entropy over languages, nats, of probabilities [languages, ...]; ln n of a neuron that is never on."""
     total = active.sum(0)
     share = np.where(total > 0, active / np.where(total > 0, total, 1), 1 / len(active))
@@ -62,7 +62,7 @@ def specific(active: np.ndarray, language: int, count: int) -> np.ndarray:
       count: neurons wanted; no more than are active often.
     """
     often = active[language] >= np.quantile(active[language], _OFTEN)
-    order = np.argsort(np.where(often, entropies(active), np.inf), axis=None, kind="stable")
+    order = np.argsort(np.where(often, _entropies(active), np.inf), axis=None, kind="stable")
     chosen = np.zeros(often.size, bool)
     chosen[order[: min(count, int(often.sum()))]] = True
     return chosen.reshape(often.shape)

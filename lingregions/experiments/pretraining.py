@@ -131,7 +131,7 @@ def _bytes(corpus: Corpus, tokenizer: Tokenizer) -> list[bytes]:
     return [tokenizer.decode(corpus.tokens.ids[start:stop]).encode() for start, stop in places]
 
 
-def export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: str) -> None:
+def _export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: str) -> None:
     """Write the newest checkpoint as a Hugging Face folder; see `frozen_pretraining.export` for the arguments.
 
     Raises:
@@ -214,4 +214,4 @@ def _mean(values: Collection[float]) -> float:
     return sum(values) / len(values)
 
 
-STUDY = Study(_steps, _show, _check, export)
+STUDY = Study(_steps, _show, _check, _export)

@@ -192,7 +192,7 @@ def _cell(estimate: Estimate) -> tables.Cell:
 # --- the linear probe -------------------------------------------------------------------------------------------------
 
 
-def classify(train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int) -> np.ndarray:
+def _classify(train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int) -> np.ndarray:
     """Return the classes that ridge regression on one-hot targets, fitted in closed form, gives: int64 [m].
 
     Args:
@@ -241,7 +241,7 @@ def _errors(tokens: _Tokens, place: int, codes: list[str]) -> dict[str, Segments
     """Return the errors of a probe by language and segment: fitted on the even segments, asked of the odd ones."""
     odd = tokens.segment % 2 == 1
     states, (taught, asked) = tokens.states[place], (tokens.language[~odd], tokens.language[odd])
-    wrong = classify(states[~odd], taught, states[odd], len(codes)) != asked
+    wrong = _classify(states[~odd], taught, states[odd], len(codes)) != asked
     found = {}
     for label, code in enumerate(codes):
         number, inverse = np.unique(tokens.segment[odd][asked == label], return_inverse=True)

@@ -95,7 +95,7 @@ def _choose(context: Context) -> None:
         context.run.finish("scalars", _FILE)
 
 
-def candidates(context: Context) -> list[_Candidate]:
+def _chosen(context: Context) -> list[_Candidate]:
     """Return the scalars that were chosen, special ones first."""
     raw = context.run.agree(json.loads(context.run.path(_FILE).read_text()))
     return [_Candidate(Scalar(matrix, tuple(entry)), tuple(reasons)) for (matrix, entry), reasons in raw]
@@ -149,7 +149,7 @@ def _bounds(context: Context) -> trees.Tree:
 
 def _plan(context: Context) -> Planned:
     """Return every scalar with every factor, the rescues, and last the model with everything put back."""
-    settings, chosen, most = context.settings, candidates(context), _bounds(context)
+    settings, chosen, most = context.settings, _chosen(context), _bounds(context)
 
     def bound(each: _Candidate, factor: float, clipped: bool = False) -> Intervention:
         make = functools.partial(_point, context, each.scalar)
@@ -175,7 +175,7 @@ def _point(context: Context, scalar: Scalar) -> Region:
 
 def _written(context: Context) -> list[Intervention]:
     """Return the worst of each scalar's models, and what its rescue makes of it, with their regions."""
-    chosen, factors = candidates(context), _worst(context.settings, candidates(context), context.effects())
+    chosen, factors = _chosen(context), _worst(context.settings, _chosen(context), context.effects())
     wanted = [each.times(factors[each]) for each in chosen]
     rescued = _rescues(context.settings, chosen)
     wanted += [each.times(factors[each], True) for each in chosen if (each, factors[each]) in rescued]
@@ -207,7 +207,7 @@ def _undone(context: Context) -> bool:
 
 def _show(context: Context) -> dict[str, Any]:
     """Return the scalars, what multiplying each does, the rescues, what the models write, and the verdict."""
-    settings, found, chosen = context.settings, context.effects(), candidates(context)
+    settings, found, chosen = context.settings, context.effects(), _chosen(context)
     factors = _worst(settings, chosen, found)
     most = {each: each.times(factors[each]) for each in chosen}
     title = "The worst factor of each scalar, by language"

@@ -1,6 +1,6 @@
 """Models: a shared decoder, one file a family, and the registry through which the package speaks to all of them.
 
-A new family is one file with `parse`, `dump` and `PRESETS`, and one line in `_VARIANTS`; one that is no variant of the
+A new family is one file that declares its `VARIANT`, and one line in `_VARIANTS`; one that is no variant of the
 decoder is an `Architecture` of its own in `ARCHITECTURES`.
 """
 
@@ -78,21 +78,21 @@ class Architecture(NamedTuple):
 
 
 _VARIANTS = {  # of the shared decoder, by the `model_type` of a Hugging Face config.json
-    "llama": llama,
-    "mistral": mistral,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "gemma2": gemma2,
-    "gemma3_text": gemma3,
-    "olmo2": olmo2,
-    "phi3": phi3,
-    "smollm3": smollm3,
+    "llama": llama.VARIANT,
+    "mistral": mistral.VARIANT,
+    "qwen2": qwen2.VARIANT,
+    "qwen3": qwen3.VARIANT,
+    "gemma2": gemma2.VARIANT,
+    "gemma3_text": gemma3.VARIANT,
+    "olmo2": olmo2.VARIANT,
+    "phi3": phi3.VARIANT,
+    "smollm3": smollm3.VARIANT,
 }
 ARCHITECTURES: dict[str, Architecture] = {
     family: Architecture(each.parse, each.dump) for family, each in _VARIANTS.items()
 }
 PRESETS: dict[str, DecoderConfig] = {
-    name: config for each in _VARIANTS.values() for name, config in each.PRESETS.items()
+    name: config for each in _VARIANTS.values() for name, config in each.presets.items()
 }
 
 

@@ -6,6 +6,7 @@ architecture, this decoder or another one.
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 _SIZES = ("vocab", "embed", "mlp", "layers", "heads", "kv_heads", "head_dim", "context")
@@ -218,3 +219,18 @@ class DecoderConfig:
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kind of each layer."""
         return tuple(map(self.kind, range(self.layers)))
+
+
+class Variant(NamedTuple):
+    """A family of models as a variant of the shared decoder.
+
+    Attributes:
+      parse: Hugging Face config.json -> config, whose `family` is the key in `models.ARCHITECTURES`; refuses by a
+        ValueError what would change the mathematics and is not handled.
+      dump: config -> Hugging Face config.json.
+      presets: configs of known models by name.
+    """
+
+    parse: Callable[[Mapping[str, Any]], DecoderConfig]
+    dump: Callable[[DecoderConfig], dict[str, Any]]
+    presets: Mapping[str, DecoderConfig]

@@ -7,7 +7,7 @@ removes a channel is w = -1, as `Parameter.offset` declares.
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig
+from lingregions.models.config import DecoderConfig, Variant
 from lingregions.models.config_json import KINDS, Fields, common, dump_kinds
 
 SHARED: dict[str, Any] = {"activation": "gelu", "norms": "around", "norm_offset": 1.0, "scaled_embedding": True}
@@ -46,22 +46,22 @@ def dump_shared(config: DecoderConfig, architecture: str) -> dict[str, Any]:
     }
 
 
-def parse(raw: Mapping[str, Any]) -> DecoderConfig:
+def _parse(raw: Mapping[str, Any]) -> DecoderConfig:
     """Return the config that a Hugging Face `config.json` describes.
 
     Raises:
-      ValueError: as `llama.parse` does.
+      ValueError: as `llama` does.
     """
     fields = Fields(raw, "Gemma 2")
     return fields.config(family="gemma2", **shared(fields, 2))
 
 
-def dump(config: DecoderConfig) -> dict[str, Any]:
+def _dump(config: DecoderConfig) -> dict[str, Any]:
     """Return the `config.json` of the config."""
     return dump_shared(config, "Gemma2ForCausalLM")
 
 
-PRESETS: dict[str, DecoderConfig] = {
+_PRESETS: dict[str, DecoderConfig] = {
     "gemma2-2b": DecoderConfig(
         family="gemma2",
         vocab=256_000,
@@ -82,3 +82,5 @@ PRESETS: dict[str, DecoderConfig] = {
         **SHARED,
     ),
 }
+
+VARIANT = Variant(_parse, _dump, _PRESETS)

@@ -6,16 +6,16 @@ The reference is transformers' Gemma3ForCausalLM.
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig, RotaryScaling
+from lingregions.models.config import DecoderConfig, RotaryScaling, Variant
 from lingregions.models.config_json import Fields, dump_rotary, rotary
 from lingregions.models.gemma2 import SHARED, dump_shared, shared
 
 
-def parse(raw: Mapping[str, Any]) -> DecoderConfig:
+def _parse(raw: Mapping[str, Any]) -> DecoderConfig:
     """Return the config that a Hugging Face `config.json` describes (both the old and the version-5 rope keys).
 
     Raises:
-      ValueError: as `llama.parse` does.
+      ValueError: as `llama` does.
     """
     fields = Fields(raw, "Gemma 3")
     context = int(fields.rest.get("max_position_embeddings") or 131_072)
@@ -32,7 +32,7 @@ def parse(raw: Mapping[str, Any]) -> DecoderConfig:
     return fields.config(family="gemma3_text", **how, **shared(fields, 6))
 
 
-def dump(config: DecoderConfig) -> dict[str, Any]:
+def _dump(config: DecoderConfig) -> dict[str, Any]:
     """Return the `config.json` of the config."""
     local = config.rope_theta if config.local_theta is None else config.local_theta
     rope = {
@@ -49,7 +49,7 @@ def _preset(**sizes: Any) -> DecoderConfig:
     return DecoderConfig(family="gemma3_text", local=local, **shape | how | SHARED | sizes)
 
 
-PRESETS: dict[str, DecoderConfig] = {
+_PRESETS: dict[str, DecoderConfig] = {
     "gemma3-270m": _preset(embed=640, mlp=2048, layers=18, heads=4, kv_heads=1, window=512),
     "gemma3-1b": _preset(embed=1152, mlp=6912, layers=26, heads=4, kv_heads=1, window=512),
     "gemma3-4b": _preset(
@@ -64,3 +64,5 @@ PRESETS: dict[str, DecoderConfig] = {
         rope_scaling=RotaryScaling("linear", 8.0, original_context=131_072),
     ),
 }
+
+VARIANT = Variant(_parse, _dump, _PRESETS)

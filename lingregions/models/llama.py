@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig, RotaryScaling
+from lingregions.models.config import DecoderConfig, RotaryScaling, Variant
 from lingregions.models.config_json import Fields, common
 
 
-def parse(raw: Mapping[str, Any]) -> DecoderConfig:
+def _parse(raw: Mapping[str, Any]) -> DecoderConfig:
     """Return the config that a Hugging Face `config.json` describes (both the old and the version-5 rope keys).
 
     Raises:
@@ -18,13 +18,13 @@ def parse(raw: Mapping[str, Any]) -> DecoderConfig:
     return fields.config(family="llama")
 
 
-def dump(config: DecoderConfig) -> dict[str, Any]:
-    """Return the `config.json` of the config: `parse(dump(config)) == config`, and transformers reads it."""
+def _dump(config: DecoderConfig) -> dict[str, Any]:
+    """Return the `config.json` of the config: which `_parse` turns back into it, and transformers reads it."""
     inert = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
     return common(config, "LlamaForCausalLM") | inert
 
 
-PRESETS: dict[str, DecoderConfig] = {
+_PRESETS: dict[str, DecoderConfig] = {
     # Small enough to score on a CPU in seconds, with every feature on: grouped heads, an untied head.
     "tiny": DecoderConfig(
         vocab=264, embed=64, mlp=128, layers=2, heads=4, kv_heads=2, head_dim=16, context=512, std=0.1
@@ -81,3 +81,5 @@ PRESETS: dict[str, DecoderConfig] = {
         rope_scaling=RotaryScaling("llama3", 8.0, 1.0, 4.0, 8192),
     ),
 }
+
+VARIANT = Variant(_parse, _dump, _PRESETS)

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig
+from lingregions.models.config import DecoderConfig, Variant
 from lingregions.models.config_json import Fields, common
 
 
-def parse(raw: Mapping[str, Any]) -> DecoderConfig:
+def _parse(raw: Mapping[str, Any]) -> DecoderConfig:
     """Return the config that a Hugging Face `config.json` describes.
 
     Raises:
-      ValueError: as `llama.parse` does.
+      ValueError: as `llama` does.
     """
     fields = Fields(raw, "Mistral")
     window = fields.maybe("sliding_window")
@@ -19,12 +19,12 @@ def parse(raw: Mapping[str, Any]) -> DecoderConfig:
     return fields.config(family="mistral", window=window)
 
 
-def dump(config: DecoderConfig) -> dict[str, Any]:
+def _dump(config: DecoderConfig) -> dict[str, Any]:
     """Return the `config.json` of the config."""
     return common(config, "MistralForCausalLM") | {"hidden_act": "silu", "sliding_window": config.window}
 
 
-PRESETS: dict[str, DecoderConfig] = {
+_PRESETS: dict[str, DecoderConfig] = {
     "mistral-7b": DecoderConfig(
         family="mistral",
         vocab=32_000,
@@ -38,3 +38,5 @@ PRESETS: dict[str, DecoderConfig] = {
         window=4096,
     ),
 }
+
+VARIANT = Variant(_parse, _dump, _PRESETS)

@@ -6,15 +6,15 @@ The reference is transformers' Olmo2ForCausalLM.
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig
+from lingregions.models.config import DecoderConfig, Variant
 from lingregions.models.config_json import Fields, common
 
 
-def parse(raw: Mapping[str, Any]) -> DecoderConfig:
+def _parse(raw: Mapping[str, Any]) -> DecoderConfig:
     """Return the config that a Hugging Face `config.json` describes.
 
     Raises:
-      ValueError: as `llama.parse` does.
+      ValueError: as `llama` does.
     """
     fields = Fields(raw, "OLMo 2")
     fields.require(hidden_act="silu")
@@ -22,12 +22,12 @@ def parse(raw: Mapping[str, Any]) -> DecoderConfig:
     return fields.config(family="olmo2", norms="after", qk_norm="whole")
 
 
-def dump(config: DecoderConfig) -> dict[str, Any]:
+def _dump(config: DecoderConfig) -> dict[str, Any]:
     """Return the `config.json` of the config."""
     return common(config, "Olmo2ForCausalLM") | {"hidden_act": "silu", "attention_bias": False}
 
 
-PRESETS: dict[str, DecoderConfig] = {
+_PRESETS: dict[str, DecoderConfig] = {
     "olmo2-1b": DecoderConfig(
         family="olmo2",
         vocab=100_352,
@@ -44,3 +44,5 @@ PRESETS: dict[str, DecoderConfig] = {
         qk_norm="whole",
     ),
 }
+
+VARIANT = Variant(_parse, _dump, _PRESETS)

@@ -6,15 +6,15 @@ Here they are parted, so that a region of q is one as in every family. The refer
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig
+from lingregions.models.config import DecoderConfig, Variant
 from lingregions.models.config_json import Fields, common
 
 
-def parse(raw: Mapping[str, Any]) -> DecoderConfig:
+def _parse(raw: Mapping[str, Any]) -> DecoderConfig:
     """Return the config that a Hugging Face `config.json` describes.
 
     Raises:
-      ValueError: as `llama.parse` does.
+      ValueError: as `llama` does.
     """
     fields = Fields(raw, "Phi-3")
     window = fields.maybe("sliding_window")
@@ -27,7 +27,7 @@ def parse(raw: Mapping[str, Any]) -> DecoderConfig:
     return fields.config(family="phi3", window=window, fused=True)
 
 
-def dump(config: DecoderConfig) -> dict[str, Any]:
+def _dump(config: DecoderConfig) -> dict[str, Any]:
     """Return the `config.json` of the config."""
     original = config.context if config.rope_scaling is None else config.rope_scaling.original_context
     # transformers' own default of the padding is a token that a smaller vocabulary does not have.
@@ -36,7 +36,7 @@ def dump(config: DecoderConfig) -> dict[str, Any]:
     return common(config, "Phi3ForCausalLM") | inert | how
 
 
-PRESETS: dict[str, DecoderConfig] = {
+_PRESETS: dict[str, DecoderConfig] = {
     "phi3-mini-4k": DecoderConfig(
         family="phi3",
         vocab=32_064,
@@ -51,3 +51,5 @@ PRESETS: dict[str, DecoderConfig] = {
         fused=True,
     ),
 }
+
+VARIANT = Variant(_parse, _dump, _PRESETS)

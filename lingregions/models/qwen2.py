@@ -6,7 +6,7 @@ The reference is transformers' Qwen2ForCausalLM.
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig
+from lingregions.models.config import DecoderConfig, Variant
 from lingregions.models.config_json import KINDS, Fields, common, dump_kinds
 
 
@@ -25,11 +25,11 @@ def dump_windows(config: DecoderConfig) -> dict[str, Any]:
     return {"use_sliding_window": True, "sliding_window": config.window, "layer_types": dump_kinds(config)}
 
 
-def parse(raw: Mapping[str, Any]) -> DecoderConfig:
+def _parse(raw: Mapping[str, Any]) -> DecoderConfig:
     """Return the config that a Hugging Face `config.json` describes.
 
     Raises:
-      ValueError: as `llama.parse` does.
+      ValueError: as `llama` does.
     """
     fields = Fields(raw, "Qwen2")
     found = windows(fields)
@@ -37,12 +37,12 @@ def parse(raw: Mapping[str, Any]) -> DecoderConfig:
     return fields.config(family="qwen2", biases=("q", "k", "v"), **found)
 
 
-def dump(config: DecoderConfig) -> dict[str, Any]:
+def _dump(config: DecoderConfig) -> dict[str, Any]:
     """Return the `config.json` of the config."""
     return common(config, "Qwen2ForCausalLM") | {"hidden_act": "silu"} | dump_windows(config)
 
 
-PRESETS: dict[str, DecoderConfig] = {
+_PRESETS: dict[str, DecoderConfig] = {
     "qwen2.5-0.5b": DecoderConfig(
         family="qwen2",
         vocab=151_936,
@@ -73,3 +73,5 @@ PRESETS: dict[str, DecoderConfig] = {
         biases=("q", "k", "v"),
     ),
 }
+
+VARIANT = Variant(_parse, _dump, _PRESETS)

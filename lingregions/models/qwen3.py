@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig
+from lingregions.models.config import DecoderConfig, Variant
 from lingregions.models.config_json import Fields, common
 from lingregions.models.qwen2 import dump_windows, windows
 
 
-def parse(raw: Mapping[str, Any]) -> DecoderConfig:
+def _parse(raw: Mapping[str, Any]) -> DecoderConfig:
     """Return the config that a Hugging Face `config.json` describes.
 
     Raises:
-      ValueError: as `llama.parse` does.
+      ValueError: as `llama` does.
     """
     fields = Fields(raw, "Qwen3")
     found = windows(fields)
@@ -20,13 +20,13 @@ def parse(raw: Mapping[str, Any]) -> DecoderConfig:
     return fields.config(family="qwen3", qk_norm="head", **found)
 
 
-def dump(config: DecoderConfig) -> dict[str, Any]:
+def _dump(config: DecoderConfig) -> dict[str, Any]:
     """Return the `config.json` of the config."""
     inert = {"hidden_act": "silu", "attention_bias": False}
     return common(config, "Qwen3ForCausalLM") | inert | dump_windows(config)
 
 
-PRESETS: dict[str, DecoderConfig] = {
+_PRESETS: dict[str, DecoderConfig] = {
     "qwen3-0.6b": DecoderConfig(
         family="qwen3",
         vocab=151_936,
@@ -43,3 +43,5 @@ PRESETS: dict[str, DecoderConfig] = {
         qk_norm="head",
     ),
 }
+
+VARIANT = Variant(_parse, _dump, _PRESETS)

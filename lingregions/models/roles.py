@@ -19,7 +19,7 @@ _Kind = Literal["matrix", "norm", "bias", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Role:
+class _Role:
     """One kind of array in a decoder.
 
     Attributes:
@@ -51,30 +51,30 @@ class Role:
 
 
 # In the order of columns in reports.
-ROLES: dict[str, Role] = {
+ROLES: dict[str, _Role] = {
     role.name: role
     for role in (
-        Role("q", "self_attn.q_proj", "q", "attn_q"),
-        Role("k", "self_attn.k_proj", "k", "attn_k"),
-        Role("v", "self_attn.v_proj", "v", "attn_v"),
-        Role("o", "self_attn.o_proj", "o", "attn_output"),
-        Role("gate", "mlp.gate_proj", "gate", "ffn_gate"),
-        Role("up", "mlp.up_proj", "up", "ffn_up"),
-        Role("down", "mlp.down_proj", "down", "ffn_down"),
-        Role("input_norm", "input_layernorm", "norm 1", "attn_norm", "norm"),
+        _Role("q", "self_attn.q_proj", "q", "attn_q"),
+        _Role("k", "self_attn.k_proj", "k", "attn_k"),
+        _Role("v", "self_attn.v_proj", "v", "attn_v"),
+        _Role("o", "self_attn.o_proj", "o", "attn_output"),
+        _Role("gate", "mlp.gate_proj", "gate", "ffn_gate"),
+        _Role("up", "mlp.up_proj", "up", "ffn_up"),
+        _Role("down", "mlp.down_proj", "down", "ffn_down"),
+        _Role("input_norm", "input_layernorm", "norm 1", "attn_norm", "norm"),
         # LLaMA's stands before the MLP, Gemma's and OLMo 2's behind attention: named after the tensor.
-        Role("post_attention_norm", "post_attention_layernorm", "norm 2", "ffn_norm", "norm"),
-        Role("pre_mlp_norm", "pre_feedforward_layernorm", "norm 3", "ffn_norm", "norm"),
-        Role("post_mlp_norm", "post_feedforward_layernorm", "norm 4", "post_ffw_norm", "norm"),
-        Role("q_norm", "self_attn.q_norm", "q norm", "attn_q_norm", "norm"),
-        Role("k_norm", "self_attn.k_norm", "k norm", "attn_k_norm", "norm"),
-        Role("q_bias", "self_attn.q_proj", "q bias", "attn_q", "bias"),
-        Role("k_bias", "self_attn.k_proj", "k bias", "attn_k", "bias"),
-        Role("v_bias", "self_attn.v_proj", "v bias", "attn_v", "bias"),
-        Role("o_bias", "self_attn.o_proj", "o bias", "attn_output", "bias"),
-        Role("embedding", "embed_tokens", "embedding", "token_embd", "table", stacked=False),
-        Role("final_norm", "norm", "last norm", "output_norm", "norm", stacked=False),
-        Role("head", "lm_head", "head", "output", "table", stacked=False),
+        _Role("post_attention_norm", "post_attention_layernorm", "norm 2", "ffn_norm", "norm"),
+        _Role("pre_mlp_norm", "pre_feedforward_layernorm", "norm 3", "ffn_norm", "norm"),
+        _Role("post_mlp_norm", "post_feedforward_layernorm", "norm 4", "post_ffw_norm", "norm"),
+        _Role("q_norm", "self_attn.q_norm", "q norm", "attn_q_norm", "norm"),
+        _Role("k_norm", "self_attn.k_norm", "k norm", "attn_k_norm", "norm"),
+        _Role("q_bias", "self_attn.q_proj", "q bias", "attn_q", "bias"),
+        _Role("k_bias", "self_attn.k_proj", "k bias", "attn_k", "bias"),
+        _Role("v_bias", "self_attn.v_proj", "v bias", "attn_v", "bias"),
+        _Role("o_bias", "self_attn.o_proj", "o bias", "attn_output", "bias"),
+        _Role("embedding", "embed_tokens", "embedding", "token_embd", "table", stacked=False),
+        _Role("final_norm", "norm", "last norm", "output_norm", "norm", stacked=False),
+        _Role("head", "lm_head", "head", "output", "table", stacked=False),
     )
 }
 _BY_PATH = {role.path: role for role in ROLES.values()}
@@ -90,7 +90,7 @@ def path(role: str) -> str:
     return ROLES[role].path
 
 
-def role_at(path: str) -> Role | None:
+def _role_at(path: str) -> _Role | None:
     """Return the role of the array at a path, None where the path is that of none."""
     return _BY_PATH.get(path)
 
@@ -117,7 +117,7 @@ def display_name(path: str) -> str:
 
 def label(path: str) -> str:
     """Return the head of a narrow column for a path, inside a layer or whole: "q" for "self_attn.q_proj"."""
-    role = role_at(path) or role_at(f"{LAYERS}.{path}")
+    role = _role_at(path) or _role_at(f"{LAYERS}.{path}")
     return path if role is None else role.label
 
 

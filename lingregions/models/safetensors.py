@@ -115,7 +115,7 @@ def load(folder: Path) -> _Safetensors:
         tensor that occurs twice.
     """
     if (folder / SINGLE).is_file():
-        return _Safetensors(str(folder / SINGLE), header(folder / SINGLE))
+        return _Safetensors(str(folder / SINGLE), _read_header(folder / SINGLE))
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(evidence.no_weights(folder))
     mapping = _mapping(folder / INDEX)
@@ -128,7 +128,7 @@ def load(folder: Path) -> _Safetensors:
         )
     entries: dict[str, _Entry] = {}
     for file in files:
-        for name, entry in header(folder / file).items():
+        for name, entry in _read_header(folder / file).items():
             if name in entries:
                 raise ValueError(f"{folder}: the tensor {name} is both in {entries[name].file.name} and in {file}")
             if mapping.get(name) != file:
@@ -160,7 +160,7 @@ def _mapping(path: Path) -> dict[str, str]:
     return files
 
 
-def header(path: Path) -> dict[str, _Entry]:
+def _read_header(path: Path) -> dict[str, _Entry]:
     """Return where each tensor of one file lies.
 
     The library checks the file first: its length, its header (at most 100 MB), and that the tensors fill it without gap

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lingregions.models.config import DecoderConfig
+from lingregions.models.config import DecoderConfig, Variant
 from lingregions.models.config_json import KINDS, Fields, common, dump_kinds
 
 
-def parse(raw: Mapping[str, Any]) -> DecoderConfig:
+def _parse(raw: Mapping[str, Any]) -> DecoderConfig:
     """Return the config that a Hugging Face `config.json` describes.
 
     Raises:
-      ValueError: as `llama.parse` does.
+      ValueError: as `llama` does.
     """
     fields = Fields(raw, "SmolLM3")
     count, interval = int(fields.rest.get("num_hidden_layers") or 0), int(fields.take("no_rope_layer_interval", 4))
@@ -25,7 +25,7 @@ def parse(raw: Mapping[str, Any]) -> DecoderConfig:
     return fields.config(2_000_000.0, family="smollm3", unrotated=unrotated, tied=tied, **found)
 
 
-def dump(config: DecoderConfig) -> dict[str, Any]:
+def _dump(config: DecoderConfig) -> dict[str, Any]:
     """Return the `config.json` of the config."""
     rotated = [int(not each) for each in config.unrotated] or [1] * config.layers
     window = {"use_sliding_window": config.window is not None, "sliding_window": config.window}
@@ -35,7 +35,7 @@ def dump(config: DecoderConfig) -> dict[str, Any]:
     return common(config, "SmolLM3ForCausalLM") | inert | window | layers
 
 
-PRESETS: dict[str, DecoderConfig] = {
+_PRESETS: dict[str, DecoderConfig] = {
     "smollm3-3b": DecoderConfig(
         family="smollm3",
         vocab=128_256,
@@ -52,3 +52,5 @@ PRESETS: dict[str, DecoderConfig] = {
         unrotated=(False, False, False, True) * 9,
     ),
 }
+
+VARIANT = Variant(_parse, _dump, _PRESETS)

@@ -83,13 +83,9 @@ class _Concentration:
     """How unevenly a region lies along a named axis.
 
     Attributes:
-      where: Hugging Face name of a matrix, or "all" for the sum over every matrix that carries the axis.
-      axis: the named axis.
       counts: int64, entries of the region at each index of the axis.
     """
 
-    where: str
-    axis: str
     counts: np.ndarray
 
     @property
@@ -127,26 +123,11 @@ def _named(what: Region, axis: str) -> dict[str, int]:
     return found
 
 
-def _concentration(what: Region, axis: str) -> list[_Concentration]:
-    """Return the concentration along `axis` in every matrix that carries it, by path and layer.
-
-    Raises:
-      ValueError: the region does not know its axes, or no matrix carries this one.
-    """
-    result = []
-    for path, place in _named(what, axis).items():
-        mask = what.leaves()[path]
-        table = _along(path, mask, (0, place) if region.stacked(path) else (place,))
-        rows = table if region.stacked(path) else table[None]
-        result += [_Concentration(name, axis, row) for name, row in zip(region.matrices(path, mask), rows, strict=True)]
-    return result
-
-
 def profile(what: Region, axis: str) -> _Concentration:
     """Return the concentration along `axis` over all matrices together: for "embed", the whole residual axis.
 
     Raises:
-      ValueError: as `_concentration`; also when matrices give the axis different lengths.
+      ValueError: the region does not know its axes, no matrix carries this one, or they give it different lengths.
     """
     tables = [_along(path, what.leaves()[path], (place,)) for path, place in _named(what, axis).items()]
     lengths = sorted({table.size for table in tables})
@@ -154,7 +135,7 @@ def profile(what: Region, axis: str) -> _Concentration:
         raise ValueError(
             f"axis {axis!r} has lengths {lengths} in region {what.name!r}; restrict it to one kind of matrix"
         )
-    return _Concentration("all", axis, np.stack(tables).sum(axis=0))
+    return _Concentration(np.stack(tables).sum(axis=0))
 
 
 # ---- regions given by place ----

@@ -1,4 +1,4 @@
-"""How far a region can be trusted: agreement of halves of the data, growth with the data, the stable core, a ceiling.
+"""How far a region can be trusted: agreement of halves of the data, what more data would do, a ceiling.
 
 Two regions of one fraction p of a matrix agree by chance on IoU p / (2 - p), so IoU alone flatters large fractions. The
 agreement beyond chance of two sets of equal size is
@@ -14,18 +14,12 @@ digit.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lingregions.regions import algebra, geometry
+from lingregions.regions import geometry
 from lingregions.regions.region import Region
-from lingregions.regions.select import select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,50 +52,12 @@ def _iou(shared: np.ndarray) -> float:
     return int(shared[0, 1]) / union if union else 1.0
 
 
-def _halves(
-    first: Mapping[str, Any], second: Mapping[str, Any], fraction: float | str, selector: str = "top"
-) -> _Agreement:
-    """Return the split-half agreement of one language: of the regions of two score trees from disjoint halves."""
-    return agree(select(first, fraction, selector), select(second, fraction, selector))
-
-
-def _growth(snapshots: Mapping[int, Region]) -> dict[int, _Agreement]:
-    """Return the agreement of the region at each number of samples with the one of the most samples.
-
-    Where the smaller samples are part of the larger, as snapshots of one run are, this overstates stability: say so,
-    and show `_halves` beside it (docs/method.md 5).
-    """
-    last = snapshots[max(snapshots)]
-    return {samples: agree(each, last) for samples, each in sorted(snapshots.items()) if each is not last}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _often(least: int, *masks: jax.Array) -> jax.Array:
-    return sum((mask.astype(jnp.int32) for mask in masks), start=jnp.zeros(masks[0].shape, jnp.int32)) >= least
-
-
-def _stable(regions: Sequence[Region], least: int, name: str = "") -> Region:
-    """Return the stable core: the entries that lie in at least `least` of the regions (halves, bootstraps, seeds).
-
-    Raises:
-      ValueError: `least` outside 1..n, or regions that are not parallel or not of one model.
-    """
-    if not 1 <= least <= len(regions):
-        raise ValueError(f"an entry can lie in 1 to {len(regions)} of {len(regions)} regions, not in at least {least}")
-    masks = [algebra.align(each, regions[0]) for each in regions]
-    verb = f"entries in at least {least} of {len(regions)}"
-    return Region(
-        jax.tree.map(functools.partial(_often, least), *masks),
-        algebra.combine(verb, [each.provenance for each in regions], name),
-    )
-
-
 def kappa(iou: float, fraction: float) -> float:
     """Return the agreement beyond chance of two regions of one fraction: 0 by chance, 1 when equal."""
     return (2 * iou / (1 + iou) - fraction) / (1 - fraction)
 
 
-def iou(kappa: float, fraction: float) -> float:
+def _overlap(kappa: float, fraction: float) -> float:
     """Return the intersection over union that goes with an agreement beyond chance: the inverse of `kappa`."""
     shared = fraction + kappa * (1 - fraction)
     return shared / (2 - shared)
@@ -110,7 +66,7 @@ def iou(kappa: float, fraction: float) -> float:
 def extrapolate(half: float, fraction: float, factor: float = 2.0) -> float:
     """Return the IoU expected between two regions from `factor` times the data, by Spearman and Brown's formula."""
     beyond = kappa(half, fraction)
-    return iou(factor * beyond / (1 + (factor - 1) * beyond), fraction)
+    return _overlap(factor * beyond / (1 + (factor - 1) * beyond), fraction)
 
 
 def ceiling(first: float, second: float, fraction: float) -> float:
@@ -122,4 +78,4 @@ def ceiling(first: float, second: float, fraction: float) -> float:
       fraction: part of a matrix that the regions take.
     """
     full = [max(0.0, kappa(extrapolate(half, fraction), fraction)) for half in (first, second)]
-    return iou(math.sqrt(full[0] * full[1]), fraction)
+    return _overlap(math.sqrt(full[0] * full[1]), fraction)

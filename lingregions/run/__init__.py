@@ -6,11 +6,11 @@ whole or absent: a file appears under its name in one step, an appended line tha
     with Run.open(workdir, config) as run:
         columns = {"intervention": str, "language": str, "nll_nats": float}
         run.table("results", columns, keys=("intervention", "language"))
-        if not run.has("results", intervention="base", language="ar"):
+        if not run.rows("results"):
             run.add("results", {"intervention": "base", "language": "ar", "nll_nats": 3.1})
 
 In a run of several processes all of them call the same methods in the same order; only process 0 writes (arrays apart,
-which each process writes for its own shards), and what decides the flow (`rows`, `has`, `done`, `header`,
+which each process writes for its own shards), and what decides the flow (`rows`, `done`, `header`,
 `stopping`) is one answer everywhere; `agree` makes one of anything else.
 """
 

@@ -54,10 +54,10 @@ class Bar:
         return f"{self.description}: {self.amount}"
 
 
-class Whole:
+class _Whole:
     """A run as a whole: its steps, how much of their work is done, and how long the rest takes at the rate so far."""
 
-    def __init__(self, sizes: Sequence[float], parts: Sequence[float], show: Callable[["Whole"], None]) -> None:
+    def __init__(self, sizes: Sequence[float], parts: Sequence[float], show: Callable[["_Whole"], None]) -> None:
         """Start the clock; `parts` of the steps (0 to 1) were done before, `show` is called when more is."""
         self._sizes, self._parts, self._show = sizes, list(parts), show
         self._before, self._start = self._done, time.monotonic()
@@ -107,7 +107,7 @@ class Display:
             style = "bar" if self._console.is_terminal else "lines"
         self.style = style
         self._live: Progress | None = None
-        self._whole: Whole | None = None
+        self._whole: _Whole | None = None
         self._place = self._depth = 0  # of the step that is performed; of the bar in other bars
         self._start = self._last = time.monotonic()
         self._folded: list[str] = []  # the lines of a notebook
@@ -122,7 +122,7 @@ class Display:
           parts: what was done of each step before, 0 to 1.
         """
         with self._task("in all", 1.0) as update:
-            self._whole = Whole(sizes, parts, lambda whole: update(whole.share, str(whole)))
+            self._whole = _Whole(sizes, parts, lambda whole: update(whole.share, str(whole)))
             if self._whole.finished:
                 self._print(f"{self._whole.finished} of {len(sizes)} steps were finished before")
             try:

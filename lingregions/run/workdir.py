@@ -370,14 +370,6 @@ class Run:
         found: list[Row] = _agree(self._table(name).rows())
         return found
 
-    def has(self, name: str, **cell: Any) -> bool:
-        """Tell whether a row with these values is in the table."""
-        unknown = sorted(set(cell) - set(self._table(name).columns))
-        if unknown:
-            raise ValueError(f"table {name} has no column {unknown[0]}; it has {list(self._table(name).columns)}")
-        rows = self._table(name).rows()
-        return bool(_agree(any(all(row[key] == value for key, value in cell.items()) for row in rows)))
-
     def _table(self, name: str) -> Table:
         if name not in self._tables:
             raise ValueError(f"table {name} is not declared; declared are {sorted(self._tables)}")
