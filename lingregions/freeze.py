@@ -142,10 +142,14 @@ class _Count(NamedTuple):
 _Change = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+@functools.lru_cache(maxsize=64)
 def _transformation(
     name: str, change: _Change | None, thaw: _Schedule | None = None, whole: frozenset[str] = frozenset()
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the transformation that changes the leaves for which there are arrays, and holds those in `whole`."""
+    """Return the transformation that changes the leaves for which there are arrays, and holds those in `whole`.
+
+    The same one for the same arguments: trainings that differ in their arrays alone are one program.
+    """
 
     def init(params: trees.Tree) -> Any:
         return optax.EmptyState() if thaw is None else _Count(jnp.zeros((), jnp.int32))
@@ -232,22 +236,23 @@ def hard(params: trees.Tree, masks: trees.Tree, thaw: _Schedule | None = None, n
         raise ValueError(f"region: {wrong[0]!r} is {covered[wrong[0]].dtype}, a mask is bool")
     full = {path for path, mask in covered.items() if thaw is None and bool(jnp.all(mask))}
     some = {path: mask for path, mask in covered.items() if path not in full and bool(jnp.any(mask))}
-
-    def before(mask: Packed, gradient: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
-        return jnp.where(mask.unpack() & (size == 0), jnp.zeros_like(gradient), gradient)
-
-    def after(mask: Packed, update: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
-        return jnp.where(mask.unpack(), jnp.where(size == 0, jnp.full_like(update, -0.0), update * size), update)
-
     whole = frozenset(full)
     return Constraint(
         name=name,
-        before=_transformation(name, before, thaw),
-        after=_transformation(name, after, thaw, whole),
+        before=_transformation(name, _unmasked, thaw),
+        after=_transformation(name, _held, thaw, whole),
         arrays={path: _packed(mask) for path, mask in some.items()},
         whole=whole,
         identity=_identity(name, covered, thaw=thaw),
     )
+
+
+def _unmasked(mask: Packed, gradient: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
+    return jnp.where(mask.unpack() & (size == 0), jnp.zeros_like(gradient), gradient)
+
+
+def _held(mask: Packed, update: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
+    return jnp.where(mask.unpack(), jnp.where(size == 0, jnp.full_like(update, -0.0), update * size), update)
 
 
 def _leaves(params: trees.Tree, given: None = None, *, scope: str, name: str = "leaves") -> Constraint:
@@ -360,20 +365,22 @@ def _soft(params: trees.Tree, scores: trees.Tree, *, strength: float = 1.0, name
         if not bool(jnp.all(jnp.isfinite(values) & (values >= 0))):
             raise ValueError(f"scores: {path!r} holds a negative or not finite score")
 
-    def before(size: jax.Array, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
-        return jnp.where(size == 0, jnp.zeros_like(gradient), gradient)
-
-    def after(size: jax.Array, update: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
-        slowed = update * (size.astype(update.dtype) / _STEPS)
-        return jnp.where(size == 0, jnp.full_like(update, -0.0), slowed)
-
     return Constraint(
         name=name,
-        before=_transformation(name, before),
-        after=_transformation(name, after),
+        before=_transformation(name, _unstopped),
+        after=_transformation(name, _slowed),
         arrays={path: sizes(values, 1 if region.stacked(path) else 0) for path, values in covered.items()},
         identity=_identity(name, covered, strength=strength),
     )
+
+
+def _unstopped(size: jax.Array, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
+    return jnp.where(size == 0, jnp.zeros_like(gradient), gradient)
+
+
+def _slowed(size: jax.Array, update: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
+    slowed = update * (size.astype(update.dtype) / _STEPS)
+    return jnp.where(size == 0, jnp.full_like(update, -0.0), slowed)
 
 
 def _l2_sp(params: trees.Tree, given: None = None, *, strength: float, name: str = "l2_sp") -> Constraint:
@@ -387,14 +394,9 @@ def _l2_sp(params: trees.Tree, given: None = None, *, strength: float, name: str
 
     Source: arXiv 1802.01483. As the paper has it, the penalty's gradient goes through the optimizer.
     """
-
-    def before(start: jax.Array, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
-        pulled: jax.Array = gradient + jnp.float32(strength) * (theta - start)
-        return pulled
-
     return Constraint(
         name=name,
-        before=_transformation(name, before),
+        before=_transformation(name, _Pull(strength)),
         after=_transformation(name, None),
         arrays=trees.flatten(params),
         identity=_identity(name, params, strength=strength),
@@ -425,19 +427,29 @@ def _ewc(params: trees.Tree, fisher: trees.Tree, *, strength: float, name: str =
         raise ValueError(f"fisher: {wrong[0]!r} holds a negative or not finite value" if wrong else "fisher: all zero")
     starts = trees.flatten(params)
     scale = jax.jit(lambda values: values * jnp.float32(1 / mean))
-
-    def before(arrays: Any, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
-        start, information = arrays
-        pulled: jax.Array = gradient + jnp.float32(strength) * information * (theta - start)
-        return pulled
-
     return Constraint(
         name=name,
-        before=_transformation(name, before),
+        before=_transformation(name, _Pull(strength)),
         after=_transformation(name, None),
         arrays={path: (starts[path], scale(values)) for path, values in covered.items()},
         identity=f"{_identity(name, params, strength=strength)} {trees.fingerprint(covered)}",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pull:
+    """The gradient of strength / 2 x (theta - start)^2, or of F times that, is added."""
+
+    strength: float
+
+    def __call__(self, start: Any, gradient: jax.Array, theta: jax.Array, _: jax.Array) -> jax.Array:
+        """Return the gradient; with information, `start` is (start, F)."""
+        strength = jnp.float32(self.strength)
+        if isinstance(start, tuple):
+            start, information = start
+            strength = strength * information
+        pulled: jax.Array = gradient + strength * (theta - start)
+        return pulled
 
 
 @jax.jit

@@ -217,7 +217,6 @@ def test_killed_at_random_points_it_gives_the_same_table(whole, tmp_path):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
     for moment in sorted(random.Random(6).sample(range(1, lines(whole) // 2), 3)):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -307,7 +307,6 @@ def test_a_spot_slice_that_was_taken_away_comes_back_and_resumes(cloud):
     variables = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_COORDINATOR_ADDRESS": "localhost:1",
         "JAX_NUM_PROCESSES": "1",
         "JAX_PROCESS_ID": "0",
