@@ -132,6 +132,20 @@ class Constraint:
     identity: str = ""
 
 
+class Bare(NamedTuple):
+    """A constraint without what is particular to one training: equal for constraints that are one program."""
+
+    name: str
+    before: optax.GradientTransformationExtraArgs
+    after: optax.GradientTransformationExtraArgs
+    whole: frozenset[str]
+
+
+def bare(constraint: Constraint) -> Bare:
+    """Return what the compiled step depends on; `arrays` gives it the rest."""
+    return Bare(constraint.name, constraint.before, constraint.after, constraint.whole)
+
+
 class _Count(NamedTuple):
     """State of a transformation with a schedule: updates so far."""
 

@@ -28,6 +28,7 @@ from lingregions.models import roles
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.run import Run, RunError, checkpoint
 from lingregions.train import loop
+from lingregions.train.trainer import _program as program
 
 TREE = dict[str, Any]
 CONFIG = dataclasses.replace(models.PRESETS["tiny"], embed=32, mlp=64, head_dim=8)
@@ -149,6 +150,30 @@ def held(params: TREE) -> dict[str, np.ndarray]:
     still |= {path: np.asarray(mask) for path, mask in trees.walk(masks(params))}
     still["embed_tokens"][:] = True
     return still
+
+
+def test_trainings_that_differ_in_their_regions_alone_are_one_program(params: TREE) -> None:
+    others = jax.tree.map(lambda theta: jnp.abs(theta) < 0.115, roles.restrict(params, "decoder_without_norms"))
+
+    def fresh(part: TREE, thaw: Any = None) -> train.Trainer:
+        return train.Trainer(CONFIG, COMPUTE, RECIPE, [freeze.hard(params, part, thaw)], micro=4)
+
+    def stepped(made: train.Trainer) -> np.ndarray:
+        state = made.start(params)
+        for first in (0, 8):  # the rate of the first step is 0
+            state, _ = made.step(state, english().batch(first, first + 8, 8))
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
+
+    one, other = fresh(masks(params)), fresh(others)
+    assert one._program is other._program
+    assert one._program is not fresh(others, freeze.thaw(100, 0.5))._program
+    moved, moved_other = stepped(one), stepped(other)
+    assert one._program.step._cache_size() == 1
+    program.cache_clear()
+    alone = fresh(others)
+    assert alone._program is not other._program
+    np.testing.assert_array_equal(stepped(alone), moved_other)
+    assert not np.array_equal(moved, moved_other)
 
 
 def test_adamw_as_in_numpy_with_float64(trainer: train.Trainer, params: TREE) -> None:

@@ -5,6 +5,7 @@ micro-batches; their gradients add up in float32 inside the one compiled step. T
 second copy of parameters and moments.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -84,30 +85,20 @@ class Trainer:
             raise ValueError(
                 "parameters are held in bfloat16, in which most steps round to nothing: load them in float32"
             )
-        self.config, self.compute, self.recipe, self.mesh = config, compute, recipe, mesh
+        self.compute, self.recipe, self.mesh = compute, recipe, mesh
         self.constraints = list(constraints)
         self.micro = min(micro, recipe.batch) if mesh is None else micro
         if micro < 1 or (mesh is not None and micro % meshes.rows(mesh)):
             parts = 1 if mesh is None else meshes.rows(mesh)
             raise ValueError(f"micro-batches of {micro} samples do not split over {parts} parts of the batch axes")
         self.rows = -(-recipe.batch // self.micro) * self.micro
-        places = None if mesh is None else meshes.shardings(models.declare(config), mesh)
-        shapes = models.shapes(config, places)
-        self.optimizer = freeze.wrap(recipes.optimizer(recipe), self.constraints, shapes)
         self.arrays = freeze.arrays(self.constraints)
-        self.shapes = jax.eval_shape(self._begin, shapes)
-        where = whole = None
-        if mesh is not None and places is not None:
-            where, whole = _shardings(self.shapes, places, mesh), meshes.replicated(mesh)
-            self.shapes = jax.tree.map(
-                lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), self.shapes, where
-            )
-        self._start = jax.jit(self._begin, out_shardings=where)
-        self._step = jax.jit(self._advance, donate_argnums=0, out_shardings=None if mesh is None else (where, whole))
+        self._program = _program(config, compute, recipe, tuple(map(freeze.bare, self.constraints)), mesh)
+        self.shapes = self._program.shapes
 
     def start(self, params: trees.Tree) -> State:
         """Return the state before the first step; the parameters are copied, not donated."""
-        out: State = self._start(params)
+        out: State = self._program.start(params)
         return out
 
     def step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -118,7 +109,7 @@ class Trainer:
           batch: host arrays [n, T], n up to `rows` (the rest is padding).
         """
         with meshes.use(self.mesh):
-            out: tuple[State, Metrics] = self._step(state, self.arrays, self.place(batch))
+            out: tuple[State, Metrics] = self._program.step(state, self.arrays, self.place(batch))
             return out
 
     def lower(self, T: int) -> Any:
@@ -128,7 +119,7 @@ class Trainer:
         like: Any = jax.ShapeDtypeStruct(shape, np.int32, sharding=where)
         batch = Batch(like, like, like)
         with meshes.use(self.mesh):
-            return self._step.lower(self.shapes, self.arrays, batch)
+            return self._program.step.lower(self.shapes, self.arrays, batch)
 
     def place(self, batch: Batch) -> Batch:
         """Put host arrays [n, T] on the mesh as micro-batches [rows / micro, micro, T], each split over the mesh."""
@@ -140,6 +131,28 @@ class Trainer:
             return jax.make_array_from_callback(filled.shape, _micro(self.mesh), lambda index: filled[index])
 
         return Batch(*(put(np.asarray(each)) for each in batch))
+
+
+class _Program:
+    """What is compiled of a training: all but the arrays of its constraints."""
+
+    def __init__(
+        self, config: Any, compute: models.Compute, recipe: Recipe, constraints: list[Constraint], mesh: Mesh | None
+    ) -> None:
+        self.config, self.compute, self.recipe, self.mesh = config, compute, recipe, mesh
+        self.constraints = constraints
+        places = None if mesh is None else meshes.shardings(models.declare(config), mesh)
+        shapes = models.shapes(config, places)
+        self.optimizer = freeze.wrap(recipes.optimizer(recipe), constraints, shapes)
+        self.shapes = jax.eval_shape(self._begin, shapes)
+        where = whole = None
+        if mesh is not None and places is not None:
+            where, whole = _shardings(self.shapes, places, mesh), meshes.replicated(mesh)
+            self.shapes = jax.tree.map(
+                lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), self.shapes, where
+            )
+        self.start = jax.jit(self._begin, out_shardings=where)
+        self.step = jax.jit(self._advance, donate_argnums=0, out_shardings=None if mesh is None else (where, whole))
 
     def _begin(self, params: trees.Tree) -> State:
         with jax.numpy_dtype_promotion("standard"):
@@ -193,6 +206,14 @@ class Trainer:
             return part
         places = trees.flatten(meshes.shardings(models.declare(self.config), self.mesh))
         return {path: jax.lax.with_sharding_constraint(leaf, places[path]) for path, leaf in part.items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _program(
+    config: Any, compute: models.Compute, recipe: Recipe, constraints: tuple[freeze.Bare, ...], mesh: Mesh | None
+) -> _Program:
+    """Return the program of a kind of training: those that differ in seed, text and regions share one."""
+    return _Program(config, compute, recipe, [Constraint(**each._asdict()) for each in constraints], mesh)
 
 
 def _micro(mesh: Mesh) -> NamedSharding:
