@@ -11,7 +11,9 @@ jobs.
 
 Measured on the package's own model (:thirty, seed 0): without the core letters x6.48 (6.03 to 6.99), punctuation x1.92,
 spaces x0.82; copying saves 0.08 nats a token of 3.65, without matched random regions 0.28; later positions lose no less
-than early ones. Agreement is at chance with the core and without it. All of it: docs/findings.md.
+than early ones. Agreement is at chance with the core and without it. SmolLM2-135M: letters x2.3e7, punctuation x472;
+copying -0.55 of 10.3, matched 0.51; agreement in English 0.79, without the core 0.50, matched 0.62: docs/findings.md
+has it all.
 """
 
 from base import VARIANTS, base, evaluated
