@@ -7,7 +7,6 @@ Milliseconds a comparison; no model is needed.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,8 +53,7 @@ class Effect(NamedTuple):
     @property
     def cell(self) -> list[float | None]:
         """[effect, low, high] as JSON holds it, None for what is not finite."""
-        values = (self.effect_nats, self.low, self.high)
-        return [value if math.isfinite(value) else None for value in values]
+        return statistics.cell((self.effect_nats, self.low, self.high))
 
     @property
     def sign(self) -> int:
@@ -147,6 +145,18 @@ class Effects:
           languages: all when empty.
         """
         return _differences(self.measured, intervention, control, languages or self.languages, self.seed)
+
+    def specificity(
+        self,
+        intervention: Intervention,
+        language: str,
+        control: Intervention = UNTOUCHED,
+        others: Sequence[str] | None = None,
+    ) -> statistics.Draws:
+        """Return the effect on a language minus the mean effect on others: all but it, if none are said."""
+        strangers = [code for code in self.languages if code != language] if others is None else others
+        weights = {language: 1.0} | dict.fromkeys(strangers, -1 / len(strangers))
+        return statistics.combine(self.differences(intervention, control, tuple(weights)), weights)
 
     def frame(self) -> "pandas.DataFrame":
         """Return the table as a pandas DataFrame, with the columns of effects.csv but the experiment."""

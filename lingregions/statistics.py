@@ -40,6 +40,11 @@ class Draws(NamedTuple):
     null: np.ndarray
     units: int
 
+    @property
+    def cell(self) -> list[float | None]:
+        """[value, low, high] as JSON holds it: see `estimate`."""
+        return estimate(self).cell
+
 
 class Estimate(NamedTuple):
     """A figure with its interval.
@@ -57,6 +62,16 @@ class Estimate(NamedTuple):
     high: float
     p: float
     units: int
+
+    @property
+    def cell(self) -> list[float | None]:
+        """[value, low, high] as JSON holds it."""
+        return cell(self[:3])
+
+
+def cell(figures: Iterable[float]) -> list[float | None]:
+    """Return figures as JSON holds them, None for what is not finite."""
+    return [figure if math.isfinite(figure) else None for figure in figures]
 
 
 def _resample(
@@ -175,6 +190,15 @@ def estimate(difference: Draws, level: float = LEVEL) -> Estimate:
     extreme = np.count_nonzero(np.abs(difference.null) >= abs(difference.value) * (1 - 1e-9))
     p = (1 + extreme) / (1 + len(difference.null))
     return Estimate(difference.value, float(low), float(high), p, n)
+
+
+def student(figures: Sequence[float] | np.ndarray) -> list[float | None]:
+    """Return [mean, low, high] of independent figures as JSON holds it: the interval is Student's t."""
+    from scipy import stats
+
+    value = float(np.mean(figures))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(figures) - 1) * stats.sem(figures))
+    return cell((value, value - half, value + half))
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,6 @@ the scores lie is read off the top of the whole scope: of each matrix the core t
 passes of the evaluated text for each model.
 """
 
-import dataclasses
 import functools
 import math
 import unicodedata
@@ -132,8 +131,7 @@ def _read(context: Context, each: Intervention) -> None:
     """Keep what one model loses by token."""
     if context.run.done(_mark(each)) is not None:
         return
-    region = None if each == UNTOUCHED else functools.partial(selection.own, context, each)
-    with context.model.applied(dataclasses.replace(each, region=region)):
+    with context.model.applied(selection.bound(context, each)):
         context.run.finish(
             _mark(each),
             tokens={code: _categories(context, code) for code in context.settings.evaluate.languages},
@@ -296,18 +294,12 @@ class _Read:
         gains = np.mean(
             [np.subtract(facts["copies"]["first"], facts["copies"]["second"]) for facts in self.facts(model)], axis=0
         )
-        half = stats.t.ppf((1 + statistics.LEVEL) / 2, len(gains) - 1) * stats.sem(gains)
-        return [tables.finite(float(each)) for each in (gains.mean(), gains.mean() - half, gains.mean() + half)]
+        return statistics.student(gains)
 
 
 def _segments(sums: list[list[float]]) -> Segments:
     number, nats, tokens = sums
     return Segments(np.array(number, np.int64), np.array(nats), np.array(tokens, np.int64), np.array(number, np.int64))
-
-
-def _cell(draws: statistics.Draws) -> tables.Cell:
-    found = statistics.estimate(draws)
-    return [tables.finite(each) for each in (found.value, found.low, found.high)]
 
 
 def _show(context: Context) -> dict[str, Any]:
@@ -316,20 +308,18 @@ def _show(context: Context) -> dict[str, Any]:
     removed = [each for each in read.models if each != "untouched"]
     stretches = read.categories("position")
     series = {
-        each: [(int(place), _cell(read.change(each, "position", place))) for place in stretches] for each in removed
+        each: [(int(place), read.change(each, "position", place).cell) for place in stretches] for each in removed
     }
     early, late = "8" if "8" in stretches else stretches[0], stretches[-1]
     healed = {
-        each: _cell(
-            statistics.combine(
-                {place: read.change(each, "position", place) for place in (early, late)}, {early: 1, late: -1}
-            )
-        )
+        each: statistics.combine(
+            {place: read.change(each, "position", place) for place in (early, late)}, {early: 1, late: -1}
+        ).cell
         for each in removed
     }
     agreed = {each: {code: read.agreed(each, code) for code in settings.contents.agreement} for each in read.models}
     copying = {each: read.copying(each) for each in read.models}
-    kinds = {each: _cell(read.change("the core", "kind", each, "matched random")) for each in read.categories("kind")}
+    kinds = {each: read.change("the core", "kind", each, "matched random").cell for each in read.categories("kind")}
     return {
         "places": _places(context),
         "categories": _rows(read, removed),
@@ -369,8 +359,8 @@ def _rows(read: _Read, removed: Sequence[str]) -> dict[str, Any]:
         }
         for each, size in sizes.items():
             own = [part.nll.sum() / part.tokens.sum() for part in read.sums("untouched", split, each)[0].values()]
-            cells = [_cell(read.change(model, split, each)) for model in removed]
-            cells.append(_cell(read.change("the core", split, each, "matched random")))
+            cells = [read.change(model, split, each).cell for model in removed]
+            cells.append(read.change("the core", split, each, "matched random").cell)
             rows.append([split, each, size / sum(sizes.values()), float(np.mean(own)), *cells])
     note = (
         "Nats a token of the untouched model, and its perplexity on these tokens times so much without each region; "

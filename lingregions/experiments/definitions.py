@@ -203,14 +203,8 @@ def _show(context: Context) -> dict[str, Any]:
     }
     shown: dict[str, Any] = {}
     for fraction, values in shared.items():
-        part = float(parse(fraction))
-        shown[f"overlap_{slug(fraction)}"] = {
-            "kind": "overlap",
-            "title": f"Overlap between the definitions' top {fraction}",
-            "names": names,
-            "values": values.tolist(),
-            "chance": part / (2 - part),
-        }
+        title = f"Overlap between the definitions' top {fraction}"
+        shown[f"overlap_{slug(fraction)}"] = tables.overlap(title, names, values, float(parse(fraction)))
     shown["removal_by_definition"] = _table(names, fractions, found, shared)
     if len(fractions) > 1:
         size = trees.count(roles.restrict(context.model.shapes, settings.select.scope))

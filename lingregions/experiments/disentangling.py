@@ -25,7 +25,6 @@ from lingregions.experiments.inside import Training
 from lingregions.experiments.step import Step
 from lingregions.experiments.study import Study
 from lingregions.intervention import UNTOUCHED, Intervention
-from lingregions.statistics import Draws
 
 _ALONE = ("full", "own", "matched", "outside")
 _TOGETHER = ("together", "disjoint", "disjoint matched")
@@ -121,17 +120,6 @@ class _Outcome:
     growth: tables.Cell
 
 
-def _specificity(found: Effects, removal: Intervention, before: Intervention, language: str) -> Draws:
-    """Return the effect of a removal on its language minus the mean effect on the others."""
-    others = [code for code in found.languages if code != language]
-    weights = {language: 1.0} | dict.fromkeys(others, -1 / len(others))
-    return statistics.combine(found.differences(removal, before), weights)
-
-
-def _cell(draws: Draws) -> tables.Cell:
-    return [tables.finite(each) for each in statistics.estimate(draws)[:3]]
-
-
 def _outcome(
     settings: ConfigDict, found: Effects, training: Intervention, control: Intervention | None = None
 ) -> _Outcome:
@@ -141,18 +129,17 @@ def _outcome(
     after = learning.after(training, end)
     against = UNTOUCHED if control is None else learning.after(control, end)
     changed = found.differences(after, against)
-    value, low, high = _cell(statistics.mean(changed, languages))
-    specific = [_specificity(found, _removed(settings, training, code), after, code) for code in languages]
+    specific = [found.specificity(_removed(settings, training, code), code, after) for code in languages]
     before = [
-        _specificity(found, _own(code) if control is None else _removed(settings, control, code), against, code)
+        found.specificity(_own(code) if control is None else _removed(settings, control, code), code, against)
         for code in languages
     ]
     share = 1 / len(languages)
     return _Outcome(
-        [None if each is None else -each for each in (value, high, low)],
-        _cell(statistics.mean(changed, others)),
-        _cell(statistics.weigh(specific, [share] * len(specific))),
-        _cell(statistics.weigh([*specific, *before], [share] * len(specific) + [-share] * len(before))),
+        tables.turned(statistics.mean(changed, languages).cell),
+        statistics.mean(changed, others).cell,
+        statistics.weigh(specific, [share] * len(specific)).cell,
+        statistics.weigh([*specific, *before], [share] * len(specific) + [-share] * len(before)).cell,
     )
 
 

@@ -179,8 +179,7 @@ def _visit(context: Context, at: _Checkpoint) -> None:
     if any(missing) or context.run.done(at.mark) is None:
         own = dataclasses.replace(context, model=_load(context, at))
         _select(own, at)
-        bound = [dataclasses.replace(each, region=functools.partial(selection.read, own, each.name)) for each in wanted]
-        measurement.measure(own, bound, at.base)
+        measurement.measure(own, [selection.bound(own, each, selection.named) for each in wanted], at.base)
     context.contrasts.update(dict.fromkeys((each, at.base) for each in wanted if not at.last))
     context.contrasts[_core(context.settings, at), _control(context.settings, at)] = None
 
@@ -263,11 +262,10 @@ def _select(context: Context, at: _Checkpoint) -> None:
 
 def _specificity(settings: ConfigDict, found: Effects, at: _Checkpoint) -> Estimate:
     """Return how much more a language loses by its own region than strangers do, mean over languages, nats a token."""
-    draws: list[Draws] = []
-    for code in settings.score.languages:
-        strangers = _strangers(settings, code)
-        weights = {code: 1.0} | dict.fromkeys(strangers, -1 / len(strangers))
-        draws.append(statistics.combine(found.differences(_own(at, code), at.base, tuple(weights)), weights))
+    draws = [
+        found.specificity(_own(at, code), code, at.base, _strangers(settings, code))
+        for code in settings.score.languages
+    ]
     # The same segments were drawn for every region, so they average draw by draw.
     value, values, null = (np.mean(side, axis=0) for side in zip(*(each[:3] for each in draws), strict=True))
     return statistics.estimate(Draws(float(value), values, null, min(each.units for each in draws)))
@@ -313,7 +311,7 @@ def _show(context: Context) -> dict[str, Any]:
     ways, rows = _checkpoints(settings), measurement.results(context)
     facts = {at: context.run.done(at.mark) or {} for at in ways}
     shares = _agreement(context, ways)
-    specific = {at: [tables.finite(each) for each in _specificity(settings, found, at)[:3]] for at in ways}
+    specific = {at: _specificity(settings, found, at).cell for at in ways}
     removed, controls = ({at: found.cell(which(settings, at), at.base) for at in ways} for which in (_core, _control))
     matched = {at: found.get(_core(settings, at), _control(settings, at)) for at in ways}
     columns = {

@@ -331,13 +331,8 @@ def _outcome(
 ) -> _Outcome:
     """Return what a training gained and lost after `count` samples."""
     each = found.differences(learning.after(training, count), control)
-    value, low, high = _cell(statistics.estimate(each[settings.train.language]))
-    negative = [None if bound is None else -bound for bound in (value, high, low)]
-    return _Outcome(training.name, negative, _cell(statistics.estimate(statistics.mean(each, _kept(settings)))))
-
-
-def _cell(estimate: statistics.Estimate) -> Cell:
-    return [tables.finite(bound) for bound in estimate[:3]]
+    gain = tables.turned(each[settings.train.language].cell)
+    return _Outcome(training.name, gain, statistics.mean(each, _kept(settings)).cell)
 
 
 def _show(context: Context) -> dict[str, Any]:

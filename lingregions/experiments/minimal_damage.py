@@ -122,7 +122,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
             settings,
             [*ranked, *_drawn(settings), whole, *_pieces(settings)],
             [*pairs, *((each, whole) for each in _pieces(settings))],
-            region=lambda context, each: selection.read(context, each.name),
+            region=selection.named,
         ),
     ]
 

@@ -17,7 +17,6 @@ Each with a paired bootstrap over segments, languages apart (`statistics.combine
 resampled: the figures are about these.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -115,7 +114,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     }
 
     def bound(context: Context) -> list[Intervention]:
-        return [dataclasses.replace(each, region=selection.read(context, each.name)) for each in mine]
+        return [selection.bound(context, each) for each in mine]
 
     return [
         *step.score(settings, config),
@@ -218,7 +217,7 @@ def _specificity(
                 _mean(found, _own(code), each.relatives),
                 _mean(found, _own(code), each.strangers),
                 found.cell(_control(code), language=code) if context.settings.select.seeds else None,
-                *(None if each is None else [tables.finite(value) for value in each[:3]] for each in estimates),
+                *(None if each is None else each.cell for each in estimates),
             ]
         )
     note = (

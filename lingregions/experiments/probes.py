@@ -10,7 +10,6 @@ text as it is, beside that text cut anew and the overlap that two halves of the 
 more than `monolingual_regions`.
 """
 
-import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Mapping
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import stats
 
 from lingregions import mesh as meshes
 from lingregions import regions, scores, statistics
@@ -117,7 +115,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
         *step.score(settings, config),
         step.select(settings, config, wanted),
         Step("neurons", "where each neuron is active", _find, *once, room, ("neurons",)),
-        step.measure(settings, removals, contrasts, lambda context, each: selection.read(context, each.name)),
+        step.measure(settings, removals, contrasts, selection.named),
         Step("probe", "the language of a token, from the residual stream", _probe, marks=("probe",)),
         *(
             Step(f"score {kind}", "the same again", functools.partial(_change, kind=kind), *once, marks=(_mark(kind),))
@@ -172,7 +170,7 @@ def _density(region: np.ndarray, chosen: np.ndarray, seed: int) -> tables.Cell:
       seed: of the bootstrap.
     """
     inside = np.where(chosen, region.sum(0), 0).sum(1) * chosen.shape[1]
-    return _cell(_rate(inside, region.sum((0, 2)) * chosen.sum(1), seed))
+    return _rate(inside, region.sum((0, 2)) * chosen.sum(1), seed).cell
 
 
 def _rate(amounts: np.ndarray, sizes: np.ndarray, seed: int) -> Estimate:
@@ -183,10 +181,6 @@ def _rate(amounts: np.ndarray, sizes: np.ndarray, seed: int) -> Estimate:
         {"": Segments(number[kept], each[kept].astype(float), sizes[kept], number[kept])} for each in (amounts, none)
     ]
     return statistics.estimate(statistics.compare(sides[:1], sides[1:], seed=seed)[""])
-
-
-def _cell(estimate: Estimate) -> tables.Cell:
-    return [tables.finite(each) for each in (estimate.value, estimate.low, estimate.high)]
 
 
 # --- the linear probe -------------------------------------------------------------------------------------------------
@@ -258,8 +252,7 @@ def _probe(context: Context) -> None:
     places, codes = tuple(sorted({round(layers * part / 4) for part in range(5)})), list(settings.evaluate.languages)
     found: dict[str, list[dict[str, Segments]]] = {}
     for each in (UNTOUCHED, _top(settings), _random(settings)):
-        region = None if each == UNTOUCHED else selection.read(context, each.name)
-        with context.model.applied(dataclasses.replace(each, region=region)):
+        with context.model.applied(selection.bound(context, each, selection.named)):
             tokens = _read(context, places)
         found[each.name] = [_errors(tokens, number, codes) for number in range(len(places))]
         run.check()
@@ -280,7 +273,7 @@ def _probe(context: Context) -> None:
 
 def _share(errors: Mapping[str, Segments], others: Mapping[str, Segments], seed: int, whole: int = 1) -> tables.Cell:
     """Return `whole` minus how many more errors there are, the mean over languages, with its interval."""
-    value, low, high = _cell(statistics.estimate(statistics.mean(statistics.compare([errors], [others], seed=seed))))
+    value, low, high = statistics.mean(statistics.compare([errors], [others], seed=seed)).cell
     return [None if each is None else whole - each for each in (value, high, low)]
 
 
@@ -333,20 +326,19 @@ def _overlap(context: Context, found: list[Region], name: str) -> float:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def _specificity(found: Effects, kind: str, code: str, control: Intervention = UNTOUCHED) -> Estimate:
-    """Return the effect on a language minus its mean over the other evaluated ones, nats a token."""
-    others = [each for each in found.languages if each != code]
-    weights = {code: 1.0} | dict.fromkeys(others, -1 / len(others))
-    return statistics.estimate(statistics.combine(found.differences(_removal(kind, code), control), weights))
-
-
 def _show(context: Context) -> dict[str, Any]:
     """Return the tables of neurons, of their overlap with the regions, of the probe and of the changed texts."""
     settings, run, found = context.settings, context.run, context.effects()
     languages = list(settings.score.languages)
     facts, probe = (run.done("neurons") or {})["found"], run.done("probe") or {}
-    specific = {kind: {code: _specificity(found, kind, code) for code in languages} for kind in _REMOVED}
-    beyond = {code: _specificity(found, "neurons", code, _removal("twins", code)) for code in languages}
+    specific = {
+        kind: {code: statistics.estimate(found.specificity(_removal(kind, code), code)) for code in languages}
+        for kind in _REMOVED
+    }
+    beyond = {
+        code: statistics.estimate(found.specificity(_removal("neurons", code), code, _removal("twins", code)))
+        for code in languages
+    }
     masks = {
         kind: {code: neurons.held(selection.read(context, _removal(kind, code).name)) for code in languages}
         for kind in _REMOVED
@@ -363,7 +355,7 @@ def _show(context: Context) -> dict[str, Any]:
         for code in languages
     }
     texts = {kind: run.done(_mark(kind)) or {} for kind in (_HALVES, *settings.probes.texts)}
-    shares = {kind: _mean(list(each["languages"].values())) for kind, each in texts.items()}
+    shares = {kind: statistics.student(list(each["languages"].values())) for kind, each in texts.items()}
     removals = {f"{code}: {_WORDS[kind]}": _removal(kind, code) for code in languages for kind in _REMOVED}
     return {
         "neurons": _neurons(found, facts, specific),
@@ -414,7 +406,7 @@ def _neurons(
             _WORDS[kind],
             facts[code]["count"] if kind != "region" else None,
             found.cell(_removal(kind, code), language=code),
-            _cell(specific[kind][code]),
+            specific[kind][code].cell,
         ]
         for code in facts
         for kind in _REMOVED
@@ -457,13 +449,6 @@ def _changed(texts: Mapping[str, Any], shares: Mapping[str, tables.Cell]) -> dic
         "are of other text with each other, each of half the samples. Mean over languages, with its interval over them."
     )
     return tables.table("Regions found on changed texts", columns, rows, note)
-
-
-def _mean(values: list[float]) -> tables.Cell:
-    """Return the mean of some languages' figures with its interval over languages."""
-    value = float(np.mean(values))
-    half = stats.t.ppf((1 + statistics.LEVEL) / 2, len(values) - 1) * stats.sem(values)
-    return [value, *map(tables.finite, (value - half, value + half))]
 
 
 STUDY = Study(_steps, _show, _check)

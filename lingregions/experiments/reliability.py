@@ -151,14 +151,13 @@ def _show(context: Context) -> dict[str, Any]:
     ceiling = _ceiling(rules, languages, between, halves, fraction)
     layers = {code: {str(layer): iou for layer, iou in enumerate(halves[rule, code].layers)} for code in languages}
     return {
-        "definitions": {
-            "kind": "overlap",
-            "title": "Overlap between score definitions",
-            "names": list(rules),
-            "values": between_rules.tolist(),
-            "note": f"Mean over {len(languages)} languages of the overlap between the regions of two definitions of "
+        "definitions": tables.overlap(
+            "Overlap between score definitions",
+            rules,
+            between_rules,
+            note=f"Mean over {len(languages)} languages of the overlap between the regions of two definitions of "
             "one language, from the same samples and the same pass.",
-        },
+        ),
         **{
             f"languages_{each}": _languages(each, languages, between[each], fraction)
             for each in rules
@@ -182,14 +181,11 @@ def _show(context: Context) -> dict[str, Any]:
 def _languages(rule: str, languages: Sequence[str], values: np.ndarray, fraction: float) -> dict[str, Any]:
     """Return the overlaps between languages by one rule."""
     order = geometry.cluster(values).order
-    return {
-        "kind": "overlap",
-        "title": f"Overlap between languages: {rule}",
-        "names": [languages[index] for index in order],
-        "values": values[np.ix_(order, order)].tolist(),
-        "note": "Languages in the order of an average-linkage dendrogram: neighbours share most.",
-        "chance": fraction / (2 - fraction),
-    }
+    names, note = (
+        [languages[index] for index in order],
+        "Languages in the order of an average-linkage dendrogram: neighbours share most.",
+    )
+    return tables.overlap(f"Overlap between languages: {rule}", names, values[np.ix_(order, order)], fraction, note)
 
 
 def _dendrogram(rule: str, languages: Sequence[str], merges: Sequence[tuple[int, int, float, int]]) -> dict[str, Any]:

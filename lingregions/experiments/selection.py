@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lingregions import regions
 from lingregions.experiments import scored
 from lingregions.experiments.context import Context, slug
-from lingregions.intervention import Intervention
+from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import roles
 from lingregions.regions import Region
 from lingregions.regions.algebra import combine
@@ -136,6 +136,26 @@ def read(context: Context, name: str, path: str = "") -> Region:
     model = context.model
     place = context.run.path(path or file(name))
     return regions.load(place, model.shapes, model.fingerprint, model.tokenizer.fingerprint)
+
+
+def named(context: Context, intervention: Intervention) -> Region:
+    """Return the region of the name of an intervention."""
+    return read(context, intervention.name)
+
+
+def bound(
+    context: Context, intervention: Intervention, region: Callable[[Context, Intervention], Region] | None = None
+) -> Intervention:
+    """Return an intervention with its region, which is read when it is asked for; the untouched model has none.
+
+    Args:
+      context: after the regions were made.
+      intervention: any.
+      region: where its region is from; by default `own`.
+    """
+    if intervention == UNTOUCHED:
+        return intervention
+    return dataclasses.replace(intervention, region=functools.partial(region or own, context, intervention))
 
 
 def own(context: Context, intervention: Intervention) -> Region:

@@ -156,8 +156,7 @@ def measure(
     """
 
     def plan(context: Context) -> Planned:
-        bound = [dataclasses.replace(each, region=functools.partial(region, context, each)) for each in interventions]
-        return bound, contrasts
+        return [selection.bound(context, each, region) for each in interventions], contrasts
 
     names = [each.name for each in (UNTOUCHED, *interventions)]
     return measure_found(settings, len(interventions), plan, f": {_shorten(names)}")

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lingregions.effects import ALL, SIGNIFICANT, Effects
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.report import numerals
@@ -67,6 +69,15 @@ def heatmap(
     return {**head, **options, "rows": list(values), "columns": columns, "values": rows}
 
 
+def overlap(
+    title: str, names: Sequence[str], values: np.ndarray, fraction: float | None = None, note: str = ""
+) -> dict[str, Any]:
+    """Return the overlaps (IoU) of regions with each other, [n, n]; beside what two of a fraction share by chance."""
+    head = {"kind": "overlap", "title": title, "names": list(names), "values": values.tolist()}
+    chance = {} if fraction is None else {"chance": fraction / (2 - fraction)}
+    return head | ({"note": note} if note else {}) | chance
+
+
 def frontier(title: str, note: str, x: str, y: str, points: Mapping[str, tuple[str, Cell, Cell]]) -> dict[str, Any]:
     """Return the plot of a gain against its price, {label: (group, price, gain)}; upper left is better."""
 
@@ -111,6 +122,12 @@ def harmed(effects: Effects, intervention: Intervention, control: Intervention =
 def times(effects: Effects, intervention: Intervention, control: Intervention = UNTOUCHED, language: str = ALL) -> str:
     """Return an effect as a factor of perplexity with its interval: "×12.3 (10.1 to 15.0)"."""
     return numerals.factor(numerals.Span(*effects.cell(intervention, control, language)))
+
+
+def turned(cell: Cell) -> Cell:
+    """Return [value, low, high] with the other sign: a gain, of an effect, which is a loss."""
+    value, low, high = cell
+    return [None if each is None else -each for each in (value, high, low)]
 
 
 def finite(value: float) -> float | None:

@@ -15,7 +15,7 @@ out. With five languages there are 120 permutations: no p-value is below 1/120.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -125,22 +125,16 @@ def _sides(settings: ConfigDict, name: str, code: str, other: str) -> tuple[Inte
     return learning.after(training, end), UNTOUCHED if control is None else learning.after(control, end)
 
 
-def _turned(cell: Sequence[float | None]) -> tables.Cell:
-    """Return [gain, low, high] of an effect, which is a loss."""
-    value, low, high = cell
-    return [None if each is None else -each for each in (value, high, low)]
-
-
 def _gain(settings: ConfigDict, found: Effects, name: str, code: str, other: str) -> tables.Cell:
     """Return [gain, low, high] of a language after a training on another, nats per token."""
-    return _turned(found.cell(*_sides(settings, name, code, other), other))
+    return tables.turned(found.cell(*_sides(settings, name, code, other), other))
 
 
 def _mean(settings: ConfigDict, found: Effects, name: str) -> tables.Cell:
     """Return the mean gain of the others after the trainings of the first language, one for each other."""
     first, *others = settings.train.languages
     draws = {code: found.differences(*_sides(settings, name, first, code), (code,))[code] for code in others}
-    return _turned([tables.finite(each) for each in statistics.estimate(statistics.mean(draws))[:3]])
+    return tables.turned(statistics.mean(draws).cell)
 
 
 def _show(context: Context) -> dict[str, Any]:
@@ -180,13 +174,9 @@ def _show(context: Context) -> dict[str, Any]:
         "bootstrap over segments and seeds. Over matched: minus the same of a matched random region."
     )
     return {
-        "overlap": {
-            "kind": "overlap",
-            "title": f"What the top {settings.select.fractions[0]} of two languages share",
-            "names": codes,
-            "values": iou.tolist(),
-            "chance": chance,
-        },
+        "overlap": tables.overlap(
+            f"What the top {settings.select.fractions[0]} of two languages share", codes, iou, fraction
+        ),
         "correlation": tables.table(
             "What goes with the gain of another language",
             {"trained inside": "text"}
