@@ -17,7 +17,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,16 @@ class Model(Shown):
         shared = {name: getattr(self, name) for name in ("shapes", "evaluator", "stages", "_scorers")}
         vars(other).update(shared)
         return other
+
+    @property
+    def rows(self) -> int:
+        """The fewest samples of a batch: one on each part of the mesh's batch axes."""
+        return meshes.rows(self.mesh)
+
+    def run(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """Return function(config, compute, params, *arrays), such as `models.activation_maxima`, on the mesh."""
+        with meshes.use(self.mesh):
+            return function(self.config, self.compute, self.params, *arrays)
 
     def place(self, batch: Batch) -> Batch:
         """Put a host batch on the mesh."""

@@ -9,7 +9,6 @@ import functools
 
 import numpy as np
 
-from lingregions import mesh as meshes
 from lingregions import models
 from lingregions.experiments.context import Context
 from lingregions.models import ActivationMaxima
@@ -21,10 +20,8 @@ def maxima(context: Context) -> ActivationMaxima:
 
     def one(language: str) -> ActivationMaxima:
         corpus, positions = context.samples(language, "score")
-        batch = model.place(corpus.batch(positions[:1], meshes.rows(model.mesh)))
-        with meshes.use(model.mesh):
-            found = models.activation_maxima(model.config, model.compute, model.params, batch.tokens, batch.segments)
-        return ActivationMaxima(*map(np.asarray, found))
+        batch = model.place(corpus.batch(positions[:1], model.rows))
+        return ActivationMaxima(*map(np.asarray, model.run(models.activation_maxima, batch.tokens, batch.segments)))
 
     every = [one(language) for language in context.settings.score.languages]
     return ActivationMaxima(*(functools.reduce(np.maximum, side) for side in zip(*every, strict=True)))

@@ -29,7 +29,6 @@ from lingregions import loss, models, permutation
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.experiments import scalars
-from lingregions.experiments.scalars import Scalar
 from lingregions.models.compute import DTYPES
 from lingregions.regions.select import parse
 
@@ -47,7 +46,7 @@ class Block(NamedTuple):
 
     path: str
     stratum: str
-    scalars: tuple[Scalar, ...]
+    scalars: tuple[scalars.Scalar, ...]
 
 
 class Item(NamedTuple):

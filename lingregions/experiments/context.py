@@ -57,7 +57,7 @@ class Context:
     @functools.cached_property
     def scorer(self) -> scoring.Scorer:
         """The compiled scoring steps, used for every language."""
-        micro = self.settings.machine.score_batch * meshes.rows(self.model.mesh)
+        micro = self.settings.machine.score_batch * self.model.rows
         return scoring.Scorer(
             self.model.config,
             self.model.compute,
@@ -154,7 +154,7 @@ def open_texts(context: Context) -> None:
             for language in context.settings[use].languages:
                 _open(context, language, use)
         if "train" in context.settings:
-            for language in context.settings.train.get("languages") or [context.settings.train.language]:
+            for language in trained(context.settings):
                 context.corpus(language, "train")
         for remark in corpora.remarks(context.corpora):
             context.run.note(remark)
@@ -167,6 +167,11 @@ def _open(context: Context, language: str, use: str) -> None:
         context.run.note(f"{language}, {corpus.split}: {len(positions)} samples, {asked} were asked for")
     if corpus.counts.skipped:
         context.run.note(f"{language}: {corpus.counts.skipped} texts could not be read and were skipped")
+
+
+def trained(settings: ConfigDict) -> list[str]:
+    """Return the languages that a config trains on."""
+    return list(settings.train.get("languages") or [settings.train.language])
 
 
 def _uses(settings: ConfigDict) -> list[str]:

@@ -21,15 +21,11 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from lingregions import evaluate, regions, statistics
-from lingregions import mesh as meshes
 from lingregions.corpus import special
 from lingregions.corpus.batch import Batch
 from lingregions.evaluate import Losses, Segments
-from lingregions.experiments import agreement, claims, selection, step, tables
+from lingregions.experiments import agreement, claims, selection, step, study, tables
 from lingregions.experiments.context import Context, slug
-from lingregions.experiments.selection import matched, ranked
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import roles
 from lingregions.regions import geometry
@@ -62,24 +58,27 @@ def _removals(settings: ConfigDict) -> list[Intervention]:
     return [Intervention(kind="top", **columns), Intervention(kind="magnitude", **columns), *drawn]
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, select, remove, and read each model by token."""
     core, largest, *drawn = _removals(settings)
     fraction = core.fraction
     wanted = {
-        core.name: ranked(core.name, fraction),
-        _WHOLE: ranked(_WHOLE, fraction, "nats", within="scope"),  # scaled by matrix, the smallest would have the most
-        largest.name: ranked(largest.name, fraction, "magnitude"),
-    } | {each.name: matched(each.name, fraction, core.name, each.seed or 0) for each in drawn}
+        core.name: selection.ranked(core.name, fraction),
+        _WHOLE: selection.ranked(
+            _WHOLE, fraction, "nats", within="scope"
+        ),  # scaled by matrix, the smallest would have the most
+        largest.name: selection.ranked(largest.name, fraction, "magnitude"),
+    } | {each.name: selection.matched(each.name, fraction, core.name, each.seed or 0) for each in drawn}
     removals = [core, largest, *drawn]
+    samples = settings.evaluate.samples * len(settings.evaluate.languages) or None
     read = [
-        Step(
+        step.once(
             f"evaluate tokens {each.name}",
             "losses by token, of repeated tokens, of agreement",
+            _mark(each),
             functools.partial(_read, each=each),
-            samples := settings.evaluate.samples * len(settings.evaluate.languages) or None,
-            step.tokens(settings, samples),
-            marks=(_mark(each),),
+            samples=samples,
+            tokens=step.tokens(settings, samples),
         )
         for each in (UNTOUCHED, *removals)
     ]
@@ -127,18 +126,14 @@ def _stretch(position: int) -> str:
     return str(_EDGES[int(np.searchsorted(_EDGES, position, side="right")) - 1])
 
 
-def _read(context: Context, each: Intervention) -> None:
-    """Keep what one model loses by token."""
-    if context.run.done(_mark(each)) is not None:
-        return
+def _read(context: Context, each: Intervention) -> step.Found:
+    """Return what one model loses by token."""
     with context.model.applied(selection.bound(context, each)):
-        context.run.finish(
-            _mark(each),
-            tokens={code: _categories(context, code) for code in context.settings.evaluate.languages},
-            copies=_copies(context),
-            agreement={code: _agreements(context, code) for code in context.settings.contents.agreement},
-        )
-    context.run.check()
+        return (), {
+            "tokens": {code: _categories(context, code) for code in context.settings.evaluate.languages},
+            "copies": _copies(context),
+            "agreement": {code: _agreements(context, code) for code in context.settings.contents.agreement},
+        }
 
 
 def _losses(context: Context, rows: Sequence[Batch]) -> Iterator[tuple[Batch, Losses]]:
@@ -149,7 +144,7 @@ def _losses(context: Context, rows: Sequence[Batch]) -> Iterator[tuple[Batch, Lo
 def _categories(context: Context, code: str) -> dict[str, _Sums]:
     """Return the sums of each category of tokens by segment: by kind, frequency, and place in the window."""
     corpus, positions = context.samples(code, "evaluate")
-    span, size = context.settings.evaluate.segment or corpus.length, meshes.rows(context.model.mesh)
+    span, size = context.settings.evaluate.segment or corpus.length, context.model.rows
     common, decode = (
         _frequencies(corpus.tokens.ids),
         functools.cache(lambda token: _kind(context.model.tokenizer.decode([token]))),
@@ -205,7 +200,7 @@ def _copies(context: Context) -> dict[str, list[float]]:
     )
     half = (settings.data.length - bos) // 2
     drawn = np.random.default_rng(settings.seed).choice(ids, (settings.contents.sequences, half))
-    rows = _batches(context, np.tile(drawn, 2).tolist(), settings.data.length, meshes.rows(context.model.mesh))
+    rows = _batches(context, np.tile(drawn, 2).tolist(), settings.data.length, context.model.rows)
     found: dict[str, list[float]] = {"first": [], "second": []}
     for batch, losses in _losses(context, rows):
         for row in np.flatnonzero(np.asarray(batch.segments)[:, 0]):
@@ -224,7 +219,7 @@ def _bos(context: Context) -> list[int]:
 
 def _agreements(context: Context, code: str) -> list[bool]:
     """Return of each pair of a language whether the right sentence is likelier than the wrong one."""
-    model, size = context.model, 16 * meshes.rows(context.model.mesh)
+    model, size = context.model, 16 * context.model.rows
     asked = {
         each: [words for pair in agreement.pairs(each) for words in pair]
         for each in context.settings.contents.agreement
@@ -403,4 +398,4 @@ def _places(context: Context) -> dict[str, Any]:
     return tables.heatmap(title, "layer", values, "times as dense as in all", format="number")
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

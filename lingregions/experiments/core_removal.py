@@ -13,11 +13,8 @@ from ml_collections import ConfigDict
 
 from lingregions import regions
 from lingregions.effects import Effects
-from lingregions.experiments import claims, selection, step, tables
+from lingregions.experiments import claims, selection, step, study, tables
 from lingregions.experiments.context import Context
-from lingregions.experiments.selection import DRAWN, Selection, matched, monolingual, ranked
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import Intervention
 from lingregions.models import roles
 
@@ -38,7 +35,7 @@ def _check(settings: ConfigDict) -> None:
         raise ValueError("matched regions are matched to the top: add top to select.selectors")
     if (chosen.modules or chosen.layers) and "top" not in chosen.selectors:
         raise ValueError("select.modules and select.layers take parts of the top: add top to select.selectors")
-    if set(DRAWN) & set(chosen.selectors) and not chosen.seeds:
+    if set(selection.DRAWN) & set(chosen.selectors) and not chosen.seeds:
         raise ValueError("select.seeds is empty: random and matched regions need one")
     for part in chosen.modules:
         if part not in roles.PARTS:
@@ -52,7 +49,7 @@ def _whole(settings: ConfigDict) -> list[Intervention]:
         Intervention(kind=selector, fraction=fraction, seed=seed, perturbation="zero")
         for fraction in chosen.fractions
         for selector in chosen.selectors
-        for seed in (chosen.seeds if selector in DRAWN else (None,))
+        for seed in (chosen.seeds if selector in selection.DRAWN else (None,))
     ]
 
 
@@ -87,11 +84,11 @@ def _contrasts(settings: ConfigDict) -> list[tuple[Intervention, Intervention]]:
     return [(tops[each.fraction], each) for each in groups if each.kind != "top" and each.fraction in tops]
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, select, remove."""
     wanted = {each.name: _selection(each) for each in _whole(settings)}
     if settings.select.monolingual:
-        wanted |= monolingual(settings)
+        wanted |= selection.monolingual(settings)
     return [
         *step.score(settings, config),
         # The matched ones last: they start from the file of their top.
@@ -100,13 +97,15 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     ]
 
 
-def _selection(each: Intervention) -> Selection:
+def _selection(each: Intervention) -> selection.Selection:
     if each.kind == "matched":
         assert each.seed is not None
-        return matched(each.name, each.fraction, f"top {each.fraction}", each.seed)
+        return selection.matched(each.name, each.fraction, f"top {each.fraction}", each.seed)
     if each.kind == "magnitude":
-        return ranked(each.name, each.fraction, "magnitude")
-    return ranked(each.name, each.fraction, "shapes" if each.kind == "random" else "combined", each.kind, each.seed)
+        return selection.ranked(each.name, each.fraction, "magnitude")
+    return selection.ranked(
+        each.name, each.fraction, "shapes" if each.kind == "random" else "combined", each.kind, each.seed
+    )
 
 
 def _show(context: Context) -> dict[str, Any]:
@@ -149,4 +148,4 @@ def _parts(context: Context, found: Effects, pieces: Sequence[Intervention]) -> 
     return tables.table(f"Parts of the top {pieces[0].fraction}, removed by themselves", columns, rows, tables.NOTE)
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

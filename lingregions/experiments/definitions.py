@@ -20,12 +20,8 @@ from lingregions import scoring
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
 from lingregions.effects import Effects
-from lingregions.experiments import claims, scored, selection, step, tables
-from lingregions.experiments.claims import BROKEN
+from lingregions.experiments import claims, scored, selection, step, study, tables
 from lingregions.experiments.context import Context, slug
-from lingregions.experiments.selection import Selection
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import Intervention
 from lingregions.models import roles
 from lingregions.regions import Region, geometry
@@ -85,7 +81,7 @@ def _removal(name: str, fraction: str) -> Intervention:
     return Intervention(kind="top", definition=name, fraction=fraction, perturbation="zero")
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score with every definition, remove what each calls the top."""
     names, fractions, presets = settings.score.definitions, settings.select.fractions, _passes(settings)
     marks = {
@@ -99,7 +95,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
         marks=tuple(mark for each in marks.values() for mark in each),
     )
     wanted = {
-        _removal(name, each).name: Selection(each, functools.partial(_top, name=name, fraction=each))
+        _removal(name, each).name: selection.Selection(each, functools.partial(_top, name=name, fraction=each))
         for name in names
         for each in fractions
     }
@@ -109,7 +105,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
         collected,
         # The sums of scores are gone when the regions are there.
         step.select(settings, config, wanted),
-        Step("discard", "the sums of scores", _discard),
+        step.Step("discard", "the sums of scores", _discard),
         step.measure(settings, [_removal(name, each) for each in fractions for name in names], pairs),
     ]
 
@@ -222,7 +218,9 @@ def _show(context: Context) -> dict[str, Any]:
         "largest": fractions[-1],
         "removal": _removal,
         "sizes": [_compared(names, fraction, found, shared[fraction][0]) for fraction in fractions],
-        "blind": {name: [each for each in fractions if found.value(_removal(name, each)) > BROKEN] for name in blind},
+        "blind": {
+            name: [each for each in fractions if found.value(_removal(name, each)) > claims.BROKEN] for name in blind
+        },
     }
     return shown | {"verdict": claims.verdict("definitions", "Does the definition matter?", found, **facts)}
 
@@ -252,4 +250,4 @@ def _table(
     return tables.table("The same removal with each definition", columns, rows, tables.NOTE)
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

@@ -18,10 +18,8 @@ from ml_collections import ConfigDict
 
 from lingregions import models, permutation, perturb, regions
 from lingregions.effects import Effects
-from lingregions.experiments import activations, claims, selection, step, tables
+from lingregions.experiments import activations, claims, selection, step, study, tables
 from lingregions.experiments.context import Context
-from lingregions.experiments.step import Planned, Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import Intervention
 from lingregions.models import roles
 from lingregions.regions import Region, geometry
@@ -90,7 +88,7 @@ def _random(change: Intervention, seed: int | None = None) -> Intervention:
     return dataclasses.replace(change, kind="random dimension", seed=seed)
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, select the core, choose dimensions, perturb."""
     chosen = settings.dimensions
     most = max(chosen.counts)
@@ -104,7 +102,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     return [
         *step.score(settings, config),
         step.select(settings, config, {name: selection.ranked(name, fraction)}),
-        Step("dimensions", f"{most} of each kind, on the scored text", _choose, marks=("dimensions",)),
+        step.once("dimensions", f"{most} of each kind, on the scored text", "dimensions", _choose),
         step.measure_found(settings, number, _plan),
     ]
 
@@ -113,21 +111,20 @@ def _core(settings: ConfigDict) -> str:
     return f"top {settings.select.fractions[0]}"
 
 
-def _choose(context: Context) -> None:
-    """Choose the dimensions once; random ones are drawn from those that are in neither of the other lists."""
-    if context.run.done("dimensions") is None:
-        chosen, size = context.settings.dimensions, context.model.config.embed
-        most = max(chosen.counts)
-        core = selection.read(context, _core(context.settings))
-        top = [int(index) for index, _ in geometry.profile(core, _AXIS).leading(most)]
-        massive = models.massive_dimensions(activations.maxima(context), most)
-        free = np.setdiff1d(np.arange(size), [*top, *massive])
-        found = {"top": top, "massive": massive}
-        for seed in chosen.seeds:
-            drawn = permutation.permute(np.arange(most), len(free), permutation.derive(seed, "dimensions"))
-            found[f"random {seed}"] = [int(free[place]) for place in drawn]
-        context.run.write(_FILE, json.dumps(found) + "\n")
-        context.run.finish("dimensions", _FILE)
+def _choose(context: Context) -> step.Found:
+    """Choose the dimensions; random ones are drawn from those that are in neither of the other lists."""
+    chosen, size = context.settings.dimensions, context.model.config.embed
+    most = max(chosen.counts)
+    core = selection.read(context, _core(context.settings))
+    top = [int(index) for index, _ in geometry.profile(core, _AXIS).leading(most)]
+    massive = models.massive_dimensions(activations.maxima(context), most)
+    free = np.setdiff1d(np.arange(size), [*top, *massive])
+    found = {"top": top, "massive": massive}
+    for seed in chosen.seeds:
+        drawn = permutation.permute(np.arange(most), len(free), permutation.derive(seed, "dimensions"))
+        found[f"random {seed}"] = [int(free[place]) for place in drawn]
+    context.run.write(_FILE, json.dumps(found) + "\n")
+    return [_FILE], {}
 
 
 def _chosen(context: Context) -> _Dimensions:
@@ -135,7 +132,7 @@ def _chosen(context: Context) -> _Dimensions:
     return found
 
 
-def _plan(context: Context) -> Planned:
+def _plan(context: Context) -> step.Planned:
     """Return every change at every kind of dimension; one that comes first of two kinds is one intervention."""
     dimensions, settings = _chosen(context), context.settings
     bound: dict[Intervention, Intervention] = {}
@@ -245,4 +242,4 @@ def _curve(wanted: _Wanted, found: Effects, place: str, what: str) -> dict[str, 
     return tables.curve(f"Several dimensions at once: {what}, {place}", "dimensions", series)
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

@@ -19,11 +19,8 @@ from ml_collections import ConfigDict
 
 from lingregions import statistics
 from lingregions.effects import Effects
-from lingregions.experiments import claims, inside, learning, selection, step, tables
+from lingregions.experiments import claims, inside, learning, selection, step, study, tables
 from lingregions.experiments.context import Context
-from lingregions.experiments.inside import Training
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import UNTOUCHED, Intervention
 
 _ALONE = ("full", "own", "matched", "outside")
@@ -63,7 +60,7 @@ def _drawn(language: str, seed: int) -> str:
     return Intervention(kind="matched", region_language=language, seed=seed).name
 
 
-def _training(settings: ConfigDict, record: Intervention, seed: int) -> Training:
+def _training(settings: ConfigDict, record: Intervention, seed: int) -> inside.Training:
     """Return a training of a seed: where it may move the model, and what is removed afterwards."""
     drawn, languages = dataclasses.replace(record, seed=seed), _languages(settings, record)
     names: tuple[str, ...] = ()
@@ -72,10 +69,10 @@ def _training(settings: ConfigDict, record: Intervention, seed: int) -> Training
     elif record.kind.endswith("matched"):
         names = tuple(_drawn(code, seed) for code in languages)
     removed = {_removed(settings, drawn, code): _own(code).name for code in languages}
-    return Training(drawn, languages, names, record.kind == "outside", removed)
+    return inside.Training(drawn, languages, names, record.kind == "outside", removed)
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, select, remove, train, remove again."""
     fraction, seeds, end = settings.select.fractions[0], settings.train.seeds, settings.train.samples
     tops = [f"top {fraction} {code}" for code in settings.score.languages]
@@ -199,4 +196,4 @@ def _check(settings: ConfigDict) -> None:
         raise ValueError("every evaluated language is trained: what others lose is seen in others, evaluate some")
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

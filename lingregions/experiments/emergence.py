@@ -22,10 +22,8 @@ from ml_collections import ConfigDict
 from lingregions import regions, scores, statistics
 from lingregions.corpus import languages as registry
 from lingregions.effects import Effects
-from lingregions.experiments import activations, claims, measurement, scored, selection, step, tables
+from lingregions.experiments import activations, claims, measurement, scored, selection, step, study, tables
 from lingregions.experiments.context import Context
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.model import Model
 from lingregions.models import maxima, roles
@@ -147,7 +145,7 @@ def _removals(settings: ConfigDict, at: _Checkpoint) -> list[Intervention]:
     return [_core(settings, at), *controls, *(_own(at, code) for code in settings.score.languages)]
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """The last model first: its figures are those of the base; then the others, oldest first."""
     *before, last = _checkpoints(settings)
     (fraction, *_), languages = settings.select.fractions, settings.score.languages
@@ -155,7 +153,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     evaluated, read = step.evaluation(settings, number + 1), 2 * settings.score.samples * len(languages)
     samples = None if not read or evaluated["samples"] is None else read + evaluated["samples"]
     return [
-        Step(
+        step.Step(
             f"at {at.reached}",
             f"{at.source}: scored in {len(languages)} languages, then {evaluated['what']}",
             functools.partial(_visit, at=at),
@@ -391,4 +389,4 @@ def _show(context: Context) -> dict[str, Any]:
     return shown
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

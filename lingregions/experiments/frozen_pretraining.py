@@ -17,17 +17,13 @@ from ml_collections import ConfigDict
 from lingregions import freeze, perturb, statistics, train
 from lingregions import tree as trees
 from lingregions.effects import Effects
-from lingregions.experiments import claims, learning, measurement, scored, selection, step, tables
+from lingregions.experiments import claims, learning, measurement, scored, selection, step, study, tables
 from lingregions.experiments.context import Context, prepare
-from lingregions.experiments.selection import Selection, matched, ranked
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
-from lingregions.experiments.tables import Cell
 from lingregions.intervention import UNTOUCHED, Intervention
-from lingregions.models import convert, roles
+from lingregions.models import roles
 from lingregions.regions.select import parse
 from lingregions.report import numerals
-from lingregions.run import Run, files
+from lingregions.run import Run
 
 NAME = "frozen_pretraining"
 
@@ -79,7 +75,7 @@ def _treatment(training: Intervention) -> _Treatment:
 
 
 def _check(settings: ConfigDict) -> None:
-    """Refuse treatments that do not exist, a language that is not evaluated, a schedule that does not fit.
+    """Refuse treatments that do not exist, and a schedule that does not fit.
 
     Raises:
       ValueError: says which.
@@ -93,8 +89,6 @@ def _check(settings: ConfigDict) -> None:
             raise ValueError(f"the method {method} needs its strength: the config has no freeze.{method}")
     if any(_TREATMENTS[name].after for name in chosen.treatments) and "full" not in chosen.treatments:
         raise ValueError("reversion is made of the training full: add full to freeze.treatments")
-    if language not in settings.evaluate.languages:
-        raise ValueError(f"{language} is trained but not evaluated: add it to evaluate.languages")
     if not _kept(settings):
         raise ValueError(f"only {language} is evaluated: what is forgotten is seen in other languages, add some")
     if not settings.train.seeds:
@@ -126,15 +120,15 @@ def _pairs(settings: ConfigDict) -> list[tuple[Intervention, Intervention]]:
     return [(core, other) for core in cores for other in names if other.kind != "core"]
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, select, train with every treatment and seed, evaluate on the way, report after each seed."""
     seeds, end = settings.train.seeds, settings.train.samples
-    wanted: dict[str, Selection] = {}
+    wanted: dict[str, selection.Selection] = {}
     for seed in seeds:
         for each in _trainings(settings, seed):
             wanted |= _selections(settings, each)
     planned = [
-        Step("texts", f"training text of {settings.train.language}", _open_texts),
+        step.Step("texts", f"training text of {settings.train.language}", _open_texts),
         *step.score(settings, config, _beside(settings)),
         step.select(settings, config, wanted),
         step.measure(
@@ -150,11 +144,11 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
             if not _treatment(each).after:
                 planned.append(_train(settings, config, each, reversions if each.kind == "full" else []))
         if number < len(seeds) - 1:
-            planned.append(Step("report", f"seed {seed}", lambda context: STUDY.publish(context)))
+            planned.append(step.Step("report", f"seed {seed}", lambda context: STUDY.publish(context)))
     return planned
 
 
-def _train(settings: ConfigDict, config: Any, training: Intervention, reversions: Sequence[Intervention]) -> Step:
+def _train(settings: ConfigDict, config: Any, training: Intervention, reversions: Sequence[Intervention]) -> step.Step:
     perform = functools.partial(_learn, training=training, reversions=reversions)
     return learning.step(settings, config, training, settings.train.language, perform, reversions)
 
@@ -176,17 +170,17 @@ def _beside(settings: ConfigDict) -> tuple[str, ...]:
     return ("fisher",) if "fisher" in given else ()
 
 
-def _selections(settings: ConfigDict, training: Intervention) -> dict[str, Selection]:
+def _selections(settings: ConfigDict, training: Intervention) -> dict[str, selection.Selection]:
     """Return the regions that a training needs: its own last."""
     wanted, fraction, scope = _treatment(training).region, training.fraction, settings.freeze.scope
     if not wanted:
         return {}
     core, name = f"top {fraction}", _region(training)
-    found = {core: ranked(core, fraction, scope=scope)}
+    found = {core: selection.ranked(core, fraction, scope=scope)}
     if wanted == "matched":
         assert training.seed is not None
-        return found | {name: matched(name, fraction, core, training.seed, scope=scope)}
-    return found | {name: ranked(name, fraction, selector=wanted, scope=scope)}
+        return found | {name: selection.matched(name, fraction, core, training.seed, scope=scope)}
+    return found | {name: selection.ranked(name, fraction, selector=wanted, scope=scope)}
 
 
 def _region(training: Intervention) -> str:
@@ -304,8 +298,7 @@ def _export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: 
     context = prepare(settings, run)
     state = train.load(run, training, _trainer(context, known[training]))
     _verify(context, known[training], state.params)
-    with files.explained(folder):
-        convert.export(state.params, context.model.config, folder, context.model.tokenizer, dtype)
+    learning.export(context, state.params, folder, dtype)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -322,8 +315,8 @@ class _Outcome:
     """
 
     name: str
-    gain: Cell
-    loss: Cell
+    gain: tables.Cell
+    loss: tables.Cell
 
 
 def _outcome(
@@ -390,7 +383,7 @@ def _progress(
     settings: ConfigDict, found: Effects, names: Sequence[Intervention], what: str, side: str, note: str
 ) -> dict[str, Any]:
     """Return the curve of gain or loss over the samples trained on."""
-    start: tuple[float, Cell] = (0, [0.0, None, None])
+    start: tuple[float, tables.Cell] = (0, [0.0, None, None])
     series = {
         each.name: [
             start,
@@ -403,4 +396,4 @@ def _progress(
     return tables.curve(f"{what} while training", "samples trained on", series, **units)
 
 
-STUDY = Study(_steps, _show, _check, _export)
+STUDY = study.Study(_steps, _show, _check, _export)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lingregions import generate, models
-from lingregions import mesh as meshes
 from lingregions.experiments import tables
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import UNTOUCHED, Intervention
@@ -28,7 +27,7 @@ def write(context: Context, intervention: Intervention) -> None:
                 model.compute,
                 params,
                 # Every part of the batch axes gets as many: the first prompt stands in for what lacks.
-                [*texts, *texts[:1] * (-len(texts) % meshes.rows(model.mesh))],
+                [*texts, *texts[:1] * (-len(texts) % model.rows)],
                 context.settings.continuation.tokens,
                 model.mesh,
                 bounds=intervention.bounds,

@@ -55,7 +55,7 @@ class _Turn:
 
 
 def check(settings: ConfigDict) -> None:
-    """Refuse a training language that is not scored or not evaluated, and a schedule that does not fit.
+    """Refuse a training language that is not scored, and a schedule that does not fit.
 
     Raises:
       ValueError: says which.
@@ -63,9 +63,8 @@ def check(settings: ConfigDict) -> None:
     languages = list(settings.train.languages)
     if len(set(languages)) < max(2, len(languages)):
         raise ValueError(f"train.languages needs two or more, each named once, not {', '.join(languages) or 'none'}")
-    for use in ("score", "evaluate"):
-        if lacking := [code for code in languages if code not in settings[use].languages]:
-            raise ValueError(f"{lacking[0]} is trained but not in {use}.languages: add it there")
+    if lacking := [code for code in languages if code not in settings.score.languages]:
+        raise ValueError(f"{lacking[0]} is trained but not in score.languages: add it there")
     if not settings.train.seeds:
         raise ValueError("train.seeds is empty: every training has one")
     learning.recipe(settings)

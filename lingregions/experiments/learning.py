@@ -6,17 +6,19 @@ checkpoint, and a mark when it is finished. A finished one whose measurements ar
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lingregions import freeze, train
-from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.experiments import measurement
 from lingregions.experiments import step as steps
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import Intervention
+from lingregions.models import convert
+from lingregions.run import files
 
 
 def recipe(settings: ConfigDict) -> train.Recipe:
@@ -79,7 +81,7 @@ def step(
 
 def trainer(context: Context, constraints: Sequence[freeze.Constraint] = ()) -> train.Trainer:
     """Return the compiled step of the config, held to constraints."""
-    model, micro = context.model, context.settings.machine.train_batch * meshes.rows(context.model.mesh)
+    model, micro = context.model, context.settings.machine.train_batch * context.model.rows
     return train.Trainer(model.config, model.compute, recipe(context.settings), constraints, micro, model.mesh)
 
 
@@ -138,6 +140,12 @@ def fit(
     finally:
         tracker.close()
     return state.params
+
+
+def export(context: Context, params: trees.Tree, folder: Path, dtype: str) -> None:
+    """Write parameters as a Hugging Face folder: see `convert.export`."""
+    with files.explained(folder):
+        convert.export(params, context.model.config, folder, context.model.tokenizer, dtype)
 
 
 def finish(context: Context, training: Intervention) -> None:

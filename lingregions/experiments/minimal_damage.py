@@ -22,12 +22,8 @@ from ml_collections import ConfigDict
 from lingregions import models, regions
 from lingregions import tree as trees
 from lingregions.effects import ALL, Effects
-from lingregions.experiments import activations, claims, scored, selection, step, tables
+from lingregions.experiments import activations, claims, scalars, scored, selection, step, study, tables
 from lingregions.experiments.context import Context
-from lingregions.experiments.scalars import Scalar, members
-from lingregions.experiments.selection import Selection
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import Intervention
 from lingregions.models import roles
 from lingregions.regions import Region, geometry
@@ -100,7 +96,7 @@ def _pieces(settings: ConfigDict) -> dict[Intervention, Callable[[Context], Regi
     }
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, select at every fraction, take the core apart, remove."""
     ranked = [each for kind in _RANKED for each in _nested(settings, kind)]
     whole = _removal(settings)
@@ -113,7 +109,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     }
     wanted[whole.name] = selection.ranked(whole.name, whole.fraction)
     for each, make in _pieces(settings).items():
-        wanted[each.name] = Selection(whole.fraction, functools.partial(_named, make, each.name))
+        wanted[each.name] = selection.Selection(whole.fraction, functools.partial(_named, make, each.name))
     pairs = list(zip(_nested(settings, "top"), _nested(settings, "magnitude"), strict=True))
     return [
         *step.score(settings, config),
@@ -270,10 +266,10 @@ def _first(context: Context, sizes: Mapping[Intervention, int]) -> dict[str, Any
     """Return the table of the scalars that come first by either ranking."""
     rows = []
     for kind, words in (("top", "score"), ("magnitude", "|theta|")):
-        seen: dict[Scalar, int] = {}
+        seen: dict[scalars.Scalar, int] = {}
         for each in sorted(_nested(context.settings, kind), key=lambda each: sizes[each]):
             if 0 < sizes[each] <= _FIRST:
-                for scalar in members(selection.read(context, each.name)):
+                for scalar in scalars.members(selection.read(context, each.name)):
                     seen.setdefault(scalar, sizes[each])
         rows += [[words, size, str(scalar)] for scalar, size in seen.items()]
     columns = {"by": "text", "in the set of": "count", "scalar": "text"}
@@ -324,4 +320,4 @@ def _verdict(
     return claims.verdict("minimal_damage", "How little is enough?", found, **facts)
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

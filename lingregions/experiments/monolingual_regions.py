@@ -25,10 +25,8 @@ from ml_collections import ConfigDict
 from lingregions import regions, statistics
 from lingregions.corpus import languages as registry
 from lingregions.effects import Effects
-from lingregions.experiments import claims, generation, selection, step, tables
+from lingregions.experiments import claims, generation, selection, step, study, tables
 from lingregions.experiments.context import Context
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.statistics import Estimate
 
@@ -102,7 +100,7 @@ def _control(language: str, seed: int | None = None) -> Intervention:
     return Intervention(kind="matched", region_language=language, perturbation="zero", seed=seed)
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, select, remove, write; a region holds less than the fraction from which it is made."""
     languages, fraction = settings.score.languages, settings.select.fractions[0]
     mine = [_own(language) for language in languages]
@@ -271,4 +269,4 @@ def _verdict(near: Mapping[str, _Neighbours], found: Effects, indices: Mapping[s
     return claims.verdict("monolingual_regions", "Does a language lose most without its own region?", found, **facts)
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.experiments.context import Context
@@ -29,16 +28,12 @@ def probabilities(context: Context) -> np.ndarray:
     model, found = context.model, []
     for language in context.settings.score.languages:
         corpus, positions = context.samples(language, "score")
-        size, tokens = meshes.rows(model.mesh), 0
+        size, tokens = model.rows, 0
         active = np.zeros((model.config.layers, model.config.mlp), np.int64)
         for start in range(0, len(positions), size):
-            batch = model.place(corpus.batch(positions[start : start + size], size))
-            with meshes.use(model.mesh):
-                counts = models.activation_counts(
-                    model.config, model.compute, model.params, batch.tokens, batch.segments
-                )
-                tokens += int(jnp.sum(batch.segments != 0))
-            active += np.asarray(counts)
+            host = corpus.batch(positions[start : start + size], size)
+            batch, tokens = model.place(host), tokens + int(np.count_nonzero(host.segments))
+            active += np.asarray(model.run(models.activation_counts, batch.tokens, batch.segments))
         found.append(active / tokens)
     return np.stack(found)
 

@@ -19,27 +19,22 @@ from lingregions import tree as trees
 from lingregions.corpus import ngram
 from lingregions.corpus.corpus import Corpus
 from lingregions.corpus.languages import LANGUAGES
-from lingregions.experiments import claims, learning, measurement, step, tables
+from lingregions.experiments import claims, learning, measurement, step, study, tables
 from lingregions.experiments.context import Context, prepare
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import UNTOUCHED, Intervention
-from lingregions.models import convert
 from lingregions.models.tokenizer import Tokenizer
-from lingregions.run import Run, files
+from lingregions.run import Run
 
 NAME = "pretraining"
 _COUNTED = "ngram"  # the mark, and the file under done/, of the 5-grams
 
 
 def _check(settings: ConfigDict) -> None:
-    """Refuse a schedule that does not fit, a temperature that is none, and languages that are not evaluated.
+    """Refuse a schedule that does not fit, and a temperature that is none.
 
     Raises:
       ValueError: says which.
     """
-    if lacking := sorted(set(settings.train.languages) - set(settings.evaluate.languages)):
-        raise ValueError(f"{', '.join(lacking)} is trained but not evaluated: add it to evaluate.languages")
     if settings.train.folders not in ("", "float32", "bfloat16"):
         raise ValueError(f"train.folders is {settings.train.folders!r}; it is a dtype, float32 or bfloat16, or empty")
     if not 0 <= settings.train.temperature <= 1:
@@ -51,25 +46,14 @@ def _training(settings: ConfigDict) -> Intervention:
     return Intervention(kind="pretrained", seed=settings.seed)
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Open the texts, count their 5-grams, evaluate the random model, train."""
     languages = settings.train.languages
-    evaluated = step.evaluation(settings, len(learning.reached(settings)))
-    samples = None if evaluated["samples"] is None else evaluated["samples"] + settings.train.samples
     return [
-        Step("texts", f"training text of {len(languages)} languages", _open),
-        Step(_COUNTED, f"{ngram.ORDER}-grams of the bytes of the same text", _count, marks=(_COUNTED,)),
+        step.Step("texts", f"training text of {len(languages)} languages", _open),
+        step.once(_COUNTED, f"{ngram.ORDER}-grams of the bytes of the same text", _COUNTED, _count),
         step.measure(settings, []),
-        Step(
-            "train",
-            f"{settings.train.samples:,} samples of {len(languages)} languages, and {evaluated['what']}",
-            _learn,
-            samples,
-            step.tokens(settings, samples),
-            12 * step.count(config, "everything") if settings.train.keep else 0,
-            (learning.mark(_training(settings)),),
-            evaluated["rows"],
-        ),
+        learning.step(settings, config, _training(settings), f"{len(languages)} languages", _learn),
     ]
 
 
@@ -94,10 +78,7 @@ def _learn(context: Context) -> None:
         if context.settings.train.folders:
             folder = context.run.path("models", str(count))
             shutil.rmtree(folder, ignore_errors=True)
-            with files.explained(folder):
-                convert.export(
-                    params, context.model.config, folder, context.model.tokenizer, context.settings.train.folders
-                )
+            learning.export(context, params, folder, context.settings.train.folders)
 
     if context.run.done(learning.mark(training)) is None:
         keep(0, context.model.params)
@@ -108,11 +89,9 @@ def _learn(context: Context) -> None:
         learning.finish(context, training)
 
 
-def _count(context: Context) -> None:
-    """Keep the bits per byte of each language by the 5-grams of its training text, in the mark of the step."""
+def _count(context: Context) -> step.Found:
+    """Return the bits per byte of each language by the 5-grams of its training text."""
     run, settings = context.run, context.settings
-    if run.done(_COUNTED) is not None:
-        return
     bits = {}
     with run.progress("5-grams", len(settings.train.languages), "languages") as bar:
         for code in settings.train.languages:
@@ -122,7 +101,7 @@ def _count(context: Context) -> None:
             bits[code] = ngram.bits_per_byte(trained, read)
             bar.advance(1)
             run.check()
-    run.finish(_COUNTED, bits=bits)
+    return (), {"bits": bits}
 
 
 def _bytes(corpus: Corpus, tokenizer: Tokenizer) -> list[bytes]:
@@ -143,8 +122,7 @@ def _export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: 
         raise ValueError(f"the run has no training {training!r}; it has {own}")
     context = prepare(settings, run)
     state = train.load(run, training, learning.trainer(context))
-    with files.explained(folder):
-        convert.export(state.params, context.model.config, folder, context.model.tokenizer, dtype)
+    learning.export(context, state.params, folder, dtype)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -214,4 +192,4 @@ def _mean(values: Collection[float]) -> float:
     return sum(values) / len(values)
 
 
-STUDY = Study(_steps, _show, _check, _export)
+STUDY = study.Study(_steps, _show, _check, _export)

@@ -23,11 +23,8 @@ from lingregions import mesh as meshes
 from lingregions import regions, scores, statistics
 from lingregions.effects import Effects
 from lingregions.evaluate import Segments
-from lingregions.experiments import claims, neurons, selection, step, tables
+from lingregions.experiments import claims, neurons, selection, step, study, tables
 from lingregions.experiments.context import Context
-from lingregions.experiments.selection import Selection, matched, ranked
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.regions import Region
 from lingregions.regions.reliability import agree
@@ -94,31 +91,33 @@ def _random(settings: ConfigDict) -> Intervention:
     return Intervention(kind="matched", fraction=settings.select.fractions[0], seed=settings.seed, perturbation="zero")
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, select, find the neurons, remove, fit, and score again."""
     languages, fraction = settings.score.languages, settings.select.fractions[0]
     core, control = _top(settings).name, _random(settings).name
     wanted = selection.monolingual(settings) | {
-        core: ranked(core, fraction),
-        control: matched(control, fraction, core, settings.seed),
+        core: selection.ranked(core, fraction),
+        control: selection.matched(control, fraction, core, settings.seed),
     }
     for code in languages:
-        wanted[_removal("region", code).name] = Selection(fraction, functools.partial(_of_mlps, language=code))
+        wanted[_removal("region", code).name] = selection.Selection(
+            fraction, functools.partial(_of_mlps, language=code)
+        )
     removals = [_removal(kind, code) for code in languages for kind in _REMOVED]
     contrasts = [
         (_removal("neurons", code), _removal(kind, code)) for code in languages for kind in ("region", "twins")
     ]
     read = settings.score.samples * len(languages) or None
-    once = read, step.tokens(settings, read)
+    cost = {"samples": read, "tokens": step.tokens(settings, read)}
     room = 2 * len(languages) * step.region_bytes(config, neurons.SCOPE, fraction)
     return [
         *step.score(settings, config),
         step.select(settings, config, wanted),
-        Step("neurons", "where each neuron is active", _find, *once, room, ("neurons",)),
+        step.once("neurons", "where each neuron is active", "neurons", _find, bytes=room, **cost),
         step.measure(settings, removals, contrasts, selection.named),
-        Step("probe", "the language of a token, from the residual stream", _probe, marks=("probe",)),
+        step.once("probe", "the language of a token, from the residual stream", "probe", _probe),
         *(
-            Step(f"score {kind}", "the same again", functools.partial(_change, kind=kind), *once, marks=(_mark(kind),))
+            step.once(f"score {kind}", "the same again", _mark(kind), functools.partial(_change, kind=kind), **cost)
             for kind in (_HALVES, *settings.probes.texts)
         ),
     ]
@@ -138,11 +137,9 @@ def _of_mlps(context: Context, language: str) -> Region:
 # --- neurons ----------------------------------------------------------------------------------------------------------
 
 
-def _find(context: Context) -> None:
+def _find(context: Context) -> step.Found:
     """Find the neurons of each language, as many as have the size of its region's part, and their twins."""
-    run, languages = context.run, list(context.settings.score.languages)
-    if run.done("neurons") is not None:
-        return
+    languages = list(context.settings.score.languages)
     active, files = neurons.probabilities(context), list[str]()
     facts = dict[str, dict[str, float]]()
     chosen = []
@@ -158,7 +155,7 @@ def _find(context: Context) -> None:
             what = f"all parameters of {each.sum()} {'neurons by LAPE' if kind == 'neurons' else 'others as active'}"
             files.append(selection.save(context, neurons.region(context, each, name, what)))
             facts[code] |= {kind: float(active[place][each].mean()), f"{kind} elsewhere": float(others[each].mean())}
-    run.finish("neurons", *files, found=facts)
+    return files, {"found": facts}
 
 
 def _density(region: np.ndarray, chosen: np.ndarray, seed: int) -> tables.Cell:
@@ -219,7 +216,7 @@ def _read(context: Context, places: tuple[int, ...]) -> _Tokens:
     for label, code in enumerate(settings.evaluate.languages):
         corpus, positions = context.samples(code, "evaluate")
         for place in np.sort(positions[: settings.probes.samples]):
-            batch = corpus.batch([place], meshes.rows(model.mesh))
+            batch = corpus.batch([place], model.rows)
             here = np.flatnonzero(batch.segments[0])
             entering = model.stages.before(model.params, model.place(batch), places)
             whole = jax.device_put(entering, meshes.replicated(model.mesh))
@@ -244,31 +241,28 @@ def _errors(tokens: _Tokens, place: int, codes: list[str]) -> dict[str, Segments
     return found
 
 
-def _probe(context: Context) -> None:
+def _probe(context: Context) -> step.Found:
     """Keep the accuracy of a probe at some layers, of the untouched model and of two without a region."""
-    run, settings, layers = context.run, context.settings, context.model.config.layers
-    if run.done("probe") is not None:
-        return
+    settings, layers = context.settings, context.model.config.layers
     places, codes = tuple(sorted({round(layers * part / 4) for part in range(5)})), list(settings.evaluate.languages)
     found: dict[str, list[dict[str, Segments]]] = {}
     for each in (UNTOUCHED, _top(settings), _random(settings)):
         with context.model.applied(selection.bound(context, each, selection.named)):
             tokens = _read(context, places)
         found[each.name] = [_errors(tokens, number, codes) for number in range(len(places))]
-        run.check()
+        context.run.check()
     none = [{code: each._replace(nll=np.zeros(len(each.nll))) for code, each in one.items()} for one in found["base"]]
-    run.finish(
-        "probe",
-        layers=places,
-        accuracy={
+    return (), {
+        "layers": places,
+        "accuracy": {
             name: [_share(one, zero, settings.seed) for one, zero in zip(each, none, strict=True)]
             for name, each in found.items()
         },
-        change={
+        "change": {
             name: [_share(one, base, settings.seed, 0) for one, base in zip(each, found["base"], strict=True)]
             for name, each in found.items()
         },
-    )
+    }
 
 
 def _share(errors: Mapping[str, Segments], others: Mapping[str, Segments], seed: int, whole: int = 1) -> tables.Cell:
@@ -292,11 +286,9 @@ def _texts(context: Context, language: str, kind: str) -> list[list[str]]:
     return [[_CHANGES[kind](text, rng) for text in texts]]
 
 
-def _change(context: Context, kind: str) -> None:
+def _change(context: Context, kind: str) -> step.Found:
     """Score all languages on changed texts; keep the overlap with the regions of the texts as they are."""
-    run, settings, model = context.run, context.settings, context.model
-    if run.done(_mark(kind)) is not None:
-        return
+    settings, model = context.settings, context.model
     data, fraction, scope = settings.data, settings.select.fractions[0], settings.select.scope
     shared, totals = {}, dict[int, scores.Scores]()
     for code in settings.score.languages:
@@ -312,10 +304,10 @@ def _change(context: Context, kind: str) -> None:
             )
             found.append(own.select(fraction, scope=scope))
             totals[side] = scores.add(totals.get(side), own)
-            run.check()
+            context.run.check()
         shared[code] = _overlap(context, found, f"top {fraction} {code}")
     cores = [each.select(fraction, scope=scope) for each in totals.values()]
-    run.finish(_mark(kind), languages=shared, core=_overlap(context, cores, _top(settings).name))
+    return (), {"languages": shared, "core": _overlap(context, cores, _top(settings).name)}
 
 
 def _overlap(context: Context, found: list[Region], name: str) -> float:
@@ -451,4 +443,4 @@ def _changed(texts: Mapping[str, Any], shares: Mapping[str, tables.Cell]) -> dic
     return tables.table("Regions found on changed texts", columns, rows, note)
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

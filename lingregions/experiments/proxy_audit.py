@@ -22,8 +22,7 @@ from ml_collections import ConfigDict
 from lingregions import mesh as meshes
 from lingregions import permutation, prefix
 from lingregions.corpus.batch import Batch
-from lingregions.experiments import audit, claims, scalars, scored, step, tables
-from lingregions.experiments.audit import PREDICTORS, Block, Item
+from lingregions.experiments import audit, claims, scalars, scored, step, study, tables
 from lingregions.experiments.calibration import (
     ROUNDING,
     Sample,
@@ -36,16 +35,13 @@ from lingregions.experiments.calibration import (
     spearman,
 )
 from lingregions.experiments.context import Context
-from lingregions.experiments.scalars import Scalar
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.models import roles
 from lingregions.statistics import LEVEL
 
 # audit.csv: one row per (removed set, language); nats per token.
 _COLUMNS: dict[str, type] = {
     **{"matrix": str, "stratum": str, "size": int, "first": int, "language": str, "exact": float},
-    **dict.fromkeys(PREDICTORS, float),
+    **dict.fromkeys(audit.PREDICTORS, float),
 }
 _KEYS = ("matrix", "stratum", "size", "first", "language")
 _Predicted = Mapping[str, Mapping[str, float]]  # {language: {predictor: nats per token}}
@@ -66,7 +62,7 @@ def _check(settings: ConfigDict) -> None:
     audit.strata(chosen.strata)
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, sample, predict, remove; as if every stratum of every kind of matrix held enough scalars."""
     chosen = settings.audit
     blocks = len(step.declared(config, settings.select.scope)) * len(chosen.strata)
@@ -81,43 +77,42 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     marks = tuple(f"audit-{language}" for language in chosen.languages)
     return [
         *step.score(settings, config),
-        Step("sample", f"{blocks} blocks of {max(chosen.groups)} scalars", _sample, marks=("audit-blocks",)),
-        Step("predict", "first and second order, integrated gradients", _predict, **cost(backward), marks=marks),
-        Step("remove", f"{removals} exact removals in {languages} languages", _remove, **cost(removals)),
+        step.once("sample", f"{blocks} blocks of {max(chosen.groups)} scalars", "audit-blocks", _sample),
+        step.Step("predict", "first and second order, integrated gradients", _predict, **cost(backward), marks=marks),
+        step.Step("remove", f"{removals} exact removals in {languages} languages", _remove, **cost(removals)),
     ]
 
 
 # --- what is removed --------------------------------------------------------------------------------------------------
 
 
-def _sample(context: Context) -> None:
-    """Sample the blocks from the scores combined over the scored languages, audit/blocks.json, unless it is there."""
-    settings, run = context.settings, context.run
-    if run.done("audit-blocks") is None:
-        values = scored.values(context, "combined")
-        found = audit.sample(values, settings.audit.strata, max(settings.audit.groups), settings.seed)
-        run.write("audit/blocks.json", json.dumps(found) + "\n")
-        run.finish("audit-blocks", "audit/blocks.json", scalars=sum(len(block.scalars) for block in found))
-        context.rankings.clear()
+def _sample(context: Context) -> step.Found:
+    """Sample the blocks from the scores combined over the scored languages, audit/blocks.json."""
+    settings, file = context.settings, "audit/blocks.json"
+    values = scored.values(context, "combined")
+    found = audit.sample(values, settings.audit.strata, max(settings.audit.groups), settings.seed)
+    context.run.write(file, json.dumps(found) + "\n")
+    context.rankings.clear()
+    return [file], {"scalars": sum(len(block.scalars) for block in found)}
 
 
-def _blocks(context: Context) -> list[Block]:
+def _blocks(context: Context) -> list[audit.Block]:
     """Return the blocks as `_sample` wrote them."""
     raw = context.run.agree(json.loads(context.run.path("audit/blocks.json").read_text()))
     return [
-        Block(path, stratum, tuple(Scalar(matrix, tuple(index)) for matrix, index in members))
+        audit.Block(path, stratum, tuple(scalars.Scalar(matrix, tuple(index)) for matrix, index in members))
         for path, stratum, members in raw
     ]
 
 
-def _items(settings: ConfigDict, blocks: Sequence[Block]) -> list[Item]:
+def _items(settings: ConfigDict, blocks: Sequence[audit.Block]) -> list[audit.Item]:
     return audit.items(blocks, settings.audit.singles, settings.audit.groups)
 
 
 def _text(context: Context, language: str) -> Batch:
     """Return the first samples that the score of a language was computed on, as one batch on the host."""
     corpus, positions = context.samples(language, "score")
-    wanted, rows = positions[: context.settings.audit.samples], meshes.rows(context.model.mesh)
+    wanted, rows = positions[: context.settings.audit.samples], context.model.rows
     return corpus.batch(wanted, -(-len(wanted) // rows) * rows)
 
 
@@ -135,34 +130,34 @@ def _predict(context: Context) -> None:
 
 
 def _predict_language(
-    context: Context, gradients: audit.ScalarGradients, blocks: Sequence[Block], language: str
+    context: Context, gradients: audit.ScalarGradients, blocks: Sequence[audit.Block], language: str
 ) -> None:
     settings, run, model, file = context.settings, context.run, context.model, f"audit/{language}.csv"
-    wanted: dict[int, list[Item]] = {}
+    wanted: dict[int, list[audit.Item]] = {}
     for item in _items(settings, blocks):
         wanted.setdefault(item.block, []).append(item)
     lines = io.StringIO()
-    lines.write(",".join(("block", "size", "first", *PREDICTORS)) + "\n")
+    lines.write(",".join(("block", "size", "first", *audit.PREDICTORS)) + "\n")
     draws, nodes, seed = settings.audit.draws, settings.audit.nodes, permutation.derive(settings.seed, language)
     with run.progress(f"predict {language}", len(blocks), "blocks") as bar, meshes.use(model.mesh):
         batch = model.place(_text(context, language))
         for number, prediction in enumerate(audit.predict(gradients, model.params, batch, blocks, draws, nodes, seed)):
             for item in wanted[number]:
                 values = prediction.predict(item)
-                lines.write(",".join(map(repr, (*item, *(values[name] for name in PREDICTORS)))) + "\n")
+                lines.write(",".join(map(repr, (*item, *(values[name] for name in audit.PREDICTORS)))) + "\n")
             bar.advance(1)
             run.check()
     run.write(file, lines.getvalue())
     run.finish(f"audit-{language}", file)
 
 
-def _predictions(context: Context, language: str) -> dict[Item, dict[str, float]]:
+def _predictions(context: Context, language: str) -> dict[audit.Item, dict[str, float]]:
     """Return {set of scalars: {predictor: nats per token}} as `_predict` wrote it."""
     lines = context.run.agree(context.run.path(f"audit/{language}.csv").read_text().splitlines())
     found = {}
     for line in lines[1:]:
         cells = line.split(",")
-        found[Item(*map(int, cells[:3]))] = dict(zip(PREDICTORS, map(float, cells[3:]), strict=True))
+        found[audit.Item(*map(int, cells[:3]))] = dict(zip(audit.PREDICTORS, map(float, cells[3:]), strict=True))
     return found
 
 
@@ -186,8 +181,8 @@ def _remove(context: Context) -> None:
 
     everything = _items(settings, blocks)
     moved = np.unique(np.linspace(0, len(blocks) - 1, settings.audit.rounding).round().astype(int)).tolist()
-    removals: list[tuple[tuple[str, str, int, int], Sequence[Scalar], Any, _Predicted]] = []
-    nothing = {language: dict.fromkeys(PREDICTORS, 0.0) for language in languages}
+    removals: list[tuple[tuple[str, str, int, int], Sequence[scalars.Scalar], Any, _Predicted]] = []
+    nothing = {language: dict.fromkeys(audit.PREDICTORS, 0.0) for language in languages}
     for number in moved:
         block, last = blocks[number], len(blocks[number].scalars) - 1
         names = (block.path, f"{ROUNDING}, {block.stratum}", 1, last)
@@ -236,14 +231,14 @@ _NAMES = {
     "second": "second order",
     "integrated": "integrated gradients",
 }
-_SINGLE = tuple(name for name in PREDICTORS if name != "signed")  # of one scalar it is the score
+_SINGLE = tuple(name for name in audit.PREDICTORS if name != "signed")  # of one scalar it is the score
 
 
 def _show(context: Context) -> dict[str, Any]:
     """Return how well the proxies agree with what removal did, and the verdict."""
     settings, seed = context.settings, context.settings.seed
     context.run.table("audit", _COLUMNS, _KEYS)
-    sample, noise = collect(context.run.rows("audit"), PREDICTORS)
+    sample, noise = collect(context.run.rows("audit"), audit.PREDICTORS)
     alone = sample.take(sample.size == 1)
     languages = list(settings.audit.languages)
     names = [name for name, *_ in audit.strata(settings.audit.strata) if name in alone.stratum]
@@ -264,7 +259,10 @@ def _proxies(alone: Sample, languages: Sequence[str], seed: int) -> dict[str, An
     for name in _SINGLE:
         for language in languages:
             part = alone.take(alone.language == language)
-            ranks, shares = interval(spearman, part, name, seed), [recall(part, name, most) for most in (few, many)]
+            ranks, shares = (
+                interval(spearman, part, name, seed),
+                [recall(part, name, most) for most in (few, many)],
+            )
             sizes = [interval(figure, part, name, seed) for figure in (slope, factor)]
             rows.append([_NAMES[name], language, len(part), ranks, *shares, *sizes])
     columns = {
@@ -319,7 +317,7 @@ def _groups(sample: Sample, seed: int) -> dict[str, Any]:
     rows = []
     for size in sorted(set(sample.size.tolist())):
         part = sample.take(sample.size == size)
-        for name in PREDICTORS if size > 1 else _SINGLE:
+        for name in audit.PREDICTORS if size > 1 else _SINGLE:
             figures = [interval(figure, part, name, seed) for figure in (spearman, factor)]
             rows.append([int(size), _NAMES[name], len(part), int((~part.measurable).sum()), *figures])
     columns = {
@@ -393,10 +391,10 @@ def _verdict(sample: Sample, names: Sequence[str], noise: Mapping[str, float], s
         effects_alone=len(alone),
         floor=max(noise.values(), default=0.0),
         most=most,
-        together={name: interval(factor, groups, name, seed) for name in PREDICTORS},
-        order={name: interval(spearman, groups, name, seed) for name in PREDICTORS},
+        together={name: interval(factor, groups, name, seed) for name in audit.PREDICTORS},
+        order={name: interval(spearman, groups, name, seed) for name in audit.PREDICTORS},
         top=interval(factor, top, "taylor", seed) if len(top) else None,
     )
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

@@ -15,12 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import scoring, statistics
-from lingregions.experiments import claims, scored, selection, step, tables
+from lingregions.experiments import claims, scored, selection, step, study, tables
 from lingregions.experiments.context import Context, define
-from lingregions.experiments.scored import Snapshot
-from lingregions.experiments.selection import Selection, ranked
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.regions import Region, geometry
 from lingregions.regions import reliability as agreement
 from lingregions.regions.select import parse
@@ -36,7 +32,7 @@ def _check(settings: ConfigDict) -> None:
         raise ValueError("score.samples is 1: halves need two or more")
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score with every rule, select at every stop."""
     languages, fraction = settings.score.languages, settings.select.fractions[0]
     stop = settings.score.samples
@@ -56,9 +52,12 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
         for language, planned in zip(languages, step.score(settings, config, copies=1), strict=True)
     ]
     wanted = {
-        f"top {fraction}": ranked(f"top {fraction}", fraction),
-        f"magnitude {fraction}": ranked(f"magnitude {fraction}", fraction, "magnitude"),
-    } | {f"top {fraction} {code}": Selection(fraction, functools.partial(_whole, language=code)) for code in languages}
+        f"top {fraction}": selection.ranked(f"top {fraction}", fraction),
+        f"magnitude {fraction}": selection.ranked(f"magnitude {fraction}", fraction, "magnitude"),
+    } | {
+        f"top {fraction} {code}": selection.Selection(fraction, functools.partial(_whole, language=code))
+        for code in languages
+    }
     return [*collected, step.select(settings, config, wanted)]
 
 
@@ -100,7 +99,7 @@ def _stops(stop: int) -> list[int]:
     return [2**power for power in range(stop.bit_length()) if 2**power < stop]
 
 
-def _select(context: Context, language: str, at: Snapshot, window: str) -> list[str]:
+def _select(context: Context, language: str, at: scored.Snapshot, window: str) -> list[str]:
     """Save the top region of every rule at a snapshot; returns the files."""
     settings, files = context.settings, []
     for rule in context.scorer.rules:
@@ -229,4 +228,4 @@ def _ceiling(
     )
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

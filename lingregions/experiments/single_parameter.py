@@ -19,15 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import mesh as meshes
 from lingregions import models, permutation
 from lingregions import tree as trees
 from lingregions.effects import Effects
-from lingregions.experiments import activations, claims, generation, measurement, scalars, scored, step, tables
+from lingregions.experiments import activations, claims, generation, measurement, scalars, scored, step, study, tables
 from lingregions.experiments.context import Context
-from lingregions.experiments.scalars import Scalar
-from lingregions.experiments.step import Planned, Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import SCALAR, UNTOUCHED, Intervention
 from lingregions.models import ActivationMaxima, roles
 from lingregions.regions import Region, geometry
@@ -43,7 +39,7 @@ _RESTORED = Intervention(kind="restored")  # measured last, when every change ha
 class _Candidate(NamedTuple):
     """A scalar and why it was chosen."""
 
-    scalar: Scalar
+    scalar: scalars.Scalar
     reasons: tuple[str, ...]
 
     @property
@@ -71,7 +67,7 @@ def _check(settings: ConfigDict) -> None:
         raise ValueError("scalars.factors is empty: say by what the scalars are multiplied")
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, choose scalars, multiply each, write; if no scalar is chosen twice and every super weight is found."""
     chosen = settings.scalars
     special = chosen.leading + chosen.supers + chosen.massive
@@ -79,7 +75,7 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
     rescues = special * len(settings.rescue.factors)
     return [
         *step.score(settings, config),
-        Step("choose", f"{number} scalars", _choose, marks=("scalars",)),
+        step.once("choose", f"{number} scalars", "scalars", _choose),
         step.measure_found(settings, number * len(chosen.factors) + rescues + 2, _plan),
         step.generate(number + special, _written),
     ]
@@ -88,32 +84,33 @@ def _steps(settings: ConfigDict, config: Any) -> list[Step]:
 # --- which ------------------------------------------------------------------------------------------------------------
 
 
-def _choose(context: Context) -> None:
-    """Choose the scalars once, special ones first."""
-    if context.run.done("scalars") is None:
-        context.run.write(_FILE, json.dumps(_candidates(context), indent=1) + "\n")
-        context.run.finish("scalars", _FILE)
+def _choose(context: Context) -> step.Found:
+    """Choose the scalars, special ones first."""
+    context.run.write(_FILE, json.dumps(_candidates(context), indent=1) + "\n")
+    return [_FILE], {}
 
 
 def _chosen(context: Context) -> list[_Candidate]:
     """Return the scalars that were chosen, special ones first."""
     raw = context.run.agree(json.loads(context.run.path(_FILE).read_text()))
-    return [_Candidate(Scalar(matrix, tuple(entry)), tuple(reasons)) for (matrix, entry), reasons in raw]
+    return [_Candidate(scalars.Scalar(matrix, tuple(entry)), tuple(reasons)) for (matrix, entry), reasons in raw]
 
 
 def _candidates(context: Context) -> list[_Candidate]:
     settings, chosen, params = context.settings, context.settings.scalars, context.model.params
-    found: dict[Scalar, list[str]] = {}
+    found: dict[scalars.Scalar, list[str]] = {}
 
-    def add(reason: str, members: Sequence[Scalar]) -> None:
+    def add(reason: str, members: Sequence[scalars.Scalar]) -> None:
         for each in members:
             found.setdefault(each, []).append(reason)
 
-    def gains(dimensions: Sequence[int]) -> list[Scalar]:
-        return [Scalar(roles.matrix_name("input_norm", chosen.layer), (dimension,)) for dimension in dimensions]
+    def gains(dimensions: Sequence[int]) -> list[scalars.Scalar]:
+        return [scalars.Scalar(roles.matrix_name("input_norm", chosen.layer), (dimension,)) for dimension in dimensions]
 
     maxima = _prompted(context)
-    supers = [Scalar(matrix, entry) for matrix, entry in models.super_weights(maxima, chosen.spike)[: chosen.supers]]
+    supers = [
+        scalars.Scalar(matrix, entry) for matrix, entry in models.super_weights(maxima, chosen.spike)[: chosen.supers]
+    ]
     if len(supers) < chosen.supers:
         context.run.note(f"{len(supers)} super weights, {chosen.supers} were asked for: no other layer spikes")
     add(SUPER, supers)
@@ -132,10 +129,8 @@ def _prompted(context: Context) -> ActivationMaxima:
     ids = model.tokenizer.encode(context.settings.scalars.prompt).ids
     bos = model.tokenizer.bos
     row = np.asarray([*([] if bos is None else [bos]), *ids], np.int32)
-    tokens = np.tile(row, (meshes.rows(model.mesh), 1))
-    with meshes.use(model.mesh):
-        found = models.activation_maxima(model.config, model.compute, model.params, tokens, np.ones_like(tokens))
-    return ActivationMaxima(*map(np.asarray, found))
+    tokens = np.tile(row, (model.rows, 1))
+    return ActivationMaxima(*map(np.asarray, model.run(models.activation_maxima, tokens, np.ones_like(tokens))))
 
 
 # --- what is done to them ---------------------------------------------------------------------------------------------
@@ -147,7 +142,7 @@ def _bounds(context: Context) -> trees.Tree:
     return roles.tree({"down": most.astype(np.float32)})
 
 
-def _plan(context: Context) -> Planned:
+def _plan(context: Context) -> step.Planned:
     """Return every scalar with every factor, the rescues, and last the model with everything put back."""
     settings, chosen, most = context.settings, _chosen(context), _bounds(context)
 
@@ -167,7 +162,7 @@ def _rescues(settings: ConfigDict, chosen: Sequence[_Candidate]) -> list[tuple[_
     return [(each, factor) for each in chosen if not each.control for factor in settings.rescue.factors]
 
 
-def _point(context: Context, scalar: Scalar) -> Region:
+def _point(context: Context, scalar: scalars.Scalar) -> Region:
     """Return the region of one scalar: masks of its own array only."""
     like = trees.unflatten({scalar.path: trees.flatten(context.model.shapes)[scalar.path]})
     return geometry.points(like, [(scalar.matrix, scalar.entry)], str(scalar))
@@ -306,4 +301,4 @@ def _rescue(settings: ConfigDict, chosen: Sequence[_Candidate], found: Effects) 
     return tables.table("Rescue by clipping", columns, rows, note)
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)

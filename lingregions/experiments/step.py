@@ -1,7 +1,7 @@
 """Step: a part of a study, which says what it costs and can be performed; a dry run prints what a run performs.
 
-A study lists its steps from the builders here - `score`, `select`, `measure`, `write_texts` - or as a `Step` of its
-own. What a step says is derived from the config and the sizes of the model alone: no weights are read, no text is
+A study lists its steps from the builders here - `score`, `select`, `measure`, `once`, `generate` - or as a `Step` of
+its own. What a step says is derived from the config and the sizes of the model alone: no weights are read, no text is
 opened and no device is touched, so samples and tokens are what the config asks for, and a text that holds fewer
 (`data.fewer`) makes less of them. None stands for a number that only the text can tell ("all samples").
 """
@@ -22,7 +22,6 @@ from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
 from lingregions.experiments import generation, measurement, scored, selection
 from lingregions.experiments.context import Context, define, slug
-from lingregions.experiments.selection import Selection
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import gguf, roles
 from lingregions.models.parameter import Parameter
@@ -43,6 +42,7 @@ _KNOWN = {
 }
 ROW, DOCUMENT = 160, 48  # bytes of a line of results.csv, and of a segment's line in its file, about
 _Contrasts = Sequence[tuple[Intervention, Intervention]]
+Found = tuple[Sequence[str], Mapping[str, Any]]  # files of the work directory, and facts
 Planned = tuple[Sequence[Intervention], _Contrasts]  # what is measured, and what is compared beside the untouched model
 
 
@@ -123,7 +123,7 @@ def score(
     ]
 
 
-def select(settings: ConfigDict, config: Any, wanted: Mapping[str, Selection]) -> Step:
+def select(settings: ConfigDict, config: Any, wanted: Mapping[str, selection.Selection]) -> Step:
     """Return the step that makes regions, as `selection.make` does it.
 
     Args:
@@ -192,6 +192,26 @@ def evaluation(settings: ConfigDict, number: int, named: str = "") -> dict[str, 
         "bytes": None if samples is None else rows * ROW + samples * DOCUMENT,
         "rows": rows,
     }
+
+
+def once(name: str, what: str, mark: str, find: Callable[[Context], Found], **cost: Any) -> Step:
+    """Return a step that finds something out once, and keeps it in a mark.
+
+    Args:
+      name: of the step.
+      what: is done, in one line.
+      mark: under done/; its facts are what was found.
+      find: returns (files that the mark vouches for, facts).
+      **cost: samples, tokens, bytes of the step.
+    """
+
+    def perform(context: Context) -> None:
+        if context.run.done(mark) is None:
+            files, facts = find(context)
+            context.run.finish(mark, *files, **facts)
+        context.run.check()
+
+    return Step(name, what, perform, marks=(mark,), **cost)
 
 
 def generate(number: int, plan: Callable[[Context], Sequence[Intervention]], names: Sequence[str] = ()) -> Step:

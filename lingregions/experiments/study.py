@@ -6,9 +6,9 @@ How a study is written (one file, one config of the same name, one line in `expe
    does not exist, a trained language that is not evaluated. What all studies ask for is checked here.
 2. `steps(settings, config)` lists the steps, from the builders in `step`: `score`, `select` (regions, each a
    `selection.Selection`: ranking, fraction, selector), `measure` (a list of `Intervention` records and of contrasts),
-   `generate`; or a `Step` of its own. A step performs what is not done yet, and says what it costs: `--dry-run` prints
-   the same list. Interventions are data: write a function `interventions(settings)` that both `steps` and `show` call,
-   and look effects up by record, never by name.
+   `once` (what is found out and kept), `generate`; or a `Step` of its own. A step performs what is not done yet, and
+   says what it costs: `--dry-run` prints the same list. Interventions are data: write a function
+   `interventions(settings)` that both `steps` and `show` call, and look effects up by record, never by name.
 3. `show(context)` returns {name: content} of tables/: from `context.effects()` with the builders in `tables`, and under
    "verdict" what `claims.verdict` renders from <study>.j2: a headline of at most 25 words, then paragraphs. A sentence
    is chosen by the sign of an interval.
@@ -25,7 +25,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lingregions import report, scoring
-from lingregions.experiments.context import Context, define, open_texts, prepare, tabulate, texts
+from lingregions.experiments.context import Context, define, open_texts, prepare, tabulate, texts, trained
 from lingregions.experiments.step import Step, model_config
 from lingregions.regions.select import parse
 from lingregions.run import Run
@@ -103,7 +103,7 @@ def _check(settings: ConfigDict) -> None:
     """Refuse what no study can do.
 
     Raises:
-      ValueError: no language, one twice, a rule, preset or fraction that does not exist.
+      ValueError: no language, one twice, one trained but not evaluated, a rule, preset or fraction that does not exist.
     """
     for use in ("score", "evaluate"):
         languages = list(settings[use].languages) if use in settings else ["any"]
@@ -111,6 +111,8 @@ def _check(settings: ConfigDict) -> None:
             raise ValueError(
                 f"{use}.languages needs one or more, each named once, not {', '.join(languages) or 'none'}"
             )
+    if lacking := sorted(set(trained(settings)) - set(settings.evaluate.languages)) if "train" in settings else []:
+        raise ValueError(f"{', '.join(lacking)} is trained but not evaluated: add it to evaluate.languages")
     if "score" in settings:
         define(settings)
         for rule in (*settings.score.rules, *filter(None, [settings.score.rule])):

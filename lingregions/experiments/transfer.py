@@ -24,12 +24,8 @@ from ml_collections import ConfigDict
 from lingregions import regions, statistics
 from lingregions.corpus import languages as registry
 from lingregions.effects import Effects
-from lingregions.experiments import claims, inside, learning, selection, step, tables
+from lingregions.experiments import claims, inside, learning, selection, step, study, tables
 from lingregions.experiments.context import Context
-from lingregions.experiments.inside import Training
-from lingregions.experiments.selection import Selection
-from lingregions.experiments.step import Step
-from lingregions.experiments.study import Study
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.regions import geometry
 from lingregions.regions.select import parse
@@ -57,23 +53,23 @@ def _places(settings: ConfigDict) -> list[tuple[str, str]]:
     return [*((code, "") for code in (first, *others)), *((first, code) for code in others)]
 
 
-def _trainings(settings: ConfigDict, seed: int) -> list[Training]:
+def _trainings(settings: ConfigDict, seed: int) -> list[inside.Training]:
     """Return the trainings of a seed; a matched region is drawn with it."""
-    found = [Training(dataclasses.replace(_full(code), seed=seed), (code,)) for code in settings.train.languages]
+    found = [inside.Training(dataclasses.replace(_full(code), seed=seed), (code,)) for code in settings.train.languages]
     for code, other in _places(settings):
         top, matched = (dataclasses.replace(make(settings, code, other), seed=seed) for make in (_top, _matched))
-        found += [Training(top, (code,), (top.group.name,)), Training(matched, (code,), (matched.name,))]
+        found += [inside.Training(top, (code,), (top.group.name,)), inside.Training(matched, (code,), (matched.name,))]
     return found
 
 
-def _selections(settings: ConfigDict) -> dict[str, Selection]:
+def _selections(settings: ConfigDict) -> dict[str, selection.Selection]:
     """Return the tops, what each two share, and the random regions matched to either."""
     fraction = settings.select.fractions[0]
     wanted = {name: each for name, each in selection.monolingual(settings).items() if name.startswith("top ")}
     for code, other in _places(settings):
         name = _top(settings, code, other).name
         if other:
-            wanted[name] = Selection(fraction, functools.partial(_shared, settings, code, other))
+            wanted[name] = selection.Selection(fraction, functools.partial(_shared, settings, code, other))
         for seed in settings.train.seeds:
             drawn = dataclasses.replace(_matched(settings, code, other), seed=seed).name
             wanted[drawn] = selection.matched(drawn, fraction, name, seed)
@@ -88,7 +84,7 @@ def _shared(settings: ConfigDict, first: str, second: str, context: Context) -> 
     return found
 
 
-def _steps(settings: ConfigDict, config: Any) -> list[Step]:
+def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     """Score, select, train inside each region, evaluate every language."""
     end = settings.train.samples
     ends = functools.partial(learning.after, count=end)
@@ -249,4 +245,4 @@ def _check(settings: ConfigDict) -> None:
         raise ValueError("two languages are one pair, over which nothing correlates: train.languages needs three")
 
 
-STUDY = Study(_steps, _show, _check)
+STUDY = study.Study(_steps, _show, _check)
