@@ -12,15 +12,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lingregions import forecast, models, report, scoring, train
+from lingregions import experiments, forecast, models, report, scoring, train
 from lingregions import mesh as meshes
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import source as texts
-from lingregions.experiments import study
-from lingregions.experiments.context import define
-from lingregions.experiments.step import Step, hub_config
+from lingregions.experiments import context
+from lingregions.experiments import step as planned
 from lingregions.models import source as sources
-from lingregions.models.source import Source
 from lingregions.regions.select import parse
 from lingregions.run.files import exit_code
 from lingregions.settings import SettingsError
@@ -52,9 +50,9 @@ def check(settings: ConfigDict, workdir: Path, fetch: bool = False) -> None:
         raise refusal(found)
 
 
-def problems(settings: ConfigDict, workdir: Path, fetch: bool = False) -> tuple[Sequence[Step], list[str]]:
+def problems(settings: ConfigDict, workdir: Path, fetch: bool = False) -> tuple[Sequence[planned.Step], list[str]]:
     """Return the steps that a config asks for, none where they cannot be known, and all that is wrong; see `check`."""
-    steps: list[Step] = []
+    steps: list[planned.Step] = []
     found = list(dict.fromkeys(_problems(settings, workdir, fetch, steps)))
     return steps, found
 
@@ -66,13 +64,13 @@ def refusal(found: Sequence[str]) -> SettingsError:
     return SettingsError("\n".join([f"{len(found)} things keep this from running:", *(f"- {each}" for each in found)]))
 
 
-def _problems(settings: ConfigDict, workdir: Path, fetch: bool, steps: list[Step]) -> Iterator[str]:
-    yield from _attempt(lambda: study(settings.experiment))
+def _problems(settings: ConfigDict, workdir: Path, fetch: bool, steps: list[planned.Step]) -> Iterator[str]:
+    yield from _attempt(lambda: experiments.find(settings.experiment))
     yield from _attempt(lambda: train.require(settings.machine.get("tracker", "none")))
     yield from _attempt(report.require)
     yield from _attempt(lambda: models.Compute(**settings.compute.to_dict(), **settings.machine.compute.to_dict()))
     if "score" in settings:
-        yield from _attempt(lambda: define(settings))
+        yield from _attempt(lambda: context.define(settings))
     values = list(_values(settings))
     yield from values
     if not settings.machine.distributed:  # else the devices are known when the hosts have met
@@ -80,13 +78,13 @@ def _problems(settings: ConfigDict, workdir: Path, fetch: bool, steps: list[Step
         yield from _units(settings.compute.dtype, jax.devices()[0])
     if "train" in settings and settings.compute.parameters != "float32":
         yield "compute.parameters is 'bfloat16', in which most steps of a training round to nothing; take float32"
-    opened: list[Source] = []
+    opened: list[sources.Source] = []
     yield from _attempt(lambda: opened.extend(_model(settings, fetch)))
     if not values:  # else every text would tell the same again
         yield from _texts(settings, opened[0] if opened else None)
-    planned = list(_attempt(lambda: steps.extend(study(settings.experiment).plan(settings))))
-    yield from planned
-    if not planned:
+    refused = list(_attempt(lambda: steps.extend(experiments.find(settings.experiment).plan(settings))))
+    yield from refused
+    if not refused:
         yield from space(steps, workdir)
         yield from _memory(settings)
 
@@ -147,7 +145,7 @@ def _values(settings: ConfigDict) -> Iterator[str]:
 # --- the model and the texts ------------------------------------------------------------------------------------------
 
 
-def _model(settings: ConfigDict, fetch: bool) -> list[Source]:
+def _model(settings: ConfigDict, fetch: bool) -> list[sources.Source]:
     """Open the model, unless it would have to be fetched and must not be."""
     name = settings.model.source
     kind, _, rest = name.partition(":")
@@ -156,7 +154,7 @@ def _model(settings: ConfigDict, fetch: bool) -> list[Source]:
         version = sources.PACKAGES[rest].version
         here = (sources.folder(settings.machine.cache or None) / "packages" / f"{rest}-{version}").is_dir()
     elif kind not in ("package", "preset", "random") and "/" in name and not Path(name).expanduser().exists():
-        here = hub_config(name) is not None
+        here = planned.hub_config(name) is not None
         if not here and name.startswith((".", "/", "~")):
             here = True  # a path: that nothing is there is for `resolve` to say
     if not (here or fetch):
@@ -164,7 +162,7 @@ def _model(settings: ConfigDict, fetch: bool) -> list[Source]:
     return [sources.resolve(name, settings.machine.cache or None, sources.tell if not here else lambda message: None)]
 
 
-def _texts(settings: ConfigDict, model: Source | None) -> Iterator[str]:
+def _texts(settings: ConfigDict, model: sources.Source | None) -> Iterator[str]:
     """Check the texts of every use and language."""
     data = settings.data
     for use in ("score", "evaluate", "train"):
@@ -188,7 +186,7 @@ def _texts(settings: ConfigDict, model: Source | None) -> Iterator[str]:
 
 
 def _long_enough(
-    settings: ConfigDict, use: str, language: str, name: str, source: texts.Source, model: Source | None
+    settings: ConfigDict, use: str, language: str, name: str, source: texts.Source, model: sources.Source | None
 ) -> None:
     """Raise unless a text has its split and holds the samples that are asked for, as far as can be told at once."""
     split = settings.data[f"{use}_split"]
@@ -204,7 +202,7 @@ def _long_enough(
         )
 
 
-def _open(settings: ConfigDict, use: str, language: str, model: Source) -> None:
+def _open(settings: ConfigDict, use: str, language: str, model: sources.Source) -> None:
     options = corpora.options(settings.data, use, settings.seed)
     corpus = corpora.open(language=language, tokenizer=model.tokenizer, vocabulary=model.config.vocab, **options)
     corpus.draw(settings[use].samples or len(corpus), settings.seed, fewer=settings.data.fewer or use == "train")
@@ -213,7 +211,7 @@ def _open(settings: ConfigDict, use: str, language: str, model: Source) -> None:
 # --- disk and memory --------------------------------------------------------------------------------------------------
 
 
-def space(steps: Sequence[Step], workdir: Path) -> Iterator[str]:
+def space(steps: Sequence[planned.Step], workdir: Path) -> Iterator[str]:
     """Yield a sentence where the disk does not hold what steps have yet to write to a work directory."""
     needed = sum(each.bytes or 0 for each in steps if not each.parts or each.finished(workdir) < each.parts)
     there = forecast.free(workdir)

@@ -25,9 +25,8 @@ from lingregions import evaluate, models, scoring
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
+from lingregions.experiments import context
 from lingregions.experiments import step as planned
-from lingregions.experiments.context import define
-from lingregions.experiments.step import Step
 from lingregions.models import source as sources
 from lingregions.models.compute import DTYPES
 from lingregions.plan import compiled, cost
@@ -56,7 +55,7 @@ class _Memory(NamedTuple):
     job: str
 
 
-def render(settings: ConfigDict, steps: Sequence[Step], workdir: Path) -> str:
+def render(settings: ConfigDict, steps: Sequence[planned.Step], workdir: Path) -> str:
     """Return what a dry run prints: the steps with their cost, what the machine has, and the config as plain text."""
     rates = _rates(settings)
     begun = workdir if workdir.is_dir() else None
@@ -80,7 +79,7 @@ def render(settings: ConfigDict, steps: Sequence[Step], workdir: Path) -> str:
     )
 
 
-def _row(each: Step, seconds: float | None) -> list[str]:
+def _row(each: planned.Step, seconds: float | None) -> list[str]:
     size = "all" if each.bytes is None else f"{each.bytes / _GIGABYTE:.3f}"
     samples, tokens = ("all" if value is None else f"{value:,}" for value in (each.samples, each.tokens))
     return [each.name, samples, tokens, size, "?" if seconds is None else _clock(seconds)]
@@ -187,7 +186,7 @@ def free(folder: Path) -> int:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def _seconds(each: Step, rates: _Rates | None) -> float | None:
+def _seconds(each: planned.Step, rates: _Rates | None) -> float | None:
     if not each.tokens:
         return 0.0 if each.tokens == 0 else None
     if rates is None:
@@ -239,7 +238,9 @@ def _measure(settings: ConfigDict, config: Any) -> _Rates:
     rows, length = settings.machine.score_batch * meshes.rows(mesh), settings.data.length
     tokens = np.ones((rows, length), np.int32)
     batch = Batch(tokens, np.ones_like(tokens), np.ones_like(tokens))
-    scorer = scoring.Scorer(config, compute, define(settings), tuple(settings.score.rules), micro=rows, mesh=mesh)
+    scorer = scoring.Scorer(
+        config, compute, context.define(settings), tuple(settings.score.rules), micro=rows, mesh=mesh
+    )
     evaluator = evaluate.build(config, compute, mesh)
     sums = scorer.start(params)
 

@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
-from lingregions.models.compute import DTYPES
 
 # Prompts are filled up to a multiple of this, so that prompts of about one length share a compiled program.
 _ROUND = 32
@@ -111,7 +110,7 @@ def _write(
     """
     module = models.architecture(config).module(config, compute)
     variables = models.bounded(config, params, bounds)
-    table = models.head(config, params).astype(DTYPES[compute.dtype])
+    table = models.head(config, params).astype(compute.activations)
     B, T = tokens.shape
 
     def choose(hidden: jax.Array) -> jax.Array:

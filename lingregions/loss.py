@@ -20,7 +20,6 @@ from lingregions import models
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import roles
-from lingregions.models.compute import DTYPES
 
 _PIECES = 16  # of the vocabulary, that the gradient of the head is added up in over devices
 
@@ -115,7 +114,7 @@ def differentiate(
       The gradient, parallel to `part`, and the losses as from `nll`. The layers' weights have theirs in the compute
       dtype: under bfloat16 no digit more was ever found, and they have half the bytes.
     """
-    dtype, declared, leaves = DTYPES[compute.dtype], trees.flatten(models.declare(config)), trees.flatten(part)
+    dtype, declared, leaves = compute.activations, trees.flatten(models.declare(config)), trees.flatten(part)
     low = {path: leaf for path, leaf in leaves.items() if declared[path].stacked and leaf.dtype != dtype}
     rest = {path: leaf for path, leaf in leaves.items() if path not in low}
 
@@ -367,7 +366,7 @@ def _of_hidden(
     config: Any, compute: models.Compute, params: trees.Tree, hidden: jax.Array, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss [B, T] of the token after each position, and whether it counts, from the last hidden state."""
-    table = models.head(config, params).astype(DTYPES[compute.dtype])
+    table = models.head(config, params).astype(compute.activations)
     following, counts = targets(batch)
     chunk = min(compute.chunk, hidden.shape[1])
     return cross_entropy(hidden, table, following, chunk, models.logit_softcap(config)), counts

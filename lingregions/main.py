@@ -43,10 +43,10 @@ def _run(words: Sequence[str]) -> int:
         raise settings.SettingsError(f"{asked.source} names no experiment; a sweep is run with: lingregions sweep")
     # From here on JAX is imported: what a wrong word costs ends above.
     from lingregions import door, forecast, micro
-    from lingregions.experiments import perform, study
+    from lingregions.experiments import find, perform
     from lingregions.run import Run, programs
 
-    study(config.experiment)
+    find(config.experiment)
     if asked.dry_run:
         return _plan(config, asked.workdir)
     if not Run.examine(asked.workdir, config) or asked.fresh:
@@ -142,11 +142,11 @@ def _export(words: Sequence[str]) -> int:
     from lingregions import verbs
 
     asked = verbs.export().parse_args(words)
-    from lingregions.experiments import study
+    from lingregions.experiments import find
     from lingregions.run import Run, files
 
     config = Run.stored(asked.workdir)
-    write = study(config.get("experiment", "")).export
+    write = find(config.get("experiment", "")).export
     if write is None:
         raise ValueError(f"{asked.workdir} holds a run of {config.experiment}: nothing was trained there")
     for left in files.sweep_beside(asked.out.expanduser()):
@@ -244,14 +244,12 @@ def _fail(verb: str, error: BaseException, debug: bool) -> int:
 
 def _explain(error: Exception) -> tuple[int, str]:
     """Return the exit code of an error, and what is said of it."""
-    from lingregions.run import RunError
-    from lingregions.run.environment import masked
-    from lingregions.run.files import exit_code, reason
+    from lingregions.run import RunError, environment, files
 
-    code, text = exit_code(error), masked(str(error))
+    code, text = files.exit_code(error), environment.masked(str(error))
     if isinstance(error, RunError) or (code == 2 and text):
         return code, text
-    if why := reason(error):
+    if why := files.reason(error):
         return code, f"{text.splitlines()[0]}: {why}; the same command goes on when that is mended"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         line = (text.splitlines() or ["no more can be had"])[0]

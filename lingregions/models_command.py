@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lingregions import loss, models, verbs
+from lingregions import loss, models, regions, verbs
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
@@ -26,9 +26,6 @@ from lingregions.model import Model, load
 from lingregions.models import convert as converter
 from lingregions.models import huggingface, roles
 from lingregions.models import source as sources
-from lingregions.models.config import Config
-from lingregions.models.parameter import Parameter
-from lingregions.regions.region import Region
 from lingregions.run import files
 
 # Two float32 programs that sum in another order: of the largest logit, and in nats per token. tests/test_torch.py holds
@@ -80,7 +77,7 @@ def _show(model: str, console: Console) -> None:
         console.print(f"Logits x are capped: c tanh(x / c) with c = {cap:g}.")
 
 
-def _removal(parameter: Parameter, config: Config) -> str:
+def _removal(parameter: models.Parameter, config: models.Config) -> str:
     """Return the value that removal sets a parameter to, and what else it means."""
     role, sharing = roles.ROLES[parameter.role], config.heads // config.kv_heads
     notes = [f"{-parameter.offset:g}: the gain is 1 + w" if parameter.offset else "0"]
@@ -179,7 +176,7 @@ def _convert(
         sources.tell(f"{left} was left half-written by a process that is no more, and is removed")
     found = load(model, seed=seed)
     said = f"{folder}: {trees.count(found.params):,} parameters in {dtype}"
-    region = None if remove is None else Region.load(remove, found)
+    region = None if remove is None else regions.Region.load(remove, found)
     if region is not None:
         said += f", {remove} removed from it"
     with files.explained(folder), found.applied(region.zero()) if region else contextlib.nullcontext(found) as written:

@@ -21,7 +21,6 @@ from lingregions import evaluate, loss, models, rows
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.models.compute import DTYPES
 from lingregions.rows import Rows
 
 ROOM = 1.0  # GB of hidden states, where nothing else is said
@@ -41,7 +40,7 @@ class Stages:
 
     def __init__(self, config: Any, compute: models.Compute, mesh: Mesh | None = None) -> None:
         self.config, self.mesh = config, mesh
-        self.bytes = config.embed * np.dtype(DTYPES[compute.dtype]).itemsize  # of one token's hidden state
+        self.bytes = config.embed * np.dtype(compute.activations).itemsize  # of one token's hidden state
         whole = None if mesh is None else meshes.replicated(mesh)
         self._before = jax.jit(functools.partial(loss.states, config, compute), static_argnums=0)
         self._after = jax.jit(functools.partial(loss.losses_from, config, compute), out_shardings=whole)

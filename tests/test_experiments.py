@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import importlib
 import json
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from lingregions import mesh as meshes
 from lingregions import models, regions, settings
 from lingregions import tree as trees
-from lingregions.experiments import STUDIES
+from lingregions.experiments import STUDIES, study
 from lingregions.experiments.measurement import _RESULTS
 from lingregions.models import roles
 from lingregions.run import Interrupted, Run
@@ -245,15 +244,14 @@ def test_fewer_samples_than_asked(tmp_path):
 
 
 def test_not_a_number_in_the_weights_stops_with_language_and_sample(tmp_path, monkeypatch):
-    studies = importlib.import_module("lingregions.experiments.study")  # the package has a function of that name
-    prepare = studies.prepare
+    prepare = study.prepare
 
     def poison(chosen, run):
         found = prepare(chosen, run)
         found.model.params["norm"] = found.model.params["norm"] * np.float32(np.nan)
         return found
 
-    monkeypatch.setattr(studies, "prepare", poison)
+    monkeypatch.setattr(study, "prepare", poison)
     with pytest.raises(FloatingPointError, match=r"ar, samples 0 to 0: the loss of sample\(s\) \[0\]"):
         finish(tmp_path / "run")
 

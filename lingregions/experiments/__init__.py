@@ -45,7 +45,7 @@ STUDIES: dict[str, Study] = {
 }
 
 
-def study(name: str) -> Study:
+def find(name: str) -> Study:
     """Return the study of a name.
 
     Raises:
@@ -67,7 +67,7 @@ def perform(settings: ConfigDict, run: Run) -> bool:
     require(settings.machine.get("tracker", "none"))
     if run.done("run") is not None and not run.moved:  # what lies at another place is identified before it is trusted
         return False
-    study(settings.experiment).perform(settings, run)
+    find(settings.experiment).perform(settings, run)
     written = ("results.csv", "effects.csv", "report.html")
     run.finish("run", *(name for name in written if run.path(name).exists()))
     return True

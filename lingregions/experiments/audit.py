@@ -25,12 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lingregions import loss, models, permutation
+from lingregions import loss, models, permutation, regions
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.experiments import scalars
-from lingregions.models.compute import DTYPES
-from lingregions.regions.select import parse
 
 PREDICTORS = ("taylor", "signed", "second", "integrated")
 
@@ -73,7 +71,7 @@ def strata(edges: Sequence[str]) -> list[tuple[str, str, str]]:
     Raises:
       ValueError: edges that do not grow.
     """
-    parts = list(map(parse, edges))
+    parts = list(map(regions.parse, edges))
     if sorted(set(parts)) != parts:
         raise ValueError(f"audit.strata are {', '.join(edges)}; they must grow, such as 0.1%, 1%, 100%")
     lower = ("0", *edges[:-1])
@@ -96,8 +94,8 @@ def sample(tree: trees.Tree, edges: Sequence[str], size: int, seed: int) -> list
         one = trees.unflatten({path: leaf})
         total = trees.count(one)
         for name, low, high in strata(edges):
-            first = 0 if low == "0" else int(parse(low) * total)
-            room = int(parse(high) * total) - first
+            first = 0 if low == "0" else int(regions.parse(low) * total)
+            room = int(regions.parse(high) * total) - first
             if room < 1:
                 continue
             count = min(size, room)
@@ -166,7 +164,7 @@ def _gradient(
     def objective(part: dict[str, jax.Array]) -> jax.Array:
         whole = trees.merge(params, trees.unflatten(part))
         hidden, _ = models.hidden(config, compute, whole, batch.tokens, batch.segments)
-        table = models.head(config, whole).astype(DTYPES[compute.dtype])
+        table = models.head(config, whole).astype(compute.activations)
         chunk = min(compute.chunk, hidden.shape[1])
         each = loss.cross_entropy(hidden, table, following, chunk, models.logit_softcap(config))
         return jnp.sum(jnp.where(loss.targets(batch)[1], each, jnp.float32(0)))
@@ -180,7 +178,7 @@ def _labels(config: Any, compute: models.Compute, params: trees.Tree, batch: Bat
     cap = models.logit_softcap(config)
     with jax.default_matmul_precision(compute.precision):
         hidden, _ = models.hidden(config, compute, params, batch.tokens, batch.segments)
-        table = models.head(config, params).astype(DTYPES[compute.dtype])
+        table = models.head(config, params).astype(compute.activations)
 
         def draw(each: tuple[jax.Array, jax.Array]) -> jax.Array:
             values, key = each

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import scoring
+from lingregions import regions, scoring
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
 from lingregions.effects import Effects
@@ -25,7 +25,6 @@ from lingregions.experiments.context import Context, slug
 from lingregions.intervention import Intervention
 from lingregions.models import roles
 from lingregions.regions import Region, geometry
-from lingregions.regions.select import parse
 from lingregions.run import Run
 from lingregions.scores import add
 
@@ -200,11 +199,11 @@ def _show(context: Context) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for fraction, values in shared.items():
         title = f"Overlap between the definitions' top {fraction}"
-        shown[f"overlap_{slug(fraction)}"] = tables.overlap(title, names, values, float(parse(fraction)))
+        shown[f"overlap_{slug(fraction)}"] = tables.overlap(title, names, values, float(regions.parse(fraction)))
     shown["removal_by_definition"] = _table(names, fractions, found, shared)
     if len(fractions) > 1:
         size = trees.count(roles.restrict(context.model.shapes, settings.select.scope))
-        points = sorted((float(parse(each)) * size, each) for each in fractions)
+        points = sorted((float(regions.parse(each)) * size, each) for each in fractions)
         shown["curve_by_definition"] = tables.curve(
             "Effect against the number of parameters removed, by definition",
             "parameters removed",

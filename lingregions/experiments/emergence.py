@@ -29,8 +29,6 @@ from lingregions.model import Model
 from lingregions.models import maxima, roles
 from lingregions.models import source as sources
 from lingregions.regions import Region, geometry, reliability
-from lingregions.regions.matched import match
-from lingregions.regions.select import parse
 from lingregions.statistics import Draws, Estimate
 
 _RANDOM = "untrained"  # the checkpoint before the first step: random weights of the same sizes
@@ -232,7 +230,7 @@ def _select(context: Context, at: _Checkpoint) -> None:
     core, *parts = [top(total, _core(settings, at).name) for total in sums if total is not None]
     made = [core]
     params = roles.restrict(model.params, scope)
-    made += [match(core, params, seed, _control(settings, at, seed).name) for seed in settings.select.seeds]
+    made += [regions.match(core, params, seed, _control(settings, at, seed).name) for seed in settings.select.seeds]
     for code, own in tops.items():
         others = regions.union(*(each for other, each in tops.items() if other != code))
         made.append(regions.subtract(own, others).rename(_own(at, code).name))
@@ -274,7 +272,7 @@ def _agreement(context: Context, ways: Sequence[_Checkpoint]) -> dict[str, dict[
 
     Of its core with the last one's, and of the tops of two languages, mean over the pairs.
     """
-    fraction = float(parse(context.settings.select.fractions[0]))
+    fraction = float(regions.parse(context.settings.select.fractions[0]))
     facts = {at: context.run.done(at.mark) or {} for at in ways}
     cores = {at: _unbound(context, at) for at in ways}
     found: dict[str, dict[int, float]] = {"core": {}, "languages": {}}

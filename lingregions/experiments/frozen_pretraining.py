@@ -14,14 +14,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lingregions import freeze, perturb, statistics, train
+from lingregions import freeze, perturb, regions, statistics, train
 from lingregions import tree as trees
 from lingregions.effects import Effects
 from lingregions.experiments import claims, learning, measurement, scored, selection, step, study, tables
 from lingregions.experiments.context import Context, prepare
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import roles
-from lingregions.regions.select import parse
 from lingregions.report import numerals
 from lingregions.run import Run
 
@@ -98,7 +97,7 @@ def _check(settings: ConfigDict) -> None:
     if wrong := [factor for factor in chosen.reversion if not 0 <= factor <= 1]:
         raise ValueError(f"freeze.reversion holds {wrong[0]}; the core is set back by a factor between 0 and 1")
     for fraction in chosen.fractions:
-        parse(fraction)
+        regions.parse(fraction)
     freeze.thaw(learning.recipe(settings).steps, *chosen.thaw)
 
 
@@ -201,7 +200,7 @@ def _constraints(context: Context, training: Intervention) -> list[freeze.Constr
     method = freeze.METHODS[chosen.method]
     values: dict[str, Callable[[], Any]] = {
         "": lambda: None,
-        "fraction": lambda: float(parse(training.fraction)),
+        "fraction": lambda: float(regions.parse(training.fraction)),
         "scope": lambda: chosen.scope,
         "strength": lambda: settings[chosen.method],
     }

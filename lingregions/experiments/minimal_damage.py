@@ -27,7 +27,6 @@ from lingregions.experiments.context import Context
 from lingregions.intervention import Intervention
 from lingregions.models import roles
 from lingregions.regions import Region, geometry
-from lingregions.regions.select import parse
 
 _FIRST = 10  # the largest set whose scalars are named
 _RANKED = {"top": "nats", "magnitude": "magnitude"}  # kinds of nested regions -> their ranking
@@ -42,7 +41,7 @@ def _check(settings: ConfigDict) -> None:
     """
     chosen = settings.select
     for fraction in (*chosen.random, chosen.core):
-        parse(fraction)
+        regions.parse(fraction)
     if not chosen.counts or min(chosen.counts) < 1 or chosen.outliers < 1:
         raise ValueError("select.counts and select.outliers are numbers of scalars and dimensions: 1 or more")
     if chosen.random and not chosen.seeds:

@@ -26,8 +26,7 @@ from lingregions.evaluate import Segments
 from lingregions.experiments import claims, neurons, selection, step, study, tables
 from lingregions.experiments.context import Context
 from lingregions.intervention import UNTOUCHED, Intervention
-from lingregions.regions import Region
-from lingregions.regions.reliability import agree
+from lingregions.regions import Region, reliability
 from lingregions.statistics import Estimate
 
 _HALVES = "two halves"
@@ -312,7 +311,7 @@ def _change(context: Context, kind: str) -> step.Found:
 
 def _overlap(context: Context, found: list[Region], name: str) -> float:
     """Return the IoU of two regions, or of one with the run's own of that name."""
-    return agree(found[0], found[1] if len(found) > 1 else selection.read(context, name)).iou
+    return reliability.agree(found[0], found[1] if len(found) > 1 else selection.read(context, name)).iou
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

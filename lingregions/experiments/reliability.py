@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import scoring, statistics
+from lingregions import regions, scoring, statistics
 from lingregions.experiments import claims, scored, selection, step, study, tables
 from lingregions.experiments.context import Context, define
 from lingregions.regions import Region, geometry
 from lingregions.regions import reliability as agreement
-from lingregions.regions.select import parse
 
 
 def _check(settings: ConfigDict) -> None:
@@ -123,7 +122,7 @@ def _show(context: Context) -> dict[str, Any]:
     """Return the tables: definitions, languages, halves, layers, growth and the noise ceiling."""
     settings, rule = context.settings, context.definition.rule
     languages, rules = list(settings.score.languages), context.scorer.rules
-    fraction = float(parse(settings.select.fractions[0]))
+    fraction = float(regions.parse(settings.select.fractions[0]))
 
     def read(rule: str, language: str, window: str = "all") -> Region:
         return selection.read(context, "", _file(rule, language, window))

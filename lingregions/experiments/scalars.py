@@ -17,9 +17,7 @@ import numpy as np
 from lingregions import models, regions
 from lingregions import tree as trees
 from lingregions.models import roles
-from lingregions.models.roles import locate
 from lingregions.regions import Region, geometry, stack
-from lingregions.regions.matched import match
 from lingregions.rows import Rows, of_scalars
 
 
@@ -37,12 +35,12 @@ class Scalar(NamedTuple):
     @property
     def path(self) -> str:
         """Path of its array in the parameter tree."""
-        return locate(self.matrix)[0]
+        return roles.locate(self.matrix)[0]
 
     @property
     def layer(self) -> int | None:
         """Its layer; None outside of the layers."""
-        return locate(self.matrix)[1]
+        return roles.locate(self.matrix)[1]
 
     @property
     def where(self) -> tuple[int, ...]:
@@ -51,7 +49,7 @@ class Scalar(NamedTuple):
 
     def __str__(self) -> str:
         """Short name for tables: "layer 11 mlp.down_proj [507 1229]"."""
-        path, layer = locate(self.matrix)
+        path, layer = roles.locate(self.matrix)
         return (
             f"{'' if layer is None else f'layer {layer} '}{roles.display_name(path)} [{' '.join(map(str, self.entry))}]"
         )
@@ -179,5 +177,5 @@ def _scattered(own: jax.sharding.Sharding) -> Any:
 def twin(params: trees.Tree, scalar: Scalar, seed: int) -> Scalar:
     """Return another scalar of the same matrix with a magnitude in the same bin: `matched.match` of one scalar."""
     like = trees.unflatten({scalar.path: trees.flatten(params)[scalar.path]})
-    (found,) = members(match(geometry.points(like, [scalar]), like, seed))
+    (found,) = members(regions.match(geometry.points(like, [scalar]), like, seed))
     return found

@@ -10,9 +10,7 @@ from lingregions.experiments import scored
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import roles
-from lingregions.regions import Region
-from lingregions.regions.algebra import combine
-from lingregions.regions.matched import match
+from lingregions.regions import Region, algebra
 
 DRAWN = ("random", "matched")  # selectors that draw: one region a seed
 
@@ -73,7 +71,7 @@ def matched(name: str, fraction: str, to: str, seed: int, avoid: Sequence[str] =
         part = roles.restrict(context.model.params, scope or context.settings.select.scope)
         others = [read(context, each) for each in avoid]
         beside = regions.union(*others).rename("what is avoided") if others else None
-        return match(read(context, to), part, seed, name, avoid=beside)
+        return regions.match(read(context, to), part, seed, name, avoid=beside)
 
     return Selection(fraction, make)
 
@@ -92,7 +90,7 @@ def monolingual(settings: Any) -> dict[str, Selection]:
                 origins.append(each.provenance)
                 found = regions.subtract(found, each)
         definition = f"the top {fraction} of {language} without the top {fraction} of any other scored language"
-        known = combine("difference", origins, f"monolingual {language}").replace(definition=definition)
+        known = algebra.combine("difference", origins, f"monolingual {language}").replace(definition=definition)
         return dataclasses.replace(found, provenance=known)
 
     return {top: ranked(top, fraction, language) for language, top in tops.items()} | {

@@ -17,16 +17,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lingregions import models
+from lingregions import models, regions
 from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
 from lingregions.experiments import generation, measurement, scored, selection
 from lingregions.experiments.context import Context, define, slug
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import gguf, roles
-from lingregions.models.parameter import Parameter
 from lingregions.regions import Region
-from lingregions.regions.select import parse
 
 # Models whose sizes are known wherever they are: no hub has to be asked before a run.
 _KNOWN = {
@@ -274,7 +272,7 @@ def hub_config(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def declared(config: Any, scope: str) -> list[Parameter]:
+def declared(config: Any, scope: str) -> list[models.Parameter]:
     """Return the arrays of a scope without their values."""
     return list(trees.flatten(roles.restrict(models.declare(config), scope)).values())
 
@@ -286,7 +284,7 @@ def count(config: Any, scope: str) -> int:
 
 def region_bytes(config: Any, scope: str, fraction: str | float) -> int:
     """Return the bytes of a region's file that holds a fraction of each matrix of a scope: packed or indices."""
-    part, total = parse(fraction), 0
+    part, total = regions.parse(fraction), 0
     for each in declared(config, scope):
         size = math.prod(each.matrix)
         total += len(each.names()) * min(-(-size // 8), math.floor(part * size) * (4 if size < 2**32 else 8))

@@ -24,10 +24,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lingregions import report, scoring
+from lingregions import regions, report, scoring
 from lingregions.experiments.context import Context, define, open_texts, prepare, tabulate, texts, trained
 from lingregions.experiments.step import Step, model_config
-from lingregions.regions.select import parse
 from lingregions.run import Run
 
 
@@ -122,4 +121,4 @@ def _check(settings: ConfigDict) -> None:
         if not settings.select.fractions:
             raise ValueError("select.fractions is empty: no region can be selected")
         for fraction in settings.select.fractions:
-            parse(fraction)
+            regions.parse(fraction)

@@ -28,7 +28,6 @@ from lingregions.experiments import claims, inside, learning, selection, step, s
 from lingregions.experiments.context import Context
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.regions import geometry
-from lingregions.regions.select import parse
 
 
 def _top(settings: ConfigDict, language: str, other: str = "") -> Intervention:
@@ -136,7 +135,7 @@ def _mean(settings: ConfigDict, found: Effects, name: str) -> tables.Cell:
 def _show(context: Context) -> dict[str, Any]:
     """Return overlaps, gains by pair, what goes with what, and the verdict."""
     settings, found, codes = context.settings, context.effects(), list(context.settings.train.languages)
-    fraction = float(parse(settings.select.fractions[0]))
+    fraction = float(regions.parse(settings.select.fractions[0]))
     chance = fraction / (2 - fraction)
     iou = geometry.overlap([selection.read(context, _top(settings, code).name) for code in codes]).iou()
     beyond = (iou - chance) / (1 - chance)

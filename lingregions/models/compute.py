@@ -48,6 +48,11 @@ class Compute:
     chunk: int = 256
     unroll: int = 1
 
+    @property
+    def activations(self) -> Any:
+        """The dtype of activations and matrix products, as JAX knows it."""
+        return DTYPES[self.dtype]
+
     def __post_init__(self) -> None:
         """Refuse settings that do not exist."""
         choices = {

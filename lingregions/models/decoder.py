@@ -20,7 +20,7 @@ from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.models import roles
 from lingregions.models.attention import Logits, attend
-from lingregions.models.compute import DTYPES, REMAT, Compute
+from lingregions.models.compute import REMAT, Compute
 from lingregions.models.config import DecoderConfig, LayerKind
 from lingregions.models.parameter import Parameter
 from lingregions.models.rotary import angles, rotate
@@ -151,7 +151,7 @@ class _Block(nn.Module):
         values = self.param(declared.key, declared.initialize, declared.matrix)
         if self.has_variable("gradient_buffers", declared.key):
             return _narrow_into(values, self.get_variable("gradient_buffers", declared.key))
-        return _narrow(values, DTYPES[self.compute.dtype])
+        return _narrow(values, self.compute.activations)
 
     def changed(self, role: str) -> tuple[jax.Array, jax.Array] | None:
         """Return which rows each sample has of its own and what they hold: the collection "rows", if it is there."""
@@ -159,7 +159,7 @@ class _Block(nn.Module):
         if not self.has_variable("rows", key):
             return None
         where, rows = cast(tuple[jax.Array, jax.Array], self.get_variable("rows", key))
-        return where, _narrow(rows, DTYPES[self.compute.dtype])
+        return where, _narrow(rows, self.compute.activations)
 
     def vector(self, role: str) -> jax.Array:
         """Return one declared vector [1, n], or [B, n] where samples have entries of their own."""
@@ -369,7 +369,7 @@ def _turns(
 
 def enter(config: DecoderConfig, compute: Compute, params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
     """Return what enters the first layer, [B, T, D] in the compute dtype."""
-    return _embed(config, _narrow(params[roles.path("embedding")], DTYPES[compute.dtype]), tokens)
+    return _embed(config, _narrow(params[roles.path("embedding")], compute.activations), tokens)
 
 
 def layer(

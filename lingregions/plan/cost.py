@@ -19,7 +19,6 @@ from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.models import roles
-from lingregions.models.parameter import Parameter
 from lingregions.plan.compiled import SCOPE, Step
 from lingregions.plan.hardware import BETWEEN_SLICES, Topology
 
@@ -71,7 +70,7 @@ class _Sizes:
     """Numbers of a step that several counts share: parameters whole, and a device's part of them."""
 
     step: Step
-    declared: dict[str, Parameter]
+    declared: dict[str, models.Parameter]
     mesh: AbstractMesh
 
     @property
@@ -122,7 +121,7 @@ class _Sizes:
         """What the backward pass keeps; that of scoring always keeps what enters each layer, and nothing else."""
         return "full" if self.step.job == "score" else self.step.compute.remat
 
-    def products(self) -> list[Parameter]:
+    def products(self) -> list[models.Parameter]:
         return [self.declared[path] for path in self.layers if len(self.declared[path].matrix) == 2]
 
 
@@ -191,7 +190,7 @@ def cost(step: Step, topology: Topology | None = None) -> Cost:
     return Cost(_flops(step), traffic, link, between)
 
 
-def _parts(parameter: Parameter, mesh: AbstractMesh) -> tuple[float, ...]:
+def _parts(parameter: models.Parameter, mesh: AbstractMesh) -> tuple[float, ...]:
     """Return a device's part of the two sides of a matrix that lie along activations: `embed` is whole there."""
     sides = []
     for size, axis in zip(parameter.matrix, parameter.axes[1:], strict=True):

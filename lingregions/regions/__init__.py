@@ -3,8 +3,9 @@
 from lingregions.regions.algebra import complement, equals, intersect, restrict, subtract, union
 from lingregions.regions.file import load, save
 from lingregions.regions.geometry import counts, density, total
-from lingregions.regions.region import Provenance, Region, Selection
-from lingregions.regions.select import SELECTORS, select
+from lingregions.regions.matched import match
+from lingregions.regions.region import Provenance, Region, Selection, declared
+from lingregions.regions.select import SELECTORS, parse, select
 
 __all__ = [
     "SELECTORS",
@@ -13,10 +14,13 @@ __all__ = [
     "Selection",
     "complement",
     "counts",
+    "declared",
     "density",
     "equals",
     "intersect",
     "load",
+    "match",
+    "parse",
     "restrict",
     "save",
     "select",

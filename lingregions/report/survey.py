@@ -15,7 +15,6 @@ import numpy as np
 
 from lingregions.models import roles
 from lingregions.regions import file
-from lingregions.regions.file import Header
 from lingregions.report import numerals
 from lingregions.report.tables import distinct
 
@@ -131,17 +130,17 @@ def read(
     return surveys, _overlap(names, shared, surveys) if parallel else None
 
 
-def _shapes(header: Header) -> list[tuple[str, tuple[int, ...]]]:
+def _shapes(header: file.Header) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, matrix.shape) for name, matrix in header.matrices.items()]
 
 
-def _axes(header: Header, name: str) -> tuple[str, ...]:
+def _axes(header: file.Header, name: str) -> tuple[str, ...]:
     """What the axes of a matrix [out, in] are called."""
     path, layer = roles.locate(name)
     return dict(header.provenance.axes).get(path, ())[0 if layer is None else 1 :] or ("out", "in")
 
 
-def _length(header: Header, axis: str) -> int:
+def _length(header: file.Header, axis: str) -> int:
     """Indices of the axis; 0 where no matrix has it, or where two differ."""
     lengths = {
         length
@@ -152,7 +151,7 @@ def _length(header: Header, axis: str) -> int:
     return lengths.pop() if len(lengths) == 1 else 0
 
 
-def _along(header: Header, name: str, indices: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def _along(header: file.Header, name: str, indices: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Of each axis of a matrix its name, and the entries of the region at each of its indices."""
     shape = header.matrices[name].shape
     places = zip(_axes(header, name), shape, np.unravel_index(indices, shape), strict=False)
@@ -223,7 +222,7 @@ def _overlap(names: Sequence[str], shared: Mapping[str, np.ndarray], surveys: Se
     return Overlap(tuple(names), values, chance, tuple((*_cell(name), _iou(shared[name])) for name in _ordered(shared)))
 
 
-def _survey(name: str, header: Header, axis: str, carried: np.ndarray, profiles: Sequence[Profile]) -> Survey:
+def _survey(name: str, header: file.Header, axis: str, carried: np.ndarray, profiles: Sequence[Profile]) -> Survey:
     matrices, origin = header.matrices, header.provenance
     return Survey(
         name,
@@ -245,7 +244,7 @@ def _survey(name: str, header: Header, axis: str, carried: np.ndarray, profiles:
     )
 
 
-def _notes(header: Header) -> tuple[str, ...]:
+def _notes(header: file.Header) -> tuple[str, ...]:
     selection = header.provenance.selection
     if selection is None:
         return ()

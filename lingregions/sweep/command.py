@@ -15,8 +15,7 @@ from types import FrameType
 from lingregions import door, micro
 from lingregions.experiments import perform
 from lingregions.experiments.step import Step, add, tabulate
-from lingregions.run import Interrupted, InUse, Run, RunError, cluster, programs, replacing, verify
-from lingregions.run.environment import masked
+from lingregions.run import Interrupted, InUse, Run, RunError, cluster, environment, programs, replacing, verify
 from lingregions.run.files import Lock
 from lingregions.sweep import summary
 from lingregions.sweep.grid import Asked, Cell, Grid
@@ -153,8 +152,8 @@ def _attempt(folder: Path, cell: Cell) -> _Outcome:
     except Exception as error:
         if not cluster.alone():
             raise  # the other processes are in the middle of the cell: they must end too
-        said = masked(f"{type(error).__name__}: {error}")
-        content = {"cell": cell.values, "error": said, "traceback": masked(traceback.format_exc())}
+        said = environment.masked(f"{type(error).__name__}: {error}")
+        content = {"cell": cell.values, "error": said, "traceback": environment.masked(traceback.format_exc())}
         with replacing(note) as partial:
             partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return _Outcome(FAILED, said)
