@@ -152,7 +152,7 @@ def make_mask(folder: Path) -> Path:
 
 def lines(code: str) -> list[str]:
     """Return the UDHR in a language, by lines."""
-    (text,) = sources.Udhr().documents(code, "all", Reading())
+    (text,) = sources.UDHR.documents(code, "all", Reading())
     return text.split("\n")
 
 

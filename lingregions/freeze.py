@@ -51,7 +51,7 @@ class Packed:
     axis: int
     size: int
 
-    def unpack(self) -> jax.Array:
+    def _unpack(self) -> jax.Array:
         """Return the mask, bool; inside a compiled step it is never written to memory."""
         after = self.axis + 1
         places = jnp.arange(8, dtype=jnp.uint8).reshape(8, *([1] * (self.bits.ndim - after)))
@@ -262,11 +262,11 @@ def hard(params: trees.Tree, masks: trees.Tree, thaw: _Schedule | None = None, n
 
 
 def _unmasked(mask: Packed, gradient: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
-    return jnp.where(mask.unpack() & (size == 0), jnp.zeros_like(gradient), gradient)
+    return jnp.where(mask._unpack() & (size == 0), jnp.zeros_like(gradient), gradient)
 
 
 def _held(mask: Packed, update: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
-    return jnp.where(mask.unpack(), jnp.where(size == 0, jnp.full_like(update, -0.0), update * size), update)
+    return jnp.where(mask._unpack(), jnp.where(size == 0, jnp.full_like(update, -0.0), update * size), update)
 
 
 def _leaves(params: trees.Tree, given: None = None, *, scope: str, name: str = "leaves") -> Constraint:

@@ -382,7 +382,7 @@ def test_evaluation_covers_every_token_once_for_any_batch_size(udhr: Corpus, siz
     batches = list(in_turn(udhr, size))
     assert {batch.tokens.shape for batch in batches} == {(size, 64)}
     text = bytes(np.concatenate([batch.tokens[batch.segments > 0] for batch in batches]).astype(np.uint8))
-    assert text.decode() == next(sources.Udhr().documents("vi", "all", Reading()))
+    assert text.decode() == next(sources.UDHR.documents("vi", "all", Reading()))
     assert not batches[-1].segments[len(udhr) - size * (len(batches) - 1) :].any()
 
 

@@ -518,7 +518,7 @@ def test_halves_are_cut_at_the_nearest_line() -> None:
 
 @pytest.mark.parametrize("code", languages.LANGUAGES)
 def test_the_udhr_is_there_in_full_and_in_two_halves(code: str) -> None:
-    source = sources.Udhr()
+    source = sources.UDHR
     (whole,), (first,), (second,) = (source.documents(code, split, Reading()) for split in ("all", "first", "second"))
     assert f"{first}\n{second}" == whole
     assert 0.9 < len(first.encode()) / len(second.encode()) < 1.1
@@ -552,7 +552,7 @@ def test_the_registry_holds_the_thirty_languages_of_the_paper() -> None:
 
 
 def udhr(code: str) -> str:
-    return next(sources.Udhr().documents(code, "all", Reading()))
+    return next(sources.UDHR.documents(code, "all", Reading()))
 
 
 def test_letters_are_counted_by_script() -> None:

@@ -27,7 +27,7 @@ DATA: dict[str, Any] = {
 
 def lines(code: str, first: int = 0, last: int = 40) -> str:
     """Lines of the UDHR."""
-    (text,) = sources.Udhr().documents(code, "all", Reading())
+    (text,) = sources.UDHR.documents(code, "all", Reading())
     return "\n".join(text.split("\n")[first:last]) + "\n"
 
 

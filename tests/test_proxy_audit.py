@@ -145,24 +145,24 @@ def sample(exact: list[float], predicted: list[float], floor: float = 0.0) -> ca
 def test_figures_by_hand():
     part = sample([1.0, 4.0, 9.0, 16.0], [1.0, 3.0, 2.0, 4.0])
     # Ranks 1 2 3 4 against 1 3 2 4: 1 - 6 (0 + 1 + 1 + 0) / (4 x 15) = 0.8.
-    assert calibration.measure(calibration.spearman, part, "taylor") == pytest.approx(0.8)
+    assert calibration.measure("spearman", part, "taylor") == pytest.approx(0.8)
     assert calibration.recall(part, "taylor", 1) == 1.0
     assert calibration.recall(part, "taylor", 2) == 0.5  # 16 and 9 against 16 and 4
     assert math.isnan(calibration.recall(part, "taylor", 4))
     squares = sample([1.0, 4.0, 16.0], [1.0, 2.0, 4.0])
-    assert calibration.measure(calibration.slope, squares, "taylor") == pytest.approx(2.0)
-    assert calibration.measure(calibration.factor, squares, "taylor") == pytest.approx(math.log(2))  # of 1, 2, 4
+    assert calibration.measure("slope", squares, "taylor") == pytest.approx(2.0)
+    assert calibration.measure("factor", squares, "taylor") == pytest.approx(math.log(2))  # of 1, 2, 4
     even = sample([1.0, 4.0, 16.0, 64.0], [1.0, 2.0, 4.0, 8.0])
-    assert calibration.measure(calibration.factor, even, "taylor") == pytest.approx(math.log(8) / 2)  # 1, 2, 4, 8
+    assert calibration.measure("factor", even, "taylor") == pytest.approx(math.log(8) / 2)  # 1, 2, 4, 8
     still = sample([1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
-    assert math.isnan(calibration.measure(calibration.spearman, still, "taylor"))
-    assert math.isnan(calibration.measure(calibration.slope, still, "taylor"))
+    assert math.isnan(calibration.measure("spearman", still, "taylor"))
+    assert math.isnan(calibration.measure("slope", still, "taylor"))
 
 
 def test_ties_share_their_rank():
     part = sample([1.0, 2.0, 2.0, 3.0], [1.0, 2.0, 3.0, 3.0])
     # Ranks 1 2.5 2.5 4 against 1 2 3.5 3.5, about their mean: (2.25 + 0 + 0 + 1.5) / sqrt(4.5 x 4.5).
-    assert calibration.measure(calibration.spearman, part, "taylor") == pytest.approx(3.75 / 4.5)
+    assert calibration.measure("spearman", part, "taylor") == pytest.approx(3.75 / 4.5)
 
 
 def test_what_is_below_the_noise_floor_is_counted_and_left_out_of_sizes():
@@ -181,8 +181,8 @@ def test_what_is_below_the_noise_floor_is_counted_and_left_out_of_sizes():
     assert noise == {"ar": 0.5}
     assert part.exact.tolist() == [0.4, 2.0, 4.0, 8.0]
     assert part.measurable.tolist() == [False, True, True, True]
-    assert calibration.measure(calibration.factor, part, "taylor") == pytest.approx(math.log(2))
-    assert calibration.measure(calibration.slope, part, "taylor") == pytest.approx(1.0)
+    assert calibration.measure("factor", part, "taylor") == pytest.approx(math.log(2))
+    assert calibration.measure("slope", part, "taylor") == pytest.approx(1.0)
 
 
 def test_intervals_hold_the_figure_and_shrink_with_the_sample():
@@ -192,11 +192,11 @@ def test_intervals_hold_the_figure_and_shrink_with_the_sample():
     widths = []
     for n in (40, 400):
         part = sample(list(y[:n]), list(x[:n]))
-        value, low, high = calibration.interval(calibration.spearman, part, "taylor", 3)
+        value, low, high = calibration.interval("spearman", part, "taylor", 3)
         assert low < value < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
-    assert calibration.interval(calibration.spearman, sample([1.0, 2.0], [1.0, 2.0]), "taylor", 3) == [None] * 3
+    assert calibration.interval("spearman", sample([1.0, 2.0], [1.0, 2.0]), "taylor", 3) == [None] * 3
 
 
 # --- the experiment ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from workdirs import EFFECTS, RESULTS, effect_rows, parsed, plain, result_rows, tables_only, workdir, write_csv
 
 from lingregions import main, report
-from lingregions.report import data, export, languages, page, sections, tables
+from lingregions.report import data, languages, page, sections, tables
 
 
 def read(folder, pictures=False):
@@ -130,7 +130,7 @@ def test_without_a_headline_the_largest_mean_effect_is_said(tmp_path):
     long = {"title": "T", "headline": "word " * 26 + "end.", "columns": ["a"], "rows": [["b"]]}
     found = data.read(tables_only(folder, long=long))
     assert page._headline(found).startswith("Largest mean effect")
-    assert "word end." in page.summary(found)
+    assert "word end." in page._summary(found)
 
 
 def test_a_run_that_measured_nothing_says_so(tmp_path):
@@ -193,7 +193,7 @@ def test_the_policy_names_every_script_and_forbids_the_rest(tmp_path):
 
 def test_equal_data_give_equal_pages(tmp_path):
     found = data.read(workdir(tmp_path))
-    assert page.render(found) == page.render(found)
+    assert page._render(found) == page._render(found)
 
 
 def test_every_figure_says_in_words_what_it_shows_and_follows_its_table(tmp_path):
@@ -268,7 +268,7 @@ def test_every_figure_lies_beside_the_page_as_svg_png_and_csv(tmp_path):
     assert found == {f"{name}.{ending}" for name in names for ending in ("svg", "png", "csv")}
     png = (tmp_path / "figures" / "effects.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    assert int.from_bytes(png[16:20], "big") >= 2 * export._WIDTH
+    assert int.from_bytes(png[16:20], "big") >= 2 * page._WIDTH
     svg = (tmp_path / "figures" / "effects.svg").read_text()
     assert {"Russian", "English", "top 1%"} <= set(re.findall(r">([^<>]+)</text>", svg))
     rows = list(csv.DictReader((tmp_path / "figures" / "effects.csv").read_text().splitlines()))

@@ -97,7 +97,7 @@ def test_a_verdict_is_shown_below_the_picture_and_stands_in_the_headline_file(tm
 
 def test_the_summary_of_a_run_is_plain_text(tmp_path):
     found = data.read(tables_only(tmp_path, it={"kind": "verdict", "title": "", "paragraphs": ["1\u00a0%"]}))
-    assert page.summary(found) == f"{tmp_path.name}: nothing has been measured yet.\n\n1 %\n"
+    assert page._summary(found) == f"{tmp_path.name}: nothing has been measured yet.\n\n1 %\n"
 
 
 def section(folder, content):

@@ -34,7 +34,7 @@ import numpy as np
 
 from lingregions.corpus import tokens as stores
 from lingregions.corpus.check import Excerpt
-from lingregions.corpus.source import Source, Udhr
+from lingregions.corpus.source import UDHR, Source
 from lingregions.corpus.text import Reading
 from lingregions.corpus.tokens import Piece, Tokens
 from lingregions.models.tokenizer import Tokenizer
@@ -235,7 +235,7 @@ def _write(partial: Path, about: list[Any], source: Source, pool: Pool, notice: 
         "empty": reading.empty,
         "skipped": reading.skipped + journal.refused,
         "messages": [*reading.messages, *journal.messages],
-        "warnings": [] if isinstance(source, Udhr) else excerpt.warnings(),
+        "warnings": [] if source is UDHR else excerpt.warnings(),
         "checksums": journal.checksums,
     }
 

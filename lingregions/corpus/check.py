@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lingregions.corpus.languages import LANGUAGES
-from lingregions.corpus.source import Source, Udhr
+from lingregions.corpus.source import UDHR, Source
 from lingregions.corpus.text import Reading
 from lingregions.models.tokenizer import Tokenizer
 
@@ -224,7 +224,7 @@ def _profiles() -> dict[str, dict[str, float]]:
     """Return for each language the weights of its commonest trigrams in the UDHR, as vectors of length one."""
     profiles = {}
     for code in LANGUAGES:
-        (text,) = Udhr().documents(code, "all", Reading())
+        (text,) = UDHR.documents(code, "all", Reading())
         weights = {gram: math.sqrt(count) for gram, count in _trigrams(text).most_common(_PROFILE)}
         norm = math.sqrt(sum(weight * weight for weight in weights.values()))
         profiles[code] = {gram: weight / norm for gram, weight in weights.items()}

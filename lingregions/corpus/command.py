@@ -251,7 +251,7 @@ def _tokenizer(
     for code in _codes(source, languages):
         whole = source.resolve(code, split or source.split)[0]
         texts[code] = "\n".join(source.documents(code, whole, reading))
-    parallel = {code: "\n".join(sources.Udhr().documents(code, "all", reading)) for code in texts}
+    parallel = {code: "\n".join(sources.UDHR.documents(code, "all", reading)) for code in texts}
     tokenizer, fertility = vocabulary.train(texts, parallel, config.vocab, folder.name, console.print)
     head = architectures.dump(config) | {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from lingregions.corpus import source as sources
 from lingregions.corpus.batch import Batch
 from lingregions.corpus.check import Excerpt
 from lingregions.corpus.languages import LANGUAGES, canonical
-from lingregions.corpus.source import Source, Udhr
+from lingregions.corpus.source import UDHR, Source
 from lingregions.corpus.special import Policy
 from lingregions.corpus.text import Reading
 from lingregions.corpus.tokens import Tokens, tokenize
@@ -395,5 +395,5 @@ def _held(source: Source, language: str, split: str, tokenizer: Tokenizer, stric
     """Return the tokens of a source in memory, with warnings where its texts look wrong."""
     reading, excerpt = Reading(strict), Excerpt(language)
     tokens = tokenize(excerpt.note(source.documents(language, split, reading)), tokenizer, reading)
-    warnings = () if isinstance(source, Udhr) else tuple(excerpt.warnings())
+    warnings = () if source is UDHR else tuple(excerpt.warnings())
     return dataclasses.replace(tokens, warnings=warnings)

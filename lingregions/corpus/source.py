@@ -86,7 +86,7 @@ class _Simple:
 
 
 @dataclass(frozen=True)
-class Udhr(_Simple):
+class _Udhr(_Simple):
     """The UDHR, one document a language, shipped with the package; see data/udhr/PROVENANCE.md."""
 
     name: str = "udhr"
@@ -115,6 +115,9 @@ class Udhr(_Simple):
 
     def _file(self, language: str) -> bytes:
         return resources.files("lingregions.corpus").joinpath(f"data/udhr/{language}.txt").read_bytes()
+
+
+UDHR = _Udhr()
 
 
 def _halves(whole: str) -> tuple[str, str]:
@@ -428,7 +431,7 @@ def find(
         return _Texts(texts)
     name = str(name)
     if name == "udhr":
-        return Udhr()
+        return UDHR
     if name.startswith("tfds:"):
         from lingregions.corpus import tfds  # a second and more of imports, only where it is used
 

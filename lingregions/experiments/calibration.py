@@ -83,7 +83,7 @@ def collect(rows: Sequence[Mapping[str, Any]], predictors: Sequence[str]) -> tup
     )
 
 
-def spearman(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
+def _spearman(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
     """Return the rank correlation of |prediction| and |effect|, [..., n] -> [...]; NaN where one does not vary."""
     from scipy import stats  # a second of every start, for one study
 
@@ -94,7 +94,7 @@ def spearman(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -
     return _quotient((x * y).sum(-1), np.sqrt((x * x).sum(-1) * (y * y).sum(-1)))
 
 
-def slope(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
+def _slope(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
     """Return the slope of log |effect| over log |prediction| (1: proportional), of what is above the noise floor."""
     x, y, kept = _logarithms(predicted, exact, measurable)
     count = np.maximum(kept.sum(-1, keepdims=True), 1)
@@ -102,7 +102,7 @@ def slope(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> n
     return _quotient((x * y).sum(-1), (x * x).sum(-1))
 
 
-def factor(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
+def _factor(predicted: np.ndarray, exact: np.ndarray, measurable: np.ndarray) -> np.ndarray:
     """Return the median of log (|effect| / |prediction|), of what is above the noise floor: 0 where they are equal."""
     x, y, kept = _logarithms(predicted, exact, measurable)
     ranked = np.sort(np.where(kept, y - x, np.inf), axis=-1)
@@ -136,15 +136,21 @@ def recall(part: Sample, predictor: str, count: int) -> float:
 
 
 # Predictions, effects, and whether these are above the noise floor: arrays [..., n] -> figures [...].
-_Figure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+_FIGURES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "spearman": _spearman,
+    "slope": _slope,
+    "factor": _factor,
+}
 
 
-def measure(figure: _Figure, part: Sample, predictor: str) -> float:
-    """Return a figure of a sample; NaN where there is too little of it."""
-    return float(figure(part.predicted[predictor], part.exact, part.measurable)) if len(part) > 2 else math.nan
+def measure(figure: str, part: Sample, predictor: str) -> float:
+    """Return a figure of `_FIGURES` of a sample; NaN where there is too little of it."""
+    return (
+        float(_FIGURES[figure](part.predicted[predictor], part.exact, part.measurable)) if len(part) > 2 else math.nan
+    )
 
 
-def interval(figure: _Figure, part: Sample, predictor: str, seed: int) -> list[float | None]:
+def interval(figure: str, part: Sample, predictor: str, seed: int) -> list[float | None]:
     """Return [figure, low, high]: percentiles of a bootstrap over removals, inside each stratum; null: unknown."""
     value = measure(figure, part, predictor)
     if not math.isfinite(value):
@@ -152,7 +158,7 @@ def interval(figure: _Figure, part: Sample, predictor: str, seed: int) -> list[f
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(part.stratum == name) for name in dict.fromkeys(part.stratum.tolist())]
     places = np.concatenate([rng.choice(group, (_DRAWS, len(group))) for group in groups], axis=1)
-    drawn = figure(part.predicted[predictor][places], part.exact[places], part.measurable[places])
+    drawn = _FIGURES[figure](part.predicted[predictor][places], part.exact[places], part.measurable[places])
     known = drawn[np.isfinite(drawn)]
     if len(known) < _DRAWS / 2:
         return [value, None, None]

@@ -5,10 +5,8 @@ Every number comes from the functional modules; here is only what belongs to one
 
 import dataclasses
 import functools
-import json
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -143,68 +141,6 @@ def prepare(settings: ConfigDict, run: Run) -> Context:
     return Context(settings, run, model)
 
 
-def open_texts(context: Context) -> None:
-    """Open every text of the config, so that what is missing is said before the first hour of work, not after it.
-
-    Raises:
-      ValueError: a text is missing, unusable or shorter than asked; the message says which.
-    """
-    with cluster.ready("the opening of the texts", cluster.WORK):
-        for use in _uses(context.settings):
-            for language in context.settings[use].languages:
-                _open(context, language, use)
-        if "train" in context.settings:
-            for language in trained(context.settings):
-                context.corpus(language, "train")
-        for remark in corpora.remarks(context.corpora):
-            context.run.note(remark)
-
-
-def _open(context: Context, language: str, use: str) -> None:
-    corpus, positions = context.samples(language, use)
-    asked = context.settings[use].samples
-    if len(positions) < asked:
-        context.run.note(f"{language}, {corpus.split}: {len(positions)} samples, {asked} were asked for")
-    if corpus.counts.skipped:
-        context.run.note(f"{language}: {corpus.counts.skipped} texts could not be read and were skipped")
-
-
-def trained(settings: ConfigDict) -> list[str]:
-    """Return the languages that a config trains on."""
-    return list(settings.train.get("languages") or [settings.train.language])
-
-
-def _uses(settings: ConfigDict) -> list[str]:
-    """Return what texts are used for in an experiment: "score", and "evaluate" where it evaluates."""
-    return [use for use in ("score", "evaluate") if use in settings]
-
-
 def slug(name: str) -> str:
     """Return a name as a file name: "random 1% seed 2" -> "random-1pct-seed-2"."""
     return name.replace("%", "pct").replace(" ", "-")
-
-
-def tabulate(context: Context, name: str, content: Mapping[str, Any]) -> None:
-    """Write tables/<name>.json, which the report shows; see `report.kinds` for the kinds that there are."""
-    context.run.write(f"tables/{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-
-
-def texts(context: Context) -> dict[str, Any]:
-    """Return the table of texts: what was scored and evaluated, and how each text begins as tokens."""
-    settings, rows = context.settings, []
-    for use in _uses(settings):
-        for language in settings[use].languages:
-            corpus, positions = context.samples(language, use)
-            first = " ".join(map(str, corpus.batch([0]).tokens[0, :8].tolist()))
-            used = [use, corpus.source, corpus.split, len(positions), len(corpus)]
-            rows.append([language, *used, first, corpus.fingerprint[:16]])
-    use = _uses(settings)[0]
-    example, tokenizer = context.corpus(settings[use].languages[0], use), context.model.tokenizer
-    names = ("language", "use", "source", "split", "samples used", "samples there", "first token ids", "fingerprint")
-    return {
-        "title": "Texts",
-        "note": f"Samples of {settings.data.length} tokens, {settings.data.packing}; special tokens: {example.policy}; "
-        f"tokenizer {tokenizer.name} ({tokenizer.fingerprint[:16]}); model hash {context.model.fingerprint}.",
-        "columns": [{"name": name, "kind": "count" if "samples" in name else "text"} for name in names],
-        "rows": rows,
-    }

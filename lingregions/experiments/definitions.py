@@ -172,12 +172,12 @@ def _complete(context: Context, name: str) -> bool:
 
 def _top(context: Context, name: str, fraction: str) -> Region:
     """Return the top of one definition."""
-    settings = context.settings
+    settings, scope = context.settings, context.settings.select.scope
     if name not in context.rankings:
         context.rankings.clear()
         own = _with_preset(context, _split(name, settings.score.preset)[1], ())
-        context.rankings[name] = scored.read(own, _place(name)) if _reads(name) else scored.magnitudes(own)
-    return context.rankings[name].select(fraction, scope=settings.select.scope, name=_removal(name, fraction).name)
+        context.rankings[name] = scored.read(own, _place(name)) if _reads(name) else own.model.magnitudes(scope)
+    return context.rankings[name].select(fraction, scope=scope, name=_removal(name, fraction).name)
 
 
 def _discard(context: Context) -> None:

@@ -27,12 +27,9 @@ from lingregions.experiments.calibration import (
     ROUNDING,
     Sample,
     collect,
-    factor,
     interval,
     measure,
     recall,
-    slope,
-    spearman,
 )
 from lingregions.experiments.context import Context
 from lingregions.models import roles
@@ -260,10 +257,10 @@ def _proxies(alone: Sample, languages: Sequence[str], seed: int) -> dict[str, An
         for language in languages:
             part = alone.take(alone.language == language)
             ranks, shares = (
-                interval(spearman, part, name, seed),
+                interval("spearman", part, name, seed),
                 [recall(part, name, most) for most in (few, many)],
             )
-            sizes = [interval(figure, part, name, seed) for figure in (slope, factor)]
+            sizes = [interval(figure, part, name, seed) for figure in ("slope", "factor")]
             rows.append([_NAMES[name], language, len(part), ranks, *shares, *sizes])
     columns = {
         **{"proxy": "text", "language": "text", "scalars": "count", "Spearman": "interval"},
@@ -285,7 +282,7 @@ def _matrices(alone: Sample, languages: Sequence[str]) -> dict[str, Any]:
         return alone.take((alone.matrix == kind) & (alone.language == language))
 
     values = {
-        roles.in_layer(kind): {code: measure(spearman, part(kind, code), "taylor") for code in languages}
+        roles.in_layer(kind): {code: measure("spearman", part(kind, code), "taylor") for code in languages}
         for kind in dict.fromkeys(alone.matrix.tolist())
     }
     title = "Spearman of score and exact effect, by kind of matrix and language"
@@ -298,9 +295,9 @@ def _strata(alone: Sample, names: Sequence[str], seed: int) -> dict[str, Any]:
     for name in names:
         part = alone.take(alone.stratum == name)
         medians = [float(np.median(values)) for values in (part.predicted["taylor"], part.exact)]
-        figures = [interval(figure, part, "taylor", seed) for figure in (spearman, slope, factor)]
+        figures = [interval(figure, part, "taylor", seed) for figure in ("spearman", "slope", "factor")]
         below = int((~part.measurable).sum())
-        rows.append([name, len(part), below, *medians, *figures, interval(factor, part, "second", seed)])
+        rows.append([name, len(part), below, *medians, *figures, interval("factor", part, "second", seed)])
     columns = {
         **{"stratum of the score": "text", "scalars x languages": "count", "below the noise floor": "count"},
         **{"median score": "number", "median exact": "number", "Spearman inside": "interval", "slope": "interval"},
@@ -318,7 +315,7 @@ def _groups(sample: Sample, seed: int) -> dict[str, Any]:
     for size in sorted(set(sample.size.tolist())):
         part = sample.take(sample.size == size)
         for name in audit.PREDICTORS if size > 1 else _SINGLE:
-            figures = [interval(figure, part, name, seed) for figure in (spearman, factor)]
+            figures = [interval(figure, part, name, seed) for figure in ("spearman", "factor")]
             rows.append([int(size), _NAMES[name], len(part), int((~part.measurable).sum()), *figures])
     columns = {
         **{"scalars removed": "count", "proxy": "text", "groups x languages": "count"},
@@ -382,18 +379,18 @@ def _verdict(sample: Sample, names: Sequence[str], noise: Mapping[str, float], s
         "Is the score a measure of removal?",
         scalars=len(alone) // languages,
         languages=len(noise),
-        ranks={name: interval(spearman, alone, name, seed) for name in _SINGLE},
-        inside={name: interval(spearman, part, "taylor", seed) for name, part in inside.items()},
-        ratios={name: interval(factor, part, "taylor", seed) for name, part in inside.items()},
+        ranks={name: interval("spearman", alone, name, seed) for name in _SINGLE},
+        inside={name: interval("spearman", part, "taylor", seed) for name, part in inside.items()},
+        ratios={name: interval("factor", part, "taylor", seed) for name, part in inside.items()},
         tenth=tenth,
         found=float(np.mean(shares)) if shares else math.nan,
         below=int((~alone.measurable).sum()),
         effects_alone=len(alone),
         floor=max(noise.values(), default=0.0),
         most=most,
-        together={name: interval(factor, groups, name, seed) for name in audit.PREDICTORS},
-        order={name: interval(spearman, groups, name, seed) for name in audit.PREDICTORS},
-        top=interval(factor, top, "taylor", seed) if len(top) else None,
+        together={name: interval("factor", groups, name, seed) for name in audit.PREDICTORS},
+        order={name: interval("spearman", groups, name, seed) for name in audit.PREDICTORS},
+        top=interval("factor", top, "taylor", seed) if len(top) else None,
     )
 
 

@@ -133,11 +133,6 @@ def combined(context: Context, normalised: bool | None = None, folder: str = "sc
     return combine((read(context, f"{folder}/{code}") for code in context.settings.score.languages), normalised)
 
 
-def magnitudes(context: Context) -> Scores:
-    """Return |theta| in the scope of selection."""
-    return context.model.magnitudes(context.settings.select.scope)
-
-
 def _shapes(context: Context) -> Scores:
     """Return what random regions are drawn from: they need no values, and have read no text."""
     model, scope = context.model, context.definition.scope
@@ -149,7 +144,7 @@ def _shapes(context: Context) -> Scores:
 _RANKINGS: dict[str, Callable[[Context], Scores]] = {
     "combined": combined,
     "nats": functools.partial(combined, normalised=False),
-    "magnitude": magnitudes,
+    "magnitude": lambda context: context.model.magnitudes(context.settings.select.scope),
     "shapes": _shapes,
 }
 

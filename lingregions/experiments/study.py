@@ -17,6 +17,7 @@ Everything else - order, resuming, results.csv, effects.csv, the report - is don
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ import jax
 from ml_collections import ConfigDict
 
 from lingregions import regions, report, scoring
-from lingregions.experiments.context import Context, define, open_texts, prepare, tabulate, texts, trained
+from lingregions.corpus import corpus as corpora
+from lingregions.experiments.context import Context, define, prepare
 from lingregions.experiments.step import Step, model_config
-from lingregions.run import Run
+from lingregions.run import Run, cluster
 
 
 def _nothing(settings: ConfigDict) -> None:
@@ -70,7 +72,7 @@ class Study:
         _check(settings)
         self.check(settings)
         context = prepare(settings, run)
-        open_texts(context)
+        _open_texts(context)
         steps = self.steps(settings, context.model.config)
         with run.whole([_work(each) for each in steps], [_part(each, run) for each in steps]):
             for place, step in enumerate(steps):
@@ -82,8 +84,8 @@ class Study:
         """Write effects.csv, the tables and the report."""
         if context.measured:
             context.run.write("effects.csv", context.effects().csv(context.settings.experiment))
-        for name, content in {**self.show(context), "texts": texts(context)}.items():
-            tabulate(context, name, content)
+        for name, content in {**self.show(context), "texts": _texts(context)}.items():
+            _tabulate(context, name, content)
         if jax.process_index() == 0:
             report.write(context.run.folder, context.settings.machine.pictures)
 
@@ -110,7 +112,7 @@ def _check(settings: ConfigDict) -> None:
             raise ValueError(
                 f"{use}.languages needs one or more, each named once, not {', '.join(languages) or 'none'}"
             )
-    if lacking := sorted(set(trained(settings)) - set(settings.evaluate.languages)) if "train" in settings else []:
+    if lacking := sorted(set(_trained(settings)) - set(settings.evaluate.languages)) if "train" in settings else []:
         raise ValueError(f"{', '.join(lacking)} is trained but not evaluated: add it to evaluate.languages")
     if "score" in settings:
         define(settings)
@@ -122,3 +124,68 @@ def _check(settings: ConfigDict) -> None:
             raise ValueError("select.fractions is empty: no region can be selected")
         for fraction in settings.select.fractions:
             regions.parse(fraction)
+
+
+# --- texts and tables -------------------------------------------------------------------------------------------------
+
+
+def _open_texts(context: Context) -> None:
+    """Open every text of the config, so that what is missing is said before the first hour of work, not after it.
+
+    Raises:
+      ValueError: a text is missing, unusable or shorter than asked; the message says which.
+    """
+    with cluster.ready("the opening of the texts", cluster.WORK):
+        for use in _uses(context.settings):
+            for language in context.settings[use].languages:
+                _open(context, language, use)
+        if "train" in context.settings:
+            for language in _trained(context.settings):
+                context.corpus(language, "train")
+        for remark in corpora.remarks(context.corpora):
+            context.run.note(remark)
+
+
+def _open(context: Context, language: str, use: str) -> None:
+    corpus, positions = context.samples(language, use)
+    asked = context.settings[use].samples
+    if len(positions) < asked:
+        context.run.note(f"{language}, {corpus.split}: {len(positions)} samples, {asked} were asked for")
+    if corpus.counts.skipped:
+        context.run.note(f"{language}: {corpus.counts.skipped} texts could not be read and were skipped")
+
+
+def _trained(settings: ConfigDict) -> list[str]:
+    """Return the languages that a config trains on."""
+    return list(settings.train.get("languages") or [settings.train.language])
+
+
+def _uses(settings: ConfigDict) -> list[str]:
+    """Return what texts are used for in an experiment: "score", and "evaluate" where it evaluates."""
+    return [use for use in ("score", "evaluate") if use in settings]
+
+
+def _tabulate(context: Context, name: str, content: Mapping[str, Any]) -> None:
+    """Write tables/<name>.json, which the report shows; see `report.kinds` for the kinds that there are."""
+    context.run.write(f"tables/{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def _texts(context: Context) -> dict[str, Any]:
+    """Return the table of texts: what was scored and evaluated, and how each text begins as tokens."""
+    settings, rows = context.settings, []
+    for use in _uses(settings):
+        for language in settings[use].languages:
+            corpus, positions = context.samples(language, use)
+            first = " ".join(map(str, corpus.batch([0]).tokens[0, :8].tolist()))
+            used = [use, corpus.source, corpus.split, len(positions), len(corpus)]
+            rows.append([language, *used, first, corpus.fingerprint[:16]])
+    use = _uses(settings)[0]
+    example, tokenizer = context.corpus(settings[use].languages[0], use), context.model.tokenizer
+    names = ("language", "use", "source", "split", "samples used", "samples there", "first token ids", "fingerprint")
+    return {
+        "title": "Texts",
+        "note": f"Samples of {settings.data.length} tokens, {settings.data.packing}; special tokens: {example.policy}; "
+        f"tokenizer {tokenizer.name} ({tokenizer.fingerprint[:16]}); model hash {context.model.fingerprint}.",
+        "columns": [{"name": name, "kind": "count" if "samples" in name else "text"} for name in names],
+        "rows": rows,
+    }

@@ -7,19 +7,19 @@ decoder is an `Architecture` of its own in `ARCHITECTURES`.
 import functools
 import math
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lingregions import mesh as meshes
 from lingregions import tree as trees
-from lingregions.models import decoder, gemma2, gemma3, llama, mistral, olmo2, phi3, qwen2, qwen3, roles, smollm3
+from lingregions.models import gemma2, gemma3, llama, mistral, olmo2, phi3, qwen2, qwen3, roles, smollm3
 from lingregions.models.compute import Compute
 from lingregions.models.config import Config, DecoderConfig, RotaryScaling
+from lingregions.models.decoder import Architecture
 from lingregions.models.maxima import ActivationMaxima, massive_dimensions, super_weights
 from lingregions.models.parameter import Parameter
 
@@ -50,31 +50,6 @@ __all__ = [
     "shapes",
     "super_weights",
 ]
-
-
-class Architecture(NamedTuple):
-    """What the package needs to know of a family of models; a variant of the shared decoder gives the first two.
-
-    Attributes:
-      parse: Hugging Face config.json -> config, whose `family` is the key of the architecture.
-      dump: config -> Hugging Face config.json.
-      module: Linen module, called with (config, compute) and then (tokens, segments) -> hidden [B, T, D].
-      declare: config -> tree of `Parameter`.
-      head: params -> [V, D].
-      enter: (config, compute, params, tokens) -> what enters the first layer [B, T, D].
-      layer: (config, compute, weights of one layer, its place, x, segments, capture, rows that each sample has of its
-        own) -> (x, inputs of its weights).
-      leave: (config, compute, params, x, segments) -> hidden [B, T, D]. These three are `module` in pieces.
-    """
-
-    parse: Callable[[Mapping[str, Any]], Any]
-    dump: Callable[[Any], dict[str, Any]]
-    module: Callable[..., nn.Module] = decoder.Decoder
-    declare: Callable[[Any], trees.Tree] = decoder.declare
-    head: Callable[[Mapping[str, Any]], jax.Array] = decoder.head
-    enter: Callable[..., jax.Array] = decoder.enter
-    layer: Callable[..., tuple[jax.Array, trees.Tree]] = decoder.layer
-    leave: Callable[..., jax.Array] = decoder.leave
 
 
 _VARIANTS = {  # of the shared decoder, by the `model_type` of a Hugging Face config.json

@@ -106,7 +106,7 @@ class Fields:
         found = tuple(meaning[each] for each in given)
         return found if any(found) else ()
 
-    def rotary(self, context: int, theta: float = 10_000.0) -> dict[str, Any]:
+    def _rotary(self, context: int, theta: float = 10_000.0) -> dict[str, Any]:
         """Take the rotary keys: `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling`."""
         given = {**(self.maybe("rope_scaling") or {}), **(self.maybe("rope_parameters") or {})}
         plain, original = self.maybe("rope_theta"), self.maybe("original_max_position_embeddings")
@@ -122,7 +122,7 @@ class Fields:
         """
         heads, embed = int(self.take("num_attention_heads")), int(self.take("hidden_size"))
         context = int(self.take("max_position_embeddings", 2048))
-        common = self.rotary(context, theta) if "rope_theta" not in differences else {}
+        common = self._rotary(context, theta) if "rope_theta" not in differences else {}
         common |= {
             "vocab": int(self.take("vocab_size")),
             "embed": embed,

@@ -8,8 +8,8 @@ N heads, K kv heads, H head_dim, F mlp, V vocab, L layers.
 
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -76,12 +76,12 @@ def _distinct_kinds(config: DecoderConfig) -> tuple[LayerKind, ...]:
     return tuple(dict.fromkeys(config.kinds))
 
 
-def declare(config: DecoderConfig) -> trees.Tree:
+def _declare(config: DecoderConfig) -> trees.Tree:
     """Return the declaration in the structure of the parameter tree."""
     return trees.unflatten({each.path: each for each in _parameters(config).values()})
 
 
-def head(params: Mapping[str, Any]) -> jax.Array:
+def _head(params: Mapping[str, Any]) -> jax.Array:
     """Return the [V, D] matrix from hidden state to logits: the head, or the embedding that stands in for it."""
     own, shared = roles.path("head"), roles.path("embedding")
     table: jax.Array = params[own] if own in params else params[shared]
@@ -367,12 +367,12 @@ def _turns(
     return rope, jnp.asarray([kinds.index(kind) for kind in config.kinds], jnp.int32)
 
 
-def enter(config: DecoderConfig, compute: Compute, params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
+def _enter(config: DecoderConfig, compute: Compute, params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
     """Return what enters the first layer, [B, T, D] in the compute dtype."""
     return _embed(config, _narrow(params[roles.path("embedding")], compute.activations), tokens)
 
 
-def layer(
+def _layer(
     config: DecoderConfig,
     compute: Compute,
     weights: trees.Tree,
@@ -405,7 +405,7 @@ def layer(
     return out, state.get("inputs", {})
 
 
-def leave(
+def _leave(
     config: DecoderConfig, compute: Compute, params: Mapping[str, Any], x: jax.Array, segments: jax.Array
 ) -> jax.Array:
     """Return the last hidden state from what left the last layer, both [B, T, D]."""
@@ -413,7 +413,7 @@ def leave(
     return cast(jax.Array, _Last(config, compute).apply({"params": {key: params[key]}}, x, segments))
 
 
-class Decoder(_Block):
+class _Decoder(_Block):
     """Tokens to the last hidden state, which `loss` multiplies with the head without building all logits."""
 
     @nn.compact
@@ -442,3 +442,28 @@ class Decoder(_Block):
         if not self.config.tied:
             self.weight("head")  # declared with the others; `loss` applies it
         return self.norm(x, "final_norm", segments)
+
+
+class Architecture(NamedTuple):
+    """What the package needs to know of a family of models; a variant of the shared decoder gives the first two.
+
+    Attributes:
+      parse: Hugging Face config.json -> config, whose `family` is the key of the architecture.
+      dump: config -> Hugging Face config.json.
+      module: Linen module, called with (config, compute) and then (tokens, segments) -> hidden [B, T, D].
+      declare: config -> tree of `Parameter`.
+      head: params -> [V, D].
+      enter: (config, compute, params, tokens) -> what enters the first layer [B, T, D].
+      layer: (config, compute, weights of one layer, its place, x, segments, capture, rows that each sample has of its
+        own) -> (x, inputs of its weights).
+      leave: (config, compute, params, x, segments) -> hidden [B, T, D]. These three are `module` in pieces.
+    """
+
+    parse: Callable[[Mapping[str, Any]], Any]
+    dump: Callable[[Any], dict[str, Any]]
+    module: Callable[..., nn.Module] = _Decoder
+    declare: Callable[[Any], trees.Tree] = _declare
+    head: Callable[[Mapping[str, Any]], jax.Array] = _head
+    enter: Callable[..., jax.Array] = _enter
+    layer: Callable[..., tuple[jax.Array, trees.Tree]] = _layer
+    leave: Callable[..., jax.Array] = _leave

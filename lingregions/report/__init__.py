@@ -42,6 +42,6 @@ def write(folder: str | os.PathLike[str], pictures: bool = True) -> Path:
       RunError: the disk is full, read-only or closed to us; the report of before is intact.
     """
     require()
-    from lingregions.report import export
+    from lingregions.report import page
 
-    return export.write(Path(folder), pictures)
+    return page.write(Path(folder), pictures)

@@ -22,7 +22,7 @@ from lingregions.report.survey import Overlap, Survey
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a run measured and how: the input of `page.render`.
+    """What a run measured and how: the input of `page`.
 
     `identity` says exactly which model, tokenizer and text it was; `stages` is {kind: {name: facts}}, what finished
     stages and regions record of themselves; `timings` are records of description, amount, unit and seconds. `extras`

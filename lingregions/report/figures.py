@@ -1,6 +1,6 @@
 """Figures: one Vega-Lite specification each, built with Altair from a data frame.
 
-The page explores the specification, `export` draws it as SVG and PNG, and the frame is its CSV: nothing is drawn twice.
+The page explores the specification, `page` draws it as SVG and PNG, and the frame is its CSV: nothing is drawn twice.
 Every figure says in words what it shows, tells series by shape or dash as well as by colour, and fits its container. A
 heat map whose cells are all alike says nothing: `heatmap` returns None for it, and a sentence takes its place.
 """

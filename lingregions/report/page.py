@@ -1,8 +1,8 @@
-"""The page: sections to one HTML document that needs nothing but itself.
+"""The page: sections to one HTML document that needs nothing but itself, and the files beside it of the same tables.
 
 Jinja2 fills `page.html` and escapes what it fills in; the style sheet, the script and Vega's bundle stand inside the
 document under a content policy that names each of them by its hash and forbids every request. Prose stands in the
-template. `render` is pure: equal data give equal pages.
+template. `_render` is pure: equal data give equal pages.
 """
 
 import base64
@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import altair
@@ -22,19 +23,22 @@ from markupsafe import Markup, escape
 
 import lingregions
 from lingregions.report import numerals, sections, tables
-from lingregions.report.data import ReportData
-from lingregions.report.effects import BASE, MEAN, at_random
+from lingregions.report.data import ReportData, read
+from lingregions.report.effects import BASE, MEAN, ReportError, at_random
 from lingregions.report.figures import THEMES, Figure
 from lingregions.report.sections import Section
 from lingregions.report.tables import Table
+from lingregions.run import replacing
 
-VEGA_LITE = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # of bundle and exports, as Altair writes it
+_VEGA_LITE = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # of bundle and exports, as Altair writes it
+_WIDTH = 760  # of an exported figure, in pixels of its SVG
+_SCALE = 2  # pixels of a PNG for one of the SVG
 _LONGEST = 25  # words of a headline
 _FEW_TOKENS = 2000  # of a language; below it an NLL is rough
 _FEW_SEGMENTS = 10  # resampled; an interval over fewer is rough
 
 
-def compose(data: ReportData) -> tuple[Section, ...]:
+def _compose(data: ReportData) -> tuple[Section, ...]:
     """The sections of a report in their order: effects, what the experiment adds, regions, notes, settings."""
     experiments = list(dict.fromkeys(data.results["experiment"]))
     parts = []
@@ -88,7 +92,7 @@ def _warnings(data: ReportData) -> list[str]:
     return said
 
 
-def summary(data: ReportData) -> str:
+def _summary(data: ReportData) -> str:
     """The headline, the warnings and the verdict as plain text: what a terminal shows of a run."""
     lines = [_headline(data), *_warnings(data), *(text for text in data.headlines if text != _headline(data))]
     lines += [paragraph for part in data.verdicts for paragraph in part.paragraphs]
@@ -98,7 +102,7 @@ def summary(data: ReportData) -> str:
 @functools.cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; a few seconds, once a process."""
-    bundle = str(vl_convert.javascript_bundle(None, vl_version=VEGA_LITE))  # type: ignore[arg-type]  # None: all of it
+    bundle = str(vl_convert.javascript_bundle(None, vl_version=_VEGA_LITE))  # type: ignore[arg-type]  # None: all of it
     return re.sub(
         r"\.nan\b", '["na"+"n"]', bundle
     )  # a key of its own: whoever searches a page for nan means its figures
@@ -120,17 +124,17 @@ def _json(content: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def render(
+def _render(
     data: ReportData, parts: Sequence[Section] | None = None, formats: Sequence[str] = ("svg", "png", "csv")
 ) -> str:
     """The report as one self-contained HTML document.
 
     Args:
       data: of the run.
-      parts: what `compose` gives for it, where that is known already.
+      parts: what `_compose` gives for it, where that is known already.
       formats: of the files that lie beside the page for each figure.
     """
-    parts = compose(data) if parts is None else parts
+    parts = _compose(data) if parts is None else parts
     figures = [item for part in parts for item in part.items if isinstance(item, Figure)]
     style, script, bundle = _asset("page.css"), _asset("page.js"), _bundle() if figures else ""
     environment = jinja2.Environment(
@@ -160,3 +164,37 @@ def render(
         specifications=_json({item.name: {**item.spec, "usermeta": {"group": item.group}} for item in figures}),
         themes=_json(THEMES),
     )
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, pictures: bool = True) -> Path:
+    """Write the page, the tables and the figures of a run; see `report.write`."""
+    found = read(folder)
+    parts = _compose(found)
+    items = [item for part in parts for item in part.items]
+    names = [item.name for item in items]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ReportError(f"{folder}: two tables or figures are called {twice[0]!r}; rename the file in tables/")
+    formats = ("svg", "png", "csv") if pictures else ("csv",)
+    for item in items:
+        if isinstance(item, Figure):
+            _put(folder / "figures" / f"{item.name}.csv", item.frame.to_csv(index=False, lineterminator="\n"))
+            if pictures:
+                drawn = json.dumps({**item.spec, "width": _WIDTH}, allow_nan=False)
+                look: Any = {"vl_version": _VEGA_LITE, "config": THEMES["light"]}  # on white
+                _put(folder / "figures" / f"{item.name}.svg", vl_convert.vegalite_to_svg(drawn, **look))
+                _put(folder / "figures" / f"{item.name}.png", vl_convert.vegalite_to_png(drawn, **look, scale=_SCALE))
+        else:
+            _put(folder / "tables" / f"{item.name}.md", tables.markdown(item))
+            _put(folder / "tables" / f"{item.name}.csv", tables.spreadsheet(item))
+    _put(folder / "headline.txt", _summary(found))
+    _put(folder / "report.html", _render(found, parts, formats))
+    return folder / "report.html"
+
+
+def _put(path: Path, content: str | bytes) -> None:
+    with replacing(path) as target:
+        # A lone surrogate in a name can't be encoded; it is shown as an escape rather than losing the report.
+        target.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
