@@ -91,7 +91,7 @@ class Prefix:
         self._states: list[jax.Array] = []
         self.evaluated: dict[Hashable, evaluate.Evaluator | None] = {}  # what is done and not asked for yet
 
-    def begin(self, first: int) -> int | None:
+    def _begin(self, first: int) -> int | None:
         """Return the layer at which an evaluation begins whose intervention first touches layer `first`.
 
         None: it is run from the start, since too little would be spared.
@@ -110,7 +110,7 @@ class Prefix:
           key: says whether these are the batches of the evaluation before, whose states are still there.
           batches: on the mesh.
         """
-        place = self.begin(first)
+        place = self._begin(first)
         if place is None:
             return None
         states, slot = iter(self._known(params, key, batches)), self.places.index(place)
@@ -137,7 +137,7 @@ class Prefix:
         """
         found: list[list[int]] = [[number] for number in range(len(layers))]
         most = max(1, min(_MOST, _TOKENS // tokens))
-        for layer in {each for each in layers if each is not None and self.begin(each) is not None}:
+        for layer in {each for each in layers if each is not None and self._begin(each) is not None}:
             same = [number for number, each in enumerate(layers) if each == layer]
             for part in np.array_split(same, -(-len(same) // most)):
                 for number in part.tolist():
@@ -155,7 +155,7 @@ class Prefix:
           key: as in `evaluator`.
           batches: on the mesh.
         """
-        place, texts = self.begin(changes[0].layer), list(batches)
+        place, texts = self._begin(changes[0].layer), list(batches)
         assert place is not None, "groups asks before"
         slot, found = self.places.index(place), []
         for batch, states in zip(texts, self._known(params, key, texts), strict=True):

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from lingregions import freeze, main, models, scoring, train
 from lingregions import mesh as meshes
 from lingregions import tree as trees
-from lingregions.plan import choose, command, compiled, cost, hardware, plan, table
+from lingregions.plan import command, compiled, cost, hardware, plan, table
 from lingregions.plan.compiled import Compiled, Step
 from lingregions.plan.hardware import GIB, Topology
 
@@ -137,7 +137,7 @@ def test_the_paper_sums_in_bfloat16_beside_the_open_group():
     assert cost.memory(paper).arguments - cost.memory(sound).arguments == 2 * (73_728 + 4 * 64)
     topology = hardware.parse("v5e-16")
     asked = dataclasses.replace(paper, model=SEVEN, compute=BFLOAT16, mesh=(-1, -1, -1), micro=0, length=512)
-    assert max(each.micro for each in choose.ranked(asked, topology)) == 64  # the samples of a group
+    assert max(each.micro for each in plan._ranked(asked, topology)) == 64  # the samples of a group
 
 
 def test_arguments_on_a_mesh_follow_the_shardings():
@@ -184,42 +184,42 @@ def test_bytes_between_chips_by_hand():
 
 def test_candidates_keep_heads_whole_and_data_on_the_slices():
     # tiny has two kv heads: tensor is 1 or 2. Two slices of 4: data is 2 at least.
-    found = list(choose._meshes(step(mesh=(-1, -1, -1)), Topology(hardware.CHIPS["v5e"], 4, 2)))
+    found = list(plan._meshes(step(mesh=(-1, -1, -1)), Topology(hardware.CHIPS["v5e"], 4, 2)))
     assert found == [(2, 4, 1), (4, 2, 1), (8, 1, 1), (2, 2, 2), (4, 1, 2)]
 
 
 def test_the_choice_fits_and_is_the_largest_micro_batch_worth_having():
     topology = hardware.parse("v5e-16")
     asked = step("train", SEVEN, BFLOAT16, (-1, -1, -1), 0, 512, 256, "v5e-16")
-    best = choose.ranked(asked, topology)[0]
+    best = plan._ranked(asked, topology)[0]
     assert math.prod(best.mesh) == 16
     assert best.batch == 256
     assert best.batch % best.micro == 0
-    assert cost.memory(best).peak <= choose._MARGIN * topology.chip.memory
+    assert cost.memory(best).peak <= plan._MARGIN * topology.chip.memory
     smaller = dataclasses.replace(best, micro=best.mesh[0] * best.mesh[1])
-    assert choose._time(best, topology) <= choose._time(smaller, topology)
+    assert plan._time(best, topology) <= plan._time(smaller, topology)
 
 
 def test_mesh_and_micro_batch_can_be_given():
     asked = step("score", SEVEN, BFLOAT16, (1, 8, 2), 24, 512, 0, "v5e-16")
-    (found,) = choose.ranked(asked, hardware.parse("v5e-16"))
+    (found,) = plan._ranked(asked, hardware.parse("v5e-16"))
     assert (found.mesh, found.micro) == ((1, 8, 2), 24)
 
 
 def test_a_batch_that_no_mesh_takes_is_refused():
     asked = step("score", SEVEN, BFLOAT16, (1, 16, 1), 3, 512, 0, "v5e-16")
     with pytest.raises(ValueError, match="micro-batch of 3 samples does not divide over data x fsdp"):
-        choose.least(asked, hardware.parse("v5e-16"))
+        plan._least(asked, hardware.parse("v5e-16"))
 
 
 def test_the_smallest_slice_is_the_first_that_fits():
     asked = step("train", SEVEN, BFLOAT16, (-1, -1, -1), 0, 512, 256)
-    found = choose.smallest(asked, hardware.CHIPS["v5e"])
+    found = plan._smallest(asked, hardware.CHIPS["v5e"])
     assert found is not None
     assert found.name == "v5e-8"
-    assert choose.ranked(asked, hardware.parse("v5e-4")) == []
+    assert plan._ranked(asked, hardware.parse("v5e-4")) == []
     endless = dataclasses.replace(SEVEN, layers=100_000)
-    assert choose.smallest(dataclasses.replace(asked, model=endless), hardware.CHIPS["v5e"]) is None
+    assert plan._smallest(dataclasses.replace(asked, model=endless), hardware.CHIPS["v5e"]) is None
 
 
 # The verdict, with the compiler's answer given.
@@ -403,7 +403,7 @@ def test_the_table_in_the_docs_is_that_of_its_record():
 )
 def test_the_cheapest_card_is_the_first_that_fits(capsys, model, dtype, cheapest):
     words = ["--model", model, "--job=score", "--dtype", dtype, "--parameters=bfloat16"]
-    found = choose.smallest(
+    found = plan._smallest(
         step("score", models.PRESETS[model], models.Compute(dtype=dtype, parameters="bfloat16"), (-1, -1, -1), 0, 512),
         hardware.CARDS["h100"],
     )

@@ -138,11 +138,11 @@ def test_little_room_keeps_few_layers_and_begins_at_the_last_of_them() -> None:
     assert prefix.Prefix(stages, tokens, 100 * size).places == tuple(range(1, 9))
     some = prefix.Prefix(stages, tokens, 3.5 * size)
     assert some.places == (3, 5, 8)
-    assert [some.begin(first) for first in range(9)] == [None, None, None, 3, 3, 5, 5, 5, 8]
+    assert [some._begin(first) for first in range(9)] == [None, None, None, 3, 3, 5, 5, 5, 8]
     deep = prefix.Stages(dataclasses.replace(CONFIG, layers=30, local=(True, False) * 15), Compute())
     # A tenth of the layers is the least that is worth it.
-    assert [prefix.Prefix(deep, tokens).begin(first) for first in (0, 2, 3)] == [None, None, 3]
-    assert prefix.Prefix(stages, tokens, 0.0).begin(8) is None
+    assert [prefix.Prefix(deep, tokens)._begin(first) for first in (0, 2, 3)] == [None, None, 3]
+    assert prefix.Prefix(stages, tokens, 0.0)._begin(8) is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_series_is_measured_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     text = model.corpus(["Some words of a text that is long enough to be two samples."] * 3, "en", length=32)
     begun = []
-    first = prefix.Prefix.begin
+    first = prefix.Prefix._begin
     monkeypatch.setattr(prefix.Prefix, "begin", lambda self, layer: begun.append(first(self, layer)) or begun[-1])
     found = model.evaluate([text], made)
     assert begun == [1, None, 2]

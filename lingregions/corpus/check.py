@@ -107,7 +107,7 @@ def check(source: Source, language: str, split: str, tokenizer: Tokenizer | None
     inspection.foreign = _foreign(scripts, language)
     inspection.replaced = replaced / inspection.characters if inspection.characters else 0.0
     inspection.repeated = repeated / inspection.documents if inspection.documents else 0.0
-    inspection.guess = _guess(excerpt.text)
+    inspection.guess = _guess(excerpt._text)
     inspection.warnings = [*_warn(inspection, scripts), *source.left_out(language)]
     return inspection
 
@@ -171,13 +171,13 @@ class Excerpt:
             yield text
 
     @property
-    def text(self) -> str:
+    def _text(self) -> str:
         """Return what was kept."""
         return " ".join(self.pieces)
 
     def warnings(self) -> list[str]:
         """Return what a user should look at, with percentages: another script, another language."""
-        return list(_another(self.language, Counter(_letters(self.text)), _guess(self.text)))
+        return list(_another(self.language, Counter(_letters(self._text)), _guess(self._text)))
 
 
 def _letters(text: str) -> dict[str, int]:

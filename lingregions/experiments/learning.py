@@ -37,7 +37,7 @@ def reached(settings: ConfigDict) -> list[int]:
     return sorted({*(count for count in settings.train.counts if 0 < count < samples), samples})
 
 
-def mark(training: Intervention) -> str:
+def _mark(training: Intervention) -> str:
     """Return the mark of a finished training."""
     return f"train-{slug(training.name)}"
 
@@ -74,7 +74,7 @@ def step(
         samples,
         steps.tokens(settings, samples),
         12 * steps.count(config, "everything") if settings.train.keep else 0,
-        (mark(training),),
+        (_mark(training),),
         evaluated["rows"],
     )
 
@@ -101,7 +101,7 @@ def fit(
       trainer: makes the compiled step.
       feed: makes the order of the text.
       beside: what the caller measures with the parameters that are returned, before it calls `finish`.
-      keep: (sample count, parameters): what else is done at each of the counts.
+      keep: (sample count, parameters): what else is done at each of the counts, and at 0.
 
     Returns:
       The parameters at the end.
@@ -110,12 +110,15 @@ def fit(
     observed = [*(after(training, count) for count in reached(settings)), *beside]
     # All of them, now: a training that goes on at a checkpoint does not meet the counts before it again.
     lost = [each.name for each in observed if measurement.remember(context, each)]
-    if run.done(mark(training)) is not None:
+    if run.done(_mark(training)) is not None:
         if not lost:
             return None
         # The parameters at that count are gone. The training is exact, so doing it again gives the same figures.
         run.note(f"measurements of {lost[0]} are gone or changed: {name} is trained again")
         train.discard(run, name)
+
+    else:
+        keep(0, context.model.params)
 
     def reach(count: int, params: trees.Tree) -> None:
         keep(count, params)
@@ -150,6 +153,6 @@ def export(context: Context, params: trees.Tree, folder: Path, dtype: str) -> No
 
 def finish(context: Context, training: Intervention) -> None:
     """Mark a training as finished, and let go of its checkpoints where the config does not keep them."""
-    context.run.finish(mark(training), training=training.name, seed=training.seed)
+    context.run.finish(_mark(training), training=training.name, seed=training.seed)
     if not context.settings.train.keep:
         train.discard(context.run, training.name)

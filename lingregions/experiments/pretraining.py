@@ -80,8 +80,6 @@ def _learn(context: Context) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             learning.export(context, params, folder, context.settings.train.folders)
 
-    if context.run.done(learning.mark(training)) is None:
-        keep(0, context.model.params)
     if (
         learning.fit(context, training, lambda: learning.trainer(context), lambda: _feed(context), keep=keep)
         is not None

@@ -42,7 +42,7 @@ class Logits(NamedTuple):
     scale: float | None = None
     softcap: float | None = None
 
-    def factor(self, head_dim: int) -> float:
+    def _factor(self, head_dim: int) -> float:
         """Return the scale."""
         return head_dim**-0.5 if self.scale is None else self.scale
 
@@ -93,7 +93,7 @@ def attend(
     logits = logits or Logits()
     chosen = _resolve(implementation, query.dtype, logits.softcap)
     if start is None and chosen == "splash":
-        return splash.attend(query, key, value, segments, logits.factor(query.shape[3]), logits.softcap, windows, kind)
+        return splash.attend(query, key, value, segments, logits._factor(query.shape[3]), logits.softcap, windows, kind)
     window = _window(windows, kind)
     if start is None and chosen == "cudnn":
         try:
@@ -162,7 +162,7 @@ def _seen(segments: jax.Array, start: int, end: int, window: jax.Array | None) -
 
 def _logits(query: jax.Array, key: jax.Array, seen: jax.Array, how: Logits) -> jax.Array:
     """Return float32 [B, K, G, t, S] of queries [B, K, G, t, H] against keys [B, K, S, H], where `seen` [B, t, S]."""
-    scale = np.float32(how.factor(query.shape[4]))
+    scale = np.float32(how._factor(query.shape[4]))
     logits = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32) * scale
     if how.softcap is not None:
         logits = np.float32(how.softcap) * jnp.tanh(logits / np.float32(how.softcap))
@@ -219,7 +219,7 @@ def _backward(
     block: int, how: Logits, kept: tuple[Any, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
     query, key, value, segments, window, out, normalisers = kept
-    dtype, scale = query.dtype, np.float32(how.factor(query.shape[4]))
+    dtype, scale = query.dtype, np.float32(how._factor(query.shape[4]))
     # Row sums of dP * P, which need no probabilities: sum_s dP P = dO . O.
     inner = jnp.sum((gradient * out).astype(jnp.float32), axis=-1, keepdims=True)
     d_query = []

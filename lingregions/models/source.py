@@ -15,7 +15,6 @@ package is ever installed. A resolved package costs one checksum of its file (0.
 import dataclasses
 import difflib
 import fnmatch
-import functools
 import hashlib
 import json
 import os
@@ -104,16 +103,6 @@ class Source:
     tokenizer: Tokenizer
     files: tuple[Path, ...] = ()
     weights: convert.Weights | None = dataclasses.field(default=None, repr=False)
-
-    @functools.cached_property
-    def checksum(self) -> str:
-        """The sha256, in hex, of the files' names and contents (of the config, for a preset); reads every byte once."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            digest.update(f"{path.name} {_sha256(path)}\n".encode())
-        if not self.files:
-            digest.update(json.dumps(models.dump(self.config), sort_keys=True).encode())
-        return digest.hexdigest()
 
     def load(self, mesh: Mesh | Mapping[str, Any], key: jax.Array | None = None, dtype: str = "float32") -> trees.Tree:
         """Return the parameters, each leaf on its shards.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lingregions import models, verbs
-from lingregions.plan import choose, compiled, hardware, plan, table
+from lingregions.plan import compiled, hardware, plan, table
 from lingregions.plan.compiled import Step
 from lingregions.plan.hardware import Topology
 
@@ -74,7 +74,7 @@ def main(words: Sequence[str]) -> int:
     if not 0 < asked.utilisation <= 1:
         raise ValueError(f"--utilisation is {asked.utilisation:g}; it is a part of the peak: above 0, at most 1")
     card = topology.chip.name in hardware.CARDS
-    if card and (refused := choose.refusal(topology.chip, asked.dtype)):
+    if card and (refused := plan.refusal(topology.chip, asked.dtype)):
         raise ValueError(refused)
     topology = dataclasses.replace(topology, chip=topology.chip.at(asked.dtype))
     if asked.topology and not card and not asked.estimate and not compiled.installed():

@@ -1,12 +1,20 @@
-"""Plan: what is known of one job on one topology, as plain values to be recorded, and the sentences that say it."""
+"""Plan: what is known of one job on one topology, as plain values to be recorded, and the sentences that say it.
+
+Mesh and micro-batch are chosen by the estimates of `cost`: the least time of those that fit. A small set is searched:
+every split of a slice in powers of two whose `tensor` keeps heads whole, and micro-batches of 1, 2, 4, ... samples a
+part of the batch axes. To choose, a third of all work but the longest kind is taken not to overlap, so that a larger
+micro-batch, which gathers the weights less often, wins where it fits. Costs microseconds a candidate; what is chosen
+is then compiled once.
+"""
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from lingregions import models
 from lingregions import tree as trees
-from lingregions.plan import choose, compiled, cost, hardware
+from lingregions.plan import compiled, cost, hardware
 from lingregions.plan.compiled import Compiled, Step
 from lingregions.plan.hardware import Topology
 
@@ -14,6 +22,8 @@ from lingregions.plan.hardware import Topology
 # intervention in thirty, and its further pre-training.
 _SAMPLES = {"score": 600_000, "evaluate": 30_000, "train": 100_000, "select": 1}
 TRAIN_BATCH = 256
+_MARGIN = 0.92  # part of the memory that an estimate may fill
+_ROWS = 64  # largest micro-batch on one part of the batch axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +119,9 @@ def make(
     Raises:
       ValueError: no mesh takes the step, or libtpu is missing.
     """
-    options = choose.ranked(step, topology)
+    options = _ranked(step, topology)
     # What the estimate lets through and the compiler does not is tried once more with the least memory.
-    tries = list(dict.fromkeys([*options[:1], choose.least(step, topology)]))
+    tries = list(dict.fromkeys([*options[:1], _least(step, topology)]))
     found: Compiled | None = None
     for chosen in tries:
         found = compiled.compile(chosen, quick) if compiling else None
@@ -119,7 +129,7 @@ def make(
             break
     wanted = dataclasses.replace(step, batch=step.batch if step.job == "train" else 0)
     named = topology.chip.name in hardware.CHIPS or topology.chip.name in hardware.CARDS
-    smallest = choose.smallest(wanted, topology.chip) if named else None
+    smallest = _smallest(wanted, topology.chip) if named else None
     reached = cost.cost(chosen, topology)
     return _Plan(
         model=name,
@@ -209,3 +219,96 @@ def _times(plan: _Plan) -> list[str]:
         hours = plan.hours / plan.utilisation
         lines.append(f"  {'':<12}{hours:.3g} hours at {plan.utilisation:.0%} of that speed (--utilisation)")
     return lines
+
+
+# --- mesh and micro-batch ---------------------------------------------------------------------------------------------
+
+
+def _meshes(step: Step, topology: Topology) -> Iterator[tuple[int, int, int]]:
+    """Yield the candidates (data, fsdp, tensor) of a topology; `data` is a multiple of the slices."""
+    tensor = 1
+    while tensor <= topology.chips:
+        if step.model.kv_heads % tensor == 0 and topology.chips % tensor == 0:
+            fsdp = topology.chips // tensor
+            while fsdp >= 1:
+                yield topology.devices // fsdp // tensor, fsdp, tensor
+                fsdp //= 2
+        tensor *= 2
+
+
+def _candidates(step: Step, topology: Topology) -> Iterator[Step]:
+    """Yield the step on every mesh and in every micro-batch; a mesh or micro-batch that it has (not -1, 0) is kept."""
+    most = step.batch if step.job == "train" else step.group if step.job == "score" else 0
+    own = step.mesh[0] > 0
+    for mesh in [step.mesh] if own else _meshes(step, topology):
+        parts = mesh[0] * mesh[1]
+        if step.job == "select":
+            yield dataclasses.replace(step, mesh=mesh, micro=parts)
+            continue
+        rows = 1
+        while rows <= _ROWS:
+            micro = step.micro or parts * rows
+            whole = micro % parts == 0
+            if whole and (not most or micro <= max(most, parts)):
+                yield dataclasses.replace(step, mesh=mesh, micro=micro)
+            if step.micro:
+                break
+            rows *= 2
+
+
+def _filled(step: Step) -> Step:
+    """Return a training step whose batch is a whole number of micro-batches."""
+    if step.job != "train":
+        return dataclasses.replace(step, batch=step.micro)
+    return dataclasses.replace(step, batch=-(-max(step.batch, step.micro) // step.micro) * step.micro)
+
+
+def _time(step: Step, topology: Topology) -> float:
+    """Return seconds a sample (a selection: in all), a third of all work but the longest kind not overlapping."""
+    seconds = cost.cost(step, topology).seconds(topology).values()
+    total = max(seconds) + (sum(seconds) - max(seconds)) / 3
+    return total / (step.batch if step.job != "select" else 1)
+
+
+def _ranked(step: Step, topology: Topology) -> list[Step]:
+    """Return what fits by the estimate, best first: the least time a sample, within 2 % of it the least memory."""
+    found = [_filled(each) for each in _candidates(step, topology)]
+    found = [each for each in found if cost.memory(each).peak <= _MARGIN * topology.chip.memory]
+    if not found:
+        return []
+    best = min(_time(each, topology) for each in found)
+
+    def key(each: Step) -> tuple[float, int]:
+        seconds = _time(each, topology)
+        return (0.0 if seconds <= 1.02 * best else seconds), cost.memory(each).peak
+
+    return sorted(found, key=key)
+
+
+def refusal(chip: hardware.Chip, dtype: str) -> str | None:
+    """Return why a card does not compute in a dtype; None: it does."""
+    if dtype == "bfloat16" and not chip.flops:
+        return f"a {chip.name} has no units for bfloat16: --dtype=float32"
+    return None
+
+
+def _least(step: Step, topology: Topology) -> Step:
+    """Return the candidate of the least memory, whether it fits or not."""
+    found = [_filled(each) for each in _candidates(step, topology)]
+    if not found:
+        raise ValueError(
+            f"no mesh of {topology.name} takes this {step.job} step: a micro-batch of {step.micro} samples does not "
+            "divide over data x fsdp of any (or of the mesh given), or is larger than the batch of a training step"
+        )
+    return min(found, key=lambda each: cost.memory(each).peak)
+
+
+def _smallest(step: Step, chip: hardware.Chip) -> Topology | None:
+    """Return the smallest slice of a chip, or the cheapest card, on which a step fits by the estimate; None: none."""
+    free = dataclasses.replace(step, mesh=(-1, -1, -1), micro=0)
+    dtype = step.compute.dtype
+    cards = [Topology(each.at(dtype), 1) for each in hardware.CARDS.values() if refusal(each, dtype) is None]
+    for topology in cards if chip.name in hardware.CARDS else hardware.sizes(chip):
+        if _ranked(dataclasses.replace(free, topology=topology.name), topology):
+            return topology
+    return None

@@ -142,7 +142,7 @@ class Provenance:
         """Return a copy with these fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def columns(self) -> dict[str, Any]:
+    def _columns(self) -> dict[str, Any]:
         """Return what an `Intervention` on the region says of it, kind, fraction, language, part, layer and seed."""
         rule = json.loads(self.score).get("rule") if self.score.startswith("{") else ""
         kind = "magnitude" if self.selector == "top" and rule == "magnitude" and not self.languages else self.selector
@@ -161,7 +161,7 @@ class Provenance:
 
     def named(self) -> "Provenance":
         """Return it with the name of an intervention on the region, "top 1%", where it has none."""
-        return self if self.name else self.replace(name=Intervention(**self.columns()).name)
+        return self if self.name else self.replace(name=Intervention(**self._columns()).name)
 
     def describe(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -446,7 +446,7 @@ class Region(Shown):
     def _do(self, perturbation: str, factor: float | None = None, seed: int | None = None) -> Intervention:
         if not len(self):
             raise ValueError(f"region {self.name!r} is empty: an intervention on it changes nothing")
-        columns = self.provenance.columns()
+        columns = self.provenance._columns()
         drawn = {} if seed is None else {"seed" if columns.get("seed") is None else "noise_seed": seed}
         return Intervention(**columns | drawn, perturbation=perturbation, factor=factor, region=self)
 

@@ -174,9 +174,9 @@ def _readings(frame: pd.DataFrame) -> pd.DataFrame:
     """What hovering shows: the effect with its interval, in nats and as a factor of perplexity."""
     spans = [numerals.Span(*row) for row in frame[["effect_nats", "low", "high"]].to_numpy(float).tolist()]
     return frame.assign(
-        reading=[numerals.interval(span) for span in spans],
+        reading=[numerals.KINDS["interval"](span) for span in spans],
         times=[numerals.factor(span) for span in spans],
-        p_words=[numerals.probability(value) for value in frame["p_adjusted"].tolist()],
+        p_words=[numerals.KINDS["probability"](value) for value in frame["p_adjusted"].tolist()],
     )
 
 
@@ -401,7 +401,7 @@ class Axis:
         if self.kind in ("text", *numerals.SPANS) or self.kind not in numerals.KINDS:
             raise ValueError(f"the axis {self.title!r} has kind {self.kind!r}, which is none of numbers")
 
-    def encode(self, values: pd.DataFrame) -> dict[str, Any]:
+    def _encode(self, values: pd.DataFrame) -> dict[str, Any]:
         """The scale and the ticks for values in their places; of kind exponential these are logarithms.
 
         Their ticks are powers of ten, or round numbers where the values span less than a power and a half.
@@ -423,7 +423,7 @@ class Axis:
             "axis": {"tickCount": 6, **ticks},
         }
 
-    def place(self, values: pd.Series) -> pd.Series:
+    def _place(self, values: pd.Series) -> pd.Series:
         """Where values lie on the axis."""
         return values / math.log(10) if self.kind == "exponential" else values
 
@@ -440,10 +440,12 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
       note: below it.
     """
     drawn = frame.assign(
-        x=across.place(frame["x"]),
-        **{end: upwards.place(frame[end].astype(float)) for end in ("y", "low", "high")},
+        x=across._place(frame["x"]),
+        **{end: upwards._place(frame[end].astype(float)) for end in ("y", "low", "high")},
         reading=[
-            numerals.factor(span).removeprefix("×") if upwards.kind == "exponential" else numerals.interval(span)
+            numerals.factor(span).removeprefix("×")
+            if upwards.kind == "exponential"
+            else numerals.KINDS["interval"](span)
             for span in (numerals.Span(*row) for row in frame[["y", "low", "high"]].to_numpy(float).tolist())
         ],
         at=[numerals.KINDS[across.kind](value) for value in frame["x"].tolist()],
@@ -453,10 +455,10 @@ def curve(frame: pd.DataFrame, name: str, title: str, across: Axis, upwards: Axi
     dim = alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.12))
     legend = alt.Legend(columns=2 if max(map(len, series)) < 22 else 1, symbolLimit=40) if len(series) > 1 else None
     base = alt.Chart(ROWS).encode(
-        x=alt.X("x:Q", **across.encode(drawn[["x"]])),
+        x=alt.X("x:Q", **across._encode(drawn[["x"]])),
         tooltip=hover(("series:N",), ("at:N", across.title), ("reading:N", upwards.title)),
     )
-    scaled = upwards.encode(drawn[["y", "low", "high"]])
+    scaled = upwards._encode(drawn[["y", "low", "high"]])
     dash = alt.StrokeDash("series:N", sort=None, scale=alt.Scale(range=list(_DASHES)), legend=None)
     stroke = alt.Stroke("series:N", sort=None, legend=None)
     single = base.encode(y=alt.Y("y:Q", **scaled), opacity=dim)
@@ -498,13 +500,13 @@ def scatter(
       note: below it.
     """
     drawn = frame.assign(
-        **{end: across.place(frame[end].astype(float)) for end in ("x", "x_low", "x_high")},
-        **{end: upwards.place(frame[end].astype(float)) for end in ("y", "y_low", "y_high")},
+        **{end: across._place(frame[end].astype(float)) for end in ("x", "x_low", "x_high")},
+        **{end: upwards._place(frame[end].astype(float)) for end in ("y", "y_low", "y_high")},
         front=frame["label"].isin(front),
     )
     ends = ("x", "x_low", "x_high", "y", "y_low", "y_high")
     groups = list(dict.fromkeys(frame["group"]))
-    x, y = (axis.encode(drawn[[end, f"{end}_low", f"{end}_high"]]) for axis, end in ((across, "x"), (upwards, "y")))
+    x, y = (axis._encode(drawn[[end, f"{end}_low", f"{end}_high"]]) for axis, end in ((across, "x"), (upwards, "y")))
     dim = alt.when("group == 'all' || datum.group == group").then(alt.value(1)).otherwise(alt.value(0.15))
     legend = alt.Legend(columns=2) if any(groups) and len(groups) > 1 else None
     base = alt.Chart(ROWS).encode(

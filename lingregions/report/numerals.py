@@ -72,7 +72,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 @_printed
-def exponential(logarithm: float, digits: int = 3) -> str:
+def _exponential(logarithm: float, digits: int = 3) -> str:
     """exp(logarithm) for reading: a perplexity from nats per token, a factor from an effect in nats."""
     if math.log(_SMALLEST) <= logarithm < math.log(_LARGEST):
         return number(math.exp(logarithm), digits)
@@ -119,7 +119,7 @@ def _bounded(span: Cell, write: Callable[[Cell], str], mark: str = "") -> str:
     return f"{words} ({write(span.low)} to {write(span.high)})"
 
 
-def interval(span: Cell) -> str:
+def _interval(span: Cell) -> str:
     """A value with its interval, all to the same decimals: `0.12 (0.10 to 0.15)`."""
     sizes = [abs(part) for part in span if part is not None and _finite(part)] if isinstance(span, Span) else []
     largest = max(sizes, default=0.0)
@@ -133,11 +133,11 @@ def interval(span: Cell) -> str:
 
 def factor(span: Cell) -> str:
     """A difference in nats with its interval as a factor: `×12.3 (10.1 to 15.0)`, whatever its size."""
-    return _bounded(span, exponential, "×")
+    return _bounded(span, _exponential, "×")
 
 
 @_printed
-def probability(value: float) -> str:
+def _probability(value: float) -> str:
     """A p-value: three decimals, and below them only that it is below."""
     return "<" + NARROW + "0.001" if value < 0.001 else f"{value:.3f}"
 
@@ -154,11 +154,11 @@ KINDS: dict[str, Callable[[Cell], str]] = {
     "count": count,
     "number": number,
     "decimal": _decimal,
-    "exponential": exponential,
+    "exponential": _exponential,
     "share": share,
     "percent": percent,
-    "probability": probability,
-    "interval": interval,
+    "probability": _probability,
+    "interval": _interval,
     "factor": factor,
 }
 SPANS = {"interval": "number", "factor": "exponential"}  # kinds of a `Span`, and how each of its parts is stored

@@ -72,7 +72,7 @@ def _headline(data: ReportData) -> str:
         return f"{data.experiment}: {'no effect' if len(data.results) else 'nothing'} has been measured yet."
     row = mean.loc[mean["effect_nats"].idxmax()]
     within = sum(against["intervention"] == row["intervention"]) - 1
-    many, times = numerals.plural(within, "language"), numerals.exponential(row["effect_nats"])
+    many, times = numerals.plural(within, "language"), numerals.KINDS["exponential"](row["effect_nats"])
     return f"Largest mean effect over {many}: {row['intervention']}, perplexity ×{times}."
 
 

@@ -41,7 +41,7 @@ class Bar:
         return time.monotonic() - self._start
 
     @property
-    def amount(self) -> str:
+    def _amount(self) -> str:
         """How far, how fast and how long still."""
         said = f"{self.completed:,.0f}/{self.total:,.0f} {self.unit}"
         if not self.completed or self.seconds <= 0:
@@ -51,7 +51,7 @@ class Bar:
         return f"{said}, {_number(rate)} {self.unit}/s" + (f", {_clock(left)} left" if left else "")
 
     def __str__(self) -> str:
-        return f"{self.description}: {self.amount}"
+        return f"{self.description}: {self._amount}"
 
 
 class _Whole:
@@ -150,7 +150,7 @@ class Display:
             def show(bar: Bar) -> None:
                 if self._whole is not None and outermost and total:
                     self._whole.reach(self._place, min(bar.completed / total, 0.999))  # done is for the step to say
-                update(bar.completed, bar.amount)
+                update(bar.completed, bar._amount)
                 self._maybe_print(bar)
 
             try:
