@@ -28,7 +28,6 @@ from lingregions.corpus.batch import Batch
 from lingregions.experiments import context
 from lingregions.experiments import step as planned
 from lingregions.models import source as sources
-from lingregions.models.compute import DTYPES
 from lingregions.plan import compiled, cost
 from lingregions.run import replacing
 from lingregions.settings import leaves
@@ -150,7 +149,7 @@ def kept(settings: ConfigDict, config: Any) -> int:
     """Return the bytes of hidden states that an evaluation keeps (see `prefix`), all devices together."""
     room: int = round(settings.machine.kept_states * _GIGABYTE)
     tokens = len(settings.evaluate.languages) * settings.evaluate.samples * settings.data.length
-    width = np.dtype(DTYPES[settings.compute.dtype]).itemsize
+    width = np.dtype(settings.compute.dtype).itemsize
     return min(room, config.layers * config.embed * width * tokens) if tokens else room
 
 

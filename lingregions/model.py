@@ -28,9 +28,9 @@ from jax.sharding import Mesh
 from lingregions import effects, evaluate, models, prefix, rows
 from lingregions import mesh as meshes
 from lingregions import tree as trees
-from lingregions.corpus import corpus as corpora
 from lingregions.corpus.batch import Batch
 from lingregions.corpus.corpus import Corpus
+from lingregions.corpus.corpus import open as open_corpus
 from lingregions.corpus.languages import LANGUAGES
 from lingregions.display import Shown
 from lingregions.intervention import UNTOUCHED, Intervention
@@ -150,7 +150,7 @@ class Model(Shown):
             split = "first"
         if isinstance(source, str) and source.startswith(("package:", "preset:")):
             raise ValueError(f"{source!r} names a model; texts are udhr, a folder, a file, or a list of strings")
-        return corpora.open(
+        return open_corpus(
             source, language, self.tokenizer, length=length, split=split, vocabulary=self.config.vocab, **options
         )
 

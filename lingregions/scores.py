@@ -18,8 +18,7 @@ from lingregions import scoring
 from lingregions import tree as trees
 from lingregions.display import Shown
 from lingregions.models import roles
-from lingregions.regions import region as regional
-from lingregions.regions.region import Bearer, Provenance, Region, versions
+from lingregions.regions.region import Bearer, Provenance, Region, Within, versions
 from lingregions.regions.select import select
 from lingregions.scoring import Definition
 
@@ -110,7 +109,7 @@ class Scores(Shown):
         *,
         seed: int | None = None,
         scope: str | None = None,
-        within: regional.Within = "matrix",
+        within: Within = "matrix",
         name: str = "",
     ) -> Region:
         """Return the region that a selector takes from the scores.

@@ -18,7 +18,6 @@ from lingregions.experiments import claims, tables
 from lingregions.finished import Run
 from lingregions.intervention import BASE, SCALAR, Intervention
 from lingregions.report import survey
-from lingregions.report.survey import Survey
 from lingregions.run import replacing, table
 
 _DEPTHS = 10  # parts that the layers of every model are divided into, so that models of other depth compare
@@ -43,7 +42,7 @@ class _Shown(NamedTuple):
     """What is known of one model: its effects, and where its regions lie, by name."""
 
     effects: _Effects
-    regions: dict[str, Survey]
+    regions: dict[str, survey.Survey]
 
 
 def write(workdirs: Sequence[Path], out: Path, pictures: bool = True) -> Path:
@@ -197,7 +196,7 @@ def _places(found: Mapping[str, _Shown]) -> dict[str, dict[str, Any]]:
     return shown
 
 
-def _depth(region: Survey, layer: str, role: str) -> str | None:
+def _depth(region: survey.Survey, layer: str, role: str) -> str | None:
     """Return the tenth of the layers that a layer lies in; None outside of them."""
     if not layer.isdigit():
         return None
@@ -206,11 +205,13 @@ def _depth(region: Survey, layer: str, role: str) -> str | None:
     return f"{tenth * 100 // _DEPTHS} to {(tenth + 1) * 100 // _DEPTHS} %"
 
 
-def _role(region: Survey, layer: str, role: str) -> str | None:
+def _role(region: survey.Survey, layer: str, role: str) -> str | None:
     return role
 
 
-def _densities(surveys: Sequence[Survey], place: Callable[[Survey, str, str], str | None]) -> dict[str, float]:
+def _densities(
+    surveys: Sequence[survey.Survey], place: Callable[[survey.Survey, str, str], str | None]
+) -> dict[str, float]:
     """Return {place: density there over the density of the whole}, in the order of the layers."""
     sums: dict[str, list[int]] = {}
     for region in surveys:

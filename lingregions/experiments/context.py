@@ -15,8 +15,9 @@ from lingregions import effects, models, scoring
 from lingregions import mesh as meshes
 from lingregions import model as model_module
 from lingregions import tree as trees
-from lingregions.corpus import corpus as corpora
 from lingregions.corpus.corpus import Corpus
+from lingregions.corpus.corpus import open as open_corpus
+from lingregions.corpus.corpus import options as options_of
 from lingregions.evaluate import Segments
 from lingregions.intervention import Intervention
 from lingregions.model import Model
@@ -69,8 +70,8 @@ class Context:
         """Return the samples of a language for one use, "score", "evaluate" or "train"; opened once."""
         if (language, use) not in self.corpora:
             data, machine = self.settings.data, self.settings.machine
-            options = corpora.options(data, use, self.settings.seed)
-            opened = corpora.open(
+            options = options_of(data, use, self.settings.seed)
+            opened = open_corpus(
                 language=language,
                 tokenizer=self.model.tokenizer,
                 vocabulary=self.model.config.vocab,

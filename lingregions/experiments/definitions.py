@@ -17,15 +17,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import regions, scoring
-from lingregions import tree as trees
 from lingregions.corpus import corpus as corpora
 from lingregions.effects import Effects
 from lingregions.experiments import claims, scored, selection, step, study, tables
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import Intervention
-from lingregions.models import roles
 from lingregions.regions import Region, geometry
-from lingregions.run import Run
 from lingregions.scores import add
 
 
@@ -127,14 +124,14 @@ def _collect(context: Context, preset: str, rules: Mapping[str, str]) -> None:
         return
     own = _with_preset(context, preset, list(rules.values()))
     for language in context.settings.score.languages:
-        wanted = [name for name in rules if language not in _added(run, name)]
+        wanted = [name for name in rules if language not in _added(context, name)]
         if wanted:
             stop = scored.count(own, language)
             *_, at = scored.gather(own, language, 0, stop)
             # Before anything is added: the passes of two presets share the name of the resume point.
             scored.discard(own, language, 0, stop)
             for name in wanted:
-                before = scored.read(own, _place(name)) if _added(run, name) else None
+                before = scored.read(own, _place(name)) if _added(context, name) else None
                 total = add(before, scored.finish(own, language, at, rules[name]))
                 scored.save(own, total, _place(name))
             run.finish(_mark(context.settings, preset, language), samples=at.position, tokens=at.tokens, nll=at.nll)
@@ -158,9 +155,9 @@ def _place(name: str) -> str:
     return f"totals/{slug(name)}"
 
 
-def _added(run: Run, name: str) -> list[str]:
+def _added(context: Context, name: str) -> list[str]:
     """Return the languages that are in the sum of a definition."""
-    header = run.header(_place(name))
+    header = context.run.header(_place(name))
     return [] if header is None else list(header["languages"])
 
 
@@ -202,7 +199,7 @@ def _show(context: Context) -> dict[str, Any]:
         shown[f"overlap_{slug(fraction)}"] = tables.overlap(title, names, values, float(regions.parse(fraction)))
     shown["removal_by_definition"] = _table(names, fractions, found, shared)
     if len(fractions) > 1:
-        size = trees.count(roles.restrict(context.model.shapes, settings.select.scope))
+        size = step.count(context.model.config, settings.select.scope)
         points = sorted((float(regions.parse(each)) * size, each) for each in fractions)
         shown["curve_by_definition"] = tables.curve(
             "Effect against the number of parameters removed, by definition",

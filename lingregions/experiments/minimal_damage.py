@@ -25,7 +25,6 @@ from lingregions.effects import ALL, Effects
 from lingregions.experiments import activations, claims, scalars, scored, selection, step, study, tables
 from lingregions.experiments.context import Context
 from lingregions.intervention import Intervention
-from lingregions.models import roles
 from lingregions.regions import Region, geometry
 
 _FIRST = 10  # the largest set whose scalars are named
@@ -220,7 +219,7 @@ def _show(context: Context) -> dict[str, Any]:
     }
     groups = {each.group: each for each in _drawn(settings)}
     curves = {"top": points(tops), "magnitude": points(largest), "random": points(list(groups.values()))}
-    scope = trees.count(roles.restrict(context.model.shapes, settings.select.scope))
+    scope = step.count(context.model.config, settings.select.scope)
     return {
         "effect_by_size": _curves({code: points(tops, code) for code in languages}, "by language"),
         "effect_by_size_and_ranking": _curves(curves, "mean over languages, by ranking"),

@@ -16,13 +16,11 @@ from ml_collections import ConfigDict
 
 from lingregions import train
 from lingregions import tree as trees
+from lingregions.corpus import languages as registry
 from lingregions.corpus import ngram
-from lingregions.corpus.corpus import Corpus
-from lingregions.corpus.languages import LANGUAGES
 from lingregions.experiments import claims, learning, measurement, step, study, tables
 from lingregions.experiments.context import Context, prepare
 from lingregions.intervention import UNTOUCHED, Intervention
-from lingregions.models.tokenizer import Tokenizer
 from lingregions.run import Run
 
 NAME = "pretraining"
@@ -93,19 +91,18 @@ def _count(context: Context) -> step.Found:
     bits = {}
     with run.progress("5-grams", len(settings.train.languages), "languages") as bar:
         for code in settings.train.languages:
-            trained, read = (
-                _bytes(context.corpus(code, use), context.model.tokenizer) for use in ("train", "evaluate")
-            )
+            trained, read = (_bytes(context, code, use) for use in ("train", "evaluate"))
             bits[code] = ngram.bits_per_byte(trained, read)
             bar.advance(1)
             run.check()
     return (), {"bits": bits}
 
 
-def _bytes(corpus: Corpus, tokenizer: Tokenizer) -> list[bytes]:
-    """Return the documents of a corpus as its tokens spell them: of a byte-level vocabulary the very bytes."""
+def _bytes(context: Context, code: str, use: str) -> list[bytes]:
+    """Return the documents of a text as its tokens spell them: of a byte-level vocabulary the very bytes."""
+    corpus, decode = context.corpus(code, use), context.model.tokenizer.decode
     places = ((corpus.tokens.offsets[number], corpus.tokens.offsets[number + 1]) for number in corpus.chosen.tolist())
-    return [tokenizer.decode(corpus.tokens.ids[start:stop]).encode() for start, stop in places]
+    return [decode(corpus.tokens.ids[start:stop]).encode() for start, stop in places]
 
 
 def _export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: str) -> None:
@@ -135,6 +132,7 @@ def _show(context: Context) -> dict[str, Any]:
         {code: rows[name, code]["bits_per_byte"] for code in settings.evaluate.languages}
         for name in (UNTOUCHED.name, names[settings.train.samples])
     )
+    named = {code: registry.LANGUAGES[code].name for code in {*bits, *counted}}
     better = [code for code, each in counted.items() if bits[code] < each]
     feed = _feed(context)
     assert isinstance(feed, train.Blend)
@@ -148,7 +146,13 @@ def _show(context: Context) -> dict[str, Any]:
         f"{ngram.ORDER}-grams": "number",
     }
     table = [
-        [LANGUAGES[code].name, len(context.corpus(code, "train")), times, tables.finite(bits[code]), counted[code]]
+        [
+            named[code],
+            len(context.corpus(code, "train")),
+            times,
+            tables.finite(bits[code]),
+            counted[code],
+        ]
         for code, times in zip(settings.train.languages, read, strict=True)
     ]
     note = f"{settings.train.samples:,} samples of {settings.data.length} tokens; evaluated on other text."
@@ -157,7 +161,7 @@ def _show(context: Context) -> dict[str, Any]:
     }
     means = {count: _mean([each[code] for code in counted]) for count, each in reached.items()}
     level = _mean(counted.values())
-    grid = {LANGUAGES[code].name: {f"{count:,}": each[code] for count, each in reached.items()} for code in bits}
+    grid = {named[code]: {f"{count:,}": each[code] for count, each in reached.items()} for code in bits}
     series = {
         "the model": [(count, [tables.finite(mean), None, None]) for count, mean in means.items()],
         f"{ngram.ORDER}-grams": [(count, [level, None, None]) for count in means],
@@ -178,7 +182,7 @@ def _show(context: Context) -> dict[str, Any]:
             length=settings.data.length,
             languages=len(counted),
             better=len(better),
-            worse=[LANGUAGES[code].name for code in counted if code not in better],
+            worse=[named[code] for code in counted if code not in better],
             mean=means[settings.train.samples],
             counted=level,
             order=ngram.ORDER,

@@ -14,9 +14,8 @@ from types import FrameType
 
 from lingregions import door, micro
 from lingregions.experiments import perform
-from lingregions.experiments.step import Step, add, tabulate
-from lingregions.run import Interrupted, InUse, Run, RunError, cluster, environment, programs, replacing, verify
-from lingregions.run.files import Lock
+from lingregions.experiments import step as planning
+from lingregions.run import Interrupted, InUse, Run, RunError, cluster, environment, files, programs, replacing, verify
 from lingregions.sweep import summary
 from lingregions.sweep.grid import Asked, Cell, Grid
 
@@ -63,10 +62,10 @@ def _begun(folder: Path, cell: Cell) -> bool:
         return True
 
 
-def _look(folder: Path, cells: Sequence[Cell], fetch: bool = False) -> tuple[list[Sequence[Step]], list[str]]:
+def _look(folder: Path, cells: Sequence[Cell], fetch: bool = False) -> tuple[list[Sequence[planning.Step]], list[str]]:
     """Return the steps of each cell, and all that keeps them from running: each problem once, with its cells."""
-    steps: list[Sequence[Step]] = []
-    left: list[Step] = []
+    steps: list[Sequence[planning.Step]] = []
+    left: list[planning.Step] = []
     wrong: dict[str, list[str]] = {}
     for cell in cells:
         place = folder / "cells" / cell.name
@@ -115,7 +114,7 @@ def _begin(folder: Path, grid: Grid, fresh: bool) -> None:
     if fresh:
         for path in sorted((folder / "cells").glob("*")):
             if (path / ".lock").exists():
-                Lock(path).release()
+                files.Lock(path).release()
     patience = time.monotonic() + _PATIENCE
     # Processes of one run open the folder together; those of other shards may have begun it.
     while fresh or not cluster.alone() or not Run.examine(folder, grid.config):
@@ -207,17 +206,17 @@ def _plan(grid: Grid, cells: Sequence[Cell], folder: Path) -> None:
       SettingsError: what the sweep would be refused for here; on another machine it may go.
     """
     planned, problems = _look(folder, cells)
-    lines: list[Step] = []
+    lines: list[planning.Step] = []
     for cell, steps in zip(cells, planned, strict=True):
         state = "not begun"
         if _begun(folder, cell):
             parts = sum(each.finished(folder / "cells" / cell.name) for each in steps)
             state = f"{_tell(_stand(folder, cell))}, {parts} of {sum(each.parts for each in steps)} parts done"
-        lines.append(add(steps, cell.name, state))
+        lines.append(planning.add(steps, cell.name, state))
         if len(lines) == 1:
             print(grid.cells[0].config)
-            print(f"\nEach cell, such as {cell.name}:\n{tabulate(steps)}\n")
+            print(f"\nEach cell, such as {cell.name}:\n{planning.tabulate(steps)}\n")
     print(f"{len(cells)} of {len(grid.cells)} cells over {', '.join(grid.keys)}:")
-    print(tabulate(lines))
+    print(planning.tabulate(lines))
     if problems:
         raise door.refusal(problems)

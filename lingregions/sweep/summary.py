@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 
 from lingregions import report
+from lingregions.report import effects as measured
 from lingregions.report import numerals
-from lingregions.report.effects import BASE, MEAN, read_effects
 from lingregions.run import Run, RunError, identities, table
 from lingregions.sweep.grid import Cell, Grid, text
 
@@ -94,8 +94,8 @@ def _mean_effects(folder: Path) -> list[_Effect]:
     path = next((folder / name for name in _TABLES[1:] if (folder / name).exists()), None)
     if path is None:
         return []
-    found = read_effects(path)
-    rows = found[found["language"] == MEAN].to_dict("records")
+    found = measured.read_effects(path)
+    rows = found[found["language"] == measured.MEAN].to_dict("records")
     return [
         _Effect(row["intervention"], row["control"], *(_finite(row[name]) for name in ("effect_nats", "low", "high")))
         for row in rows
@@ -162,11 +162,13 @@ def _effects(grid: Grid, finished: Sequence[Cell], effects: Mapping[str, Sequenc
 def _heatmap(finished: Sequence[Cell], effects: Mapping[str, Sequence[_Effect]]) -> dict[str, Any]:
     names = list(
         dict.fromkeys(
-            effect.intervention for cell in finished for effect in effects[cell.name] if effect.control == BASE
+            effect.intervention for cell in finished for effect in effects[cell.name] if effect.control == measured.BASE
         )
     )
     by = {
-        cell.name: {effect.intervention: effect.value for effect in effects[cell.name] if effect.control == BASE}
+        cell.name: {
+            effect.intervention: effect.value for effect in effects[cell.name] if effect.control == measured.BASE
+        }
         for cell in finished
     }
     return {
