@@ -9,7 +9,6 @@ the cache folder. Models too large for that get no time.
 import contextlib
 import datetime
 import json
-import math
 import os
 import shutil
 import time
@@ -23,7 +22,6 @@ from ml_collections import ConfigDict
 
 from lingregions import evaluate, models, scoring
 from lingregions import mesh as meshes
-from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.experiments import context
 from lingregions.experiments import step as planned
@@ -208,7 +206,7 @@ def _rates(settings: ConfigDict) -> _Rates | None:
     if "score" not in settings:
         return None
     config = planned.model_config(settings)
-    if sum(math.prod(each.shape) for each in trees.flatten(models.declare(config)).values()) > _MEASURED:
+    if planned.count(config, "everything") > _MEASURED:
         return None
     found = _measure(settings, config)
     keep(settings, _RATES, _key(settings), list(found))

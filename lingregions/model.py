@@ -90,6 +90,10 @@ class Model(Shown):
         """The compiled halves of an evaluation, for interventions that leave the first layers as they are."""
         return prefix.Stages(self.config, self.compute, self.mesh)
 
+    def series(self, tokens: int, room: float = prefix.ROOM) -> prefix.Prefix:
+        """Return what a series of evaluations of so many tokens computes once; `room` is in GB."""
+        return prefix.Prefix(self.stages, tokens, room)
+
     @functools.cached_property
     def _scorers(self) -> dict[tuple[Definition, int], Scorer]:
         return {}
@@ -404,7 +408,7 @@ class Model(Shown):
         if segment is None:
             segment = _STRETCH if any(len(corpus.chosen) < _FEW for corpus, _ in chosen.values()) else 0
         ours, theirs = [self._meet(each) for each in interventions], [self._meet(each) for each in controls]
-        known = prefix.Prefix(self.stages, sum(len(positions) * corpus.length for corpus, positions in chosen.values()))
+        known = self.series(sum(len(positions) * corpus.length for corpus, positions in chosen.values()))
         measured, everything = {}, _distinct([UNTOUCHED, *ours, *theirs])
         beside = self.together(everything, known, max(corpus.length for corpus, _ in chosen.values()), batch)
         for each in everything:

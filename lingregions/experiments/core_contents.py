@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from lingregions import evaluate, regions, statistics
-from lingregions.corpus import special
 from lingregions.corpus.batch import Batch
 from lingregions.evaluate import Losses, Segments
 from lingregions.experiments import agreement, claims, selection, step, study, tables
@@ -212,8 +211,7 @@ def _copies(context: Context) -> dict[str, list[float]]:
 
 def _bos(context: Context) -> list[int]:
     """Return the id that begins a document, if the config or the tokenizer has one."""
-    data, tokenizer = context.settings.data, context.model.tokenizer
-    found = special.policy(tokenizer, data.bos or None, data.eos or None).bos_id
+    found = context.corpus(context.settings.evaluate.languages[0], "evaluate").policy.bos_id
     return [] if found is None else [found]
 
 

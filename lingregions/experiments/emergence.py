@@ -25,7 +25,6 @@ from lingregions.effects import Effects
 from lingregions.experiments import activations, claims, measurement, scored, selection, step, study, tables
 from lingregions.experiments.context import Context
 from lingregions.intervention import UNTOUCHED, Intervention
-from lingregions.model import Model
 from lingregions.models import maxima, roles
 from lingregions.models import source as sources
 from lingregions.regions import Region, geometry, reliability
@@ -173,22 +172,22 @@ def _visit(context: Context, at: _Checkpoint) -> None:
     wanted = _removals(context.settings, at)
     missing = [measurement.remember(context, each) for each in (at.base, *wanted)]
     if any(missing) or context.run.done(at.mark) is None:
-        own = dataclasses.replace(context, model=_load(context, at))
+        own = _at(context, at)
         _select(own, at)
         measurement.measure(own, [selection.bound(own, each, selection.named) for each in wanted], at.base)
     context.contrasts.update(dict.fromkeys((each, at.base) for each in wanted if not at.last))
     context.contrasts[_core(context.settings, at), _control(context.settings, at)] = None
 
 
-def _load(context: Context, at: _Checkpoint) -> Model:
-    """Return the model of a checkpoint, on the mesh of the last one.
+def _at(context: Context, at: _Checkpoint) -> Context:
+    """Return the context with the model of a checkpoint, on the mesh of the last one.
 
     Raises:
       ValueError: it is another architecture, or reads text with another tokenizer.
     """
     last, machine = context.model, context.settings.machine
     if at.last:
-        return last
+        return context
     found = sources.resolve(last.source if at.source == _RANDOM else at.source, machine.cache or None)
     if at.source == _RANDOM:
         found = dataclasses.replace(found, weights=None)
@@ -198,7 +197,7 @@ def _load(context: Context, at: _Checkpoint) -> Model:
     params = found.load(last.mesh, jax.random.key(context.settings.seed + 1), last.compute.parameters)
     model = last.at(params, at.source)
     context.run.identify(f"model/{at.reached}", model.fingerprint, at.source)
-    return model
+    return dataclasses.replace(context, model=model)
 
 
 def _select(context: Context, at: _Checkpoint) -> None:

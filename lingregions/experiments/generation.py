@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lingregions import generate, models
+from lingregions import generate
 from lingregions.experiments import tables
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import UNTOUCHED, Intervention
@@ -21,11 +21,11 @@ def write(context: Context, intervention: Intervention) -> None:
     mark = f"generation-{slug(intervention.name)}"
     if run.done(mark) is None:
         texts = _prompts(context)
-        with intervention.apply(model.params, models.offsets(model.config)) as params:
+        with model.applied(intervention):
             found = generate.greedy(
                 model.config,
                 model.compute,
-                params,
+                model.params,
                 # Every part of the batch axes gets as many: the first prompt stands in for what lacks.
                 [*texts, *texts[:1] * (-len(texts) % model.rows)],
                 context.settings.continuation.tokens,

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lingregions import evaluate, prefix
+from lingregions import evaluate
 from lingregions import tree as trees
 from lingregions.experiments.context import Context, slug
 from lingregions.intervention import COLUMNS, UNTOUCHED, Intervention
@@ -55,9 +55,7 @@ def measure(context: Context, interventions: Sequence[Intervention], base: Inter
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two interventions are called {twice[0]!r}")
     missing, settings = {each: remember(context, each) for each in everything}, context.settings
-    known = prefix.Prefix(
-        context.model.stages, _tokens(context, settings.evaluate.languages), settings.machine.kept_states
-    )
+    known = context.model.series(_tokens(context, settings.evaluate.languages), settings.machine.kept_states)
     batch = settings.machine.evaluate_batch
     beside = context.model.together(everything, known, settings.data.length, batch)
     with _progress(context, [code for codes in missing.values() for code in codes]) as bar:

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lingregions import mesh as meshes
-from lingregions import permutation, prefix
+from lingregions import permutation
 from lingregions.corpus.batch import Batch
 from lingregions.experiments import audit, claims, scalars, scored, step, study, tables
 from lingregions.experiments.calibration import (
@@ -174,7 +174,7 @@ def _remove(context: Context) -> None:
     }
     whole = model.place(Batch(*(np.concatenate(each) for each in zip(*batches.values(), strict=True))))
     base = audit.means(model.evaluator(params, whole, None), rows)
-    before = prefix.Prefix(model.stages, whole.tokens.size, settings.machine.kept_states)
+    before = model.series(whole.tokens.size, settings.machine.kept_states)
 
     everything = _items(settings, blocks)
     moved = np.unique(np.linspace(0, len(blocks) - 1, settings.audit.rounding).round().astype(int)).tolist()

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.models import evidence, gguf, safetensors
-from lingregions.models.compute import DTYPES
 from lingregions.models.evidence import EMBEDDING, HEAD
 from lingregions.models.tokenizer import Tokenizer
 
@@ -83,7 +83,7 @@ def _place(weights: Weights, parameter: models.Parameter, sharding: Any, dtype: 
         holders.setdefault(bounds, []).append(device)
     shards: list[jax.Array] = []
     for bounds, devices in holders.items():
-        values = _read(weights, parameter, bounds).astype(DTYPES[dtype], copy=False)
+        values = _read(weights, parameter, bounds).astype(jnp.dtype(dtype), copy=False)
         # Waiting keeps the host copy of one part alive, not those of all.
         shards += jax.block_until_ready([jax.device_put(values, device) for device in devices])
     return jax.make_array_from_single_device_arrays(parameter.shape, sharding, shards)

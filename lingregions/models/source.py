@@ -30,13 +30,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lingregions import mesh as meshes
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.models import convert, evidence, gguf, huggingface
-from lingregions.models.compute import DTYPES
 from lingregions.models.json_object import read_object
 from lingregions.models.tokenizer import Tokenizer
 
@@ -121,7 +121,7 @@ class Source:
         if key is None:
             raise ValueError(f"{self.name} is a random model: give the key that its values are drawn from")
         drawn = models.initialize(self.config, key, shardings)
-        cast: trees.Tree = jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), drawn)
+        cast: trees.Tree = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), drawn)
         return cast
 
 

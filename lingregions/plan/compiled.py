@@ -29,7 +29,6 @@ from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import roles
-from lingregions.models.compute import DTYPES
 from lingregions.plan import hardware
 from lingregions.regions.select import rank
 
@@ -172,7 +171,7 @@ def _lower(step: Step) -> Any:
         name, keywords = hardware.parse(step.topology).description()
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **keywords).devices
     mesh = meshes.build(*step.mesh, devices=devices)
-    dtype = DTYPES[step.compute.parameters]
+    dtype = jnp.dtype(step.compute.parameters)
     params = models.shapes(step.model, meshes.shardings(models.declare(step.model), mesh), dtype)
     if step.job == "train":
         return _train(step, params, mesh)

@@ -8,7 +8,6 @@ is then compiled once.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,7 +132,7 @@ def make(
     reached = cost.cost(chosen, topology)
     return _Plan(
         model=name,
-        parameters=sum(math.prod(each.shape) for each in trees.flatten(models.declare(step.model)).values()),
+        parameters=trees.count(models.declare(step.model)),
         topology=topology.name,
         chips=topology.devices,
         job=step.job,
