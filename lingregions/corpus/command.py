@@ -21,10 +21,8 @@ from lingregions.corpus import check as checker
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import source as sources
 from lingregions.corpus import vocabulary
-from lingregions.corpus.check import Inspection
 from lingregions.corpus.corpus import Corpus
 from lingregions.corpus.languages import LANGUAGES, listed
-from lingregions.corpus.source import Source
 from lingregions.corpus.text import Reading
 from lingregions.display import inert, plain
 from lingregions.models import source as models
@@ -157,7 +155,7 @@ def _check(
     split: str | None = None,
     column: str = "text",
     document: str = "line",
-) -> list[Inspection]:
+) -> list[checker.Inspection]:
     """Look at all (or the named) languages of a source, print figures, warnings and errors, return them.
 
     Without `languages`, those of the thirty that the source lacks are named in a warning, what lies there in no
@@ -168,7 +166,7 @@ def _check(
     inspections = [checker.check(source, code, split or source.split, tokenizer) for code in codes]
     if not languages:
         unread = {code: source.left_out(code) for code in sorted(set(LANGUAGES) - set(codes))}
-        inspections += [Inspection(code, errors=sentences) for code, sentences in unread.items() if sentences]
+        inspections += [checker.Inspection(code, errors=sentences) for code, sentences in unread.items() if sentences]
     table = Table(
         "language", "documents", "empty", "bytes", "other script", "repeated", "U+FFFD", "tokens a byte", "looks like"
     )
@@ -268,7 +266,7 @@ def _tokenizer(
     console.print(f"Train it as the model random:{folder}", markup=False, soft_wrap=True)
 
 
-def _codes(source: Source, languages: Sequence[str]) -> list[str]:
+def _codes(source: sources.Source, languages: Sequence[str]) -> list[str]:
     """Return the codes that are meant: the named languages, or all that the source has.
 
     Raises FileNotFoundError when it has none, saying what lies there instead.

@@ -27,7 +27,6 @@ from lingregions.corpus.batch import Batch
 from lingregions.corpus.check import Excerpt
 from lingregions.corpus.languages import LANGUAGES, canonical
 from lingregions.corpus.source import UDHR, Source
-from lingregions.corpus.special import Policy
 from lingregions.corpus.text import Reading
 from lingregions.corpus.tokens import Tokens, tokenize
 from lingregions.display import Shown
@@ -66,7 +65,7 @@ class Corpus(Shown):
     chosen: np.ndarray  # int64 [documents], increasing
     length: int
     packing: str
-    policy: Policy
+    policy: special.Policy
     source: str
     split: str
     warnings: tuple[str, ...] = ()  # what a user should look at: texts left out, another language than they should be

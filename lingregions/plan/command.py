@@ -16,11 +16,9 @@ from typing import Any
 
 from lingregions import models, verbs
 from lingregions.plan import compiled, hardware, plan, table
-from lingregions.plan.compiled import Step
-from lingregions.plan.hardware import Topology
 
 
-def _local() -> Topology:
+def _local() -> hardware.Topology:
     """Return the local devices as a topology; what an unknown device does a second is taken as without limit."""
     import jax
 
@@ -32,7 +30,7 @@ def _local() -> Topology:
     unlimited = float("inf")
     chip = known or hardware.Chip(kind, memory, unlimited, unlimited, unlimited, 1, 1)
     slices = len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"}) or 1
-    return Topology(dataclasses.replace(chip, memory=memory), len(devices) // slices, slices)
+    return hardware.Topology(dataclasses.replace(chip, memory=memory), len(devices) // slices, slices)
 
 
 def _model(name: str) -> Any:
@@ -82,7 +80,7 @@ def main(words: Sequence[str]) -> int:
     if asked.mesh[0] > 0 and math.prod(asked.mesh) != topology.devices:
         raise ValueError(f"--mesh={asked.mesh} does not multiply to the {topology.devices} chips of {topology.name}")
     train = asked.job == "train"
-    step = Step(
+    step = compiled.Step(
         job=asked.job,
         model=config,
         compute=models.Compute(

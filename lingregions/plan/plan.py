@@ -14,8 +14,6 @@ from typing import Any
 from lingregions import models
 from lingregions import tree as trees
 from lingregions.plan import compiled, cost, hardware
-from lingregions.plan.compiled import Compiled, Step
-from lingregions.plan.hardware import Topology
 
 # Samples of a whole job, where --samples does not say: the paper's scoring of six languages, the evaluation of one
 # intervention in thirty, and its further pre-training.
@@ -62,7 +60,7 @@ class _Plan:
     dtype: str
     remat: str
     memory: int
-    compiled: Compiled | None
+    compiled: compiled.Compiled | None
     estimate: cost.Memory
     cost: cost.Cost
     seconds: dict[str, float]
@@ -97,8 +95,8 @@ class _Plan:
 
 def make(
     name: str,
-    topology: Topology,
-    step: Step,
+    topology: hardware.Topology,
+    step: compiled.Step,
     samples: int = 0,
     compiling: bool = True,
     quick: bool = False,
@@ -121,7 +119,7 @@ def make(
     options = _ranked(step, topology)
     # What the estimate lets through and the compiler does not is tried once more with the least memory.
     tries = list(dict.fromkeys([*options[:1], _least(step, topology)]))
-    found: Compiled | None = None
+    found: compiled.Compiled | None = None
     for chosen in tries:
         found = compiled.compile(chosen, quick) if compiling else None
         if found is None or (found.fits and found.peak <= topology.chip.memory):
@@ -223,7 +221,7 @@ def _times(plan: _Plan) -> list[str]:
 # --- mesh and micro-batch ---------------------------------------------------------------------------------------------
 
 
-def _meshes(step: Step, topology: Topology) -> Iterator[tuple[int, int, int]]:
+def _meshes(step: compiled.Step, topology: hardware.Topology) -> Iterator[tuple[int, int, int]]:
     """Yield the candidates (data, fsdp, tensor) of a topology; `data` is a multiple of the slices."""
     tensor = 1
     while tensor <= topology.chips:
@@ -235,7 +233,7 @@ def _meshes(step: Step, topology: Topology) -> Iterator[tuple[int, int, int]]:
         tensor *= 2
 
 
-def _candidates(step: Step, topology: Topology) -> Iterator[Step]:
+def _candidates(step: compiled.Step, topology: hardware.Topology) -> Iterator[compiled.Step]:
     """Yield the step on every mesh and in every micro-batch; a mesh or micro-batch that it has (not -1, 0) is kept."""
     most = step.batch if step.job == "train" else step.group if step.job == "score" else 0
     own = step.mesh[0] > 0
@@ -255,21 +253,21 @@ def _candidates(step: Step, topology: Topology) -> Iterator[Step]:
             rows *= 2
 
 
-def _filled(step: Step) -> Step:
+def _filled(step: compiled.Step) -> compiled.Step:
     """Return a training step whose batch is a whole number of micro-batches."""
     if step.job != "train":
         return dataclasses.replace(step, batch=step.micro)
     return dataclasses.replace(step, batch=-(-max(step.batch, step.micro) // step.micro) * step.micro)
 
 
-def _time(step: Step, topology: Topology) -> float:
+def _time(step: compiled.Step, topology: hardware.Topology) -> float:
     """Return seconds a sample (a selection: in all), a third of all work but the longest kind not overlapping."""
     seconds = cost.cost(step, topology).seconds(topology).values()
     total = max(seconds) + (sum(seconds) - max(seconds)) / 3
     return total / (step.batch if step.job != "select" else 1)
 
 
-def _ranked(step: Step, topology: Topology) -> list[Step]:
+def _ranked(step: compiled.Step, topology: hardware.Topology) -> list[compiled.Step]:
     """Return what fits by the estimate, best first: the least time a sample, within 2 % of it the least memory."""
     found = [_filled(each) for each in _candidates(step, topology)]
     found = [each for each in found if cost.memory(each).peak <= _MARGIN * topology.chip.memory]
@@ -277,7 +275,7 @@ def _ranked(step: Step, topology: Topology) -> list[Step]:
         return []
     best = min(_time(each, topology) for each in found)
 
-    def key(each: Step) -> tuple[float, int]:
+    def key(each: compiled.Step) -> tuple[float, int]:
         seconds = _time(each, topology)
         return (0.0 if seconds <= 1.02 * best else seconds), cost.memory(each).peak
 
@@ -291,7 +289,7 @@ def refusal(chip: hardware.Chip, dtype: str) -> str | None:
     return None
 
 
-def _least(step: Step, topology: Topology) -> Step:
+def _least(step: compiled.Step, topology: hardware.Topology) -> compiled.Step:
     """Return the candidate of the least memory, whether it fits or not."""
     found = [_filled(each) for each in _candidates(step, topology)]
     if not found:
@@ -302,11 +300,11 @@ def _least(step: Step, topology: Topology) -> Step:
     return min(found, key=lambda each: cost.memory(each).peak)
 
 
-def _smallest(step: Step, chip: hardware.Chip) -> Topology | None:
+def _smallest(step: compiled.Step, chip: hardware.Chip) -> hardware.Topology | None:
     """Return the smallest slice of a chip, or the cheapest card, on which a step fits by the estimate; None: none."""
     free = dataclasses.replace(step, mesh=(-1, -1, -1), micro=0)
     dtype = step.compute.dtype
-    cards = [Topology(each.at(dtype), 1) for each in hardware.CARDS.values() if refusal(each, dtype) is None]
+    cards = [hardware.Topology(each.at(dtype), 1) for each in hardware.CARDS.values() if refusal(each, dtype) is None]
     for topology in cards if chip.name in hardware.CARDS else hardware.sizes(chip):
         if _ranked(dataclasses.replace(free, topology=topology.name), topology):
             return topology

@@ -30,9 +30,7 @@ from typing import Any, cast
 import pandas as pd
 
 from lingregions.report import figures, numerals, sections
-from lingregions.report.figures import Axis, Figure
 from lingregions.report.numerals import Cell, Span
-from lingregions.report.sections import Section
 from lingregions.report.survey import Overlap
 from lingregions.report.tables import Column, Table, column
 
@@ -54,7 +52,7 @@ def _numbers(values: Any) -> tuple[tuple[float | None, ...], ...]:
     return tuple(tuple(_number(value) for value in row) for row in values)
 
 
-def _table(name: str, content: Mapping[str, Any]) -> Section:
+def _table(name: str, content: Mapping[str, Any]) -> sections.Section:
     rows = [list(row) for row in content["rows"]]
     columns = []
     for position, entry in enumerate(content["columns"]):
@@ -67,7 +65,7 @@ def _table(name: str, content: Mapping[str, Any]) -> Section:
         for row in rows
     )
     table = Table(name, content["title"], tuple(columns), cells, totals=int(content.get("totals", 0)))
-    return Section(content["title"], _paragraphs(content), (table,))
+    return sections.Section(content["title"], _paragraphs(content), (table,))
 
 
 def _cell(cell: Any, kind: str) -> Cell:
@@ -82,23 +80,23 @@ def _cell(cell: Any, kind: str) -> Cell:
     return Span(*map(_number, cell))
 
 
-def _texts(name: str, content: Mapping[str, Any]) -> Section:
+def _texts(name: str, content: Mapping[str, Any]) -> sections.Section:
     rows = tuple(tuple(numerals.text(cell) for cell in row) for row in content["rows"])
     table = Table(name, content["title"], tuple(map(Column, content["columns"])), rows, look="prose")
-    return Section(content["title"], _paragraphs(content), (table,))
+    return sections.Section(content["title"], _paragraphs(content), (table,))
 
 
-def _verdict(name: str, content: Mapping[str, Any]) -> Section:
+def _verdict(name: str, content: Mapping[str, Any]) -> sections.Section:
     paragraphs = content["paragraphs"]
     if not isinstance(paragraphs, list) or not all(isinstance(words, str) for words in paragraphs):
         raise TypeError("paragraphs has to be a list of texts")
-    return Section(content["title"], (*paragraphs, *_paragraphs(content)))
+    return sections.Section(content["title"], (*paragraphs, *_paragraphs(content)))
 
 
 _FIELDS = {axis: (axis, f"{axis}_low", f"{axis}_high") for axis in "xy"}
 
 
-def _scatter(name: str, content: Mapping[str, Any]) -> Section:
+def _scatter(name: str, content: Mapping[str, Any]) -> sections.Section:
     ends = [key for keys in _FIELDS.values() for key in keys]
     named = [{"label": str(entry["label"]), "group": str(entry.get("group", ""))} for entry in content["points"]]
     numbers = [{key: _number(entry.get(key)) for key in ends} for entry in content["points"]]
@@ -119,7 +117,7 @@ def _scatter(name: str, content: Mapping[str, Any]) -> Section:
         said.append(f"Not drawn, because a value is missing: {numerals.listed(absent)}.")
     if points[["x_low", "x_high", "y_low", "y_high"]].notna().any(axis=None):
         said.append("The bars are the intervals.")
-    across, upwards = (Axis(content[axis], content.get(f"{axis}_format", "number")) for axis in "xy")
+    across, upwards = (figures.Axis(content[axis], content.get(f"{axis}_format", "number")) for axis in "xy")
     figure = figures.scatter(drawn, name, content["title"], across, upwards, front)
     rows = tuple(
         (
@@ -131,7 +129,7 @@ def _scatter(name: str, content: Mapping[str, Any]) -> Section:
     )
     columns = [Column(axis.title, "factor" if axis.kind == "exponential" else "interval") for axis in (across, upwards)]
     listing = Table(f"{name}_points", content["title"], (Column("point"), Column("group"), *columns), rows)
-    return Section(content["title"], (*_paragraphs(content), *said), (figure, listing))
+    return sections.Section(content["title"], (*_paragraphs(content), *said), (figure, listing))
 
 
 def _pareto(points: pd.DataFrame, better: Sequence[str]) -> list[str]:
@@ -144,7 +142,7 @@ def _pareto(points: pd.DataFrame, better: Sequence[str]) -> list[str]:
     return labels
 
 
-def _heatmap(name: str, content: Mapping[str, Any]) -> Section:
+def _heatmap(name: str, content: Mapping[str, Any]) -> sections.Section:
     title, values = content["title"], _numbers(content["values"])
     rows, columns = list(content["rows"]), list(content["columns"])
     if len(values) != len(rows) or any(len(line) != len(columns) for line in values):
@@ -152,22 +150,22 @@ def _heatmap(name: str, content: Mapping[str, Any]) -> Section:
     kind, unit, corner = content.get("format", "number"), content.get("unit", ""), content.get("corner", "")
     figure = figures.heatmap(name, title, sections.named(rows), sections.named(columns), values, corner, kind, unit)
     if figure is not None:
-        return Section(title, _paragraphs(content), (figure,))
+        return sections.Section(title, _paragraphs(content), (figure,))
     cells = [cell for line in values for cell in line if cell is not None]
     said = f"Every cell is {numerals.KINDS[kind](cells[0])} {unit}".strip() if cells else "No cell was measured"
-    return Section(title, (*_paragraphs(content), f"{said}: there is nothing to draw."))
+    return sections.Section(title, (*_paragraphs(content), f"{said}: there is nothing to draw."))
 
 
-def _overlap(name: str, content: Mapping[str, Any]) -> Section:
+def _overlap(name: str, content: Mapping[str, Any]) -> sections.Section:
     found = Overlap(tuple(content["names"]), _numbers(content["values"]), _number(content.get("chance")))
     called = replace(found, names=tuple(sections.named(found.names)))
     figure = figures.overlap(called, name, content["title"])
-    return Section(content["title"], (*sections.overlap_words(found), *_paragraphs(content)), tuple(figure))
+    return sections.Section(content["title"], (*sections.overlap_words(found), *_paragraphs(content)), tuple(figure))
 
 
-def _reliability(name: str, content: Mapping[str, Any]) -> Section:
+def _reliability(name: str, content: Mapping[str, Any]) -> sections.Section:
     halves, said = content.get("halves") or {}, []
-    items: list[Table | Figure] = []
+    items: list[Table | figures.Figure] = []
     called = dict(zip(halves, sections.named(list(halves)), strict=True))
     if halves:
         worst, best = min(halves, key=halves.__getitem__), max(halves, key=halves.__getitem__)
@@ -189,30 +187,30 @@ def _reliability(name: str, content: Mapping[str, Any]) -> Section:
         frame["series"] = sections.named(frame["series"].tolist())
         wide = bool(frame["x"].min() > 0 and frame["x"].max() >= 8 * frame["x"].min())
         words = "IoU with the final region, against the number of samples"
-        across = Axis("samples", "count", logarithmic=wide)
-        items.append(figures.curve(frame, f"{name}_growth", words, across, Axis("IoU", "share")))
-    return Section(content["title"], (*said, *_paragraphs(content)), tuple(items))
+        across = figures.Axis("samples", "count", logarithmic=wide)
+        items.append(figures.curve(frame, f"{name}_growth", words, across, figures.Axis("IoU", "share")))
+    return sections.Section(content["title"], (*said, *_paragraphs(content)), tuple(items))
 
 
 _CURVE = ["series", "x", "y", "low", "high"]
 
 
-def _curve(name: str, content: Mapping[str, Any]) -> Section:
+def _curve(name: str, content: Mapping[str, Any]) -> sections.Section:
     rows = [row for label, points in content["series"].items() if points for row in _series(label, points)]
     frame = pd.DataFrame(rows, columns=_CURVE).astype(dict.fromkeys(_CURVE[1:], float))
     kept = frame.dropna(subset=["x", "y"])
     if kept.empty:
         raise ValueError("series holds no point")
-    across = Axis(content["across"], content.get("x_format", "number"), bool(content.get("logarithmic", False)))
+    across = figures.Axis(content["across"], content.get("x_format", "number"), bool(content.get("logarithmic", False)))
     if across.logarithmic and (kept["x"] <= 0).any():
         raise ValueError("the axis x is logarithmic, but a point has an x of zero or less")
     figure = figures.curve(
-        kept, name, content["title"], across, Axis(content["upwards"], content.get("format", "number"))
+        kept, name, content["title"], across, figures.Axis(content["upwards"], content.get("format", "number"))
     )
     said = ["The shaded bands are the intervals."] if kept["low"].notna().any() else []
     if absent := len(frame) - len(kept):
         said.append(f"Left out, because a number is missing or not finite: {numerals.plural(absent, 'point')}.")
-    return Section(content["title"], (*_paragraphs(content), *said), (figure,))
+    return sections.Section(content["title"], (*_paragraphs(content), *said), (figure,))
 
 
 def _series(label: str, content: Any) -> list[tuple[Any, ...]]:
@@ -225,7 +223,7 @@ def _series(label: str, content: Any) -> list[tuple[Any, ...]]:
     return [(label, *map(_number, (x, y, low, high))) for (x, y), low, high in zip(points, *sides, strict=True)]
 
 
-_BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], Section]] = {
+_BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], sections.Section]] = {
     "table": _table,
     "texts": _texts,
     "verdict": _verdict,
@@ -237,7 +235,7 @@ _BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], Section]] = {
 }
 
 
-def build(name: str, content: Mapping[str, Any]) -> Section:
+def build(name: str, content: Mapping[str, Any]) -> sections.Section:
     """The section of one file's content; KeyError, TypeError or ValueError where it describes none."""
     kind = content.get("kind", "table")
     if kind not in _BUILDERS:

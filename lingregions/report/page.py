@@ -26,7 +26,6 @@ from lingregions.report import numerals, sections, tables
 from lingregions.report.data import ReportData, read
 from lingregions.report.effects import BASE, MEAN, ReportError, at_random
 from lingregions.report.figures import THEMES, Figure
-from lingregions.report.sections import Section
 from lingregions.report.tables import Table
 from lingregions.run import replacing
 
@@ -38,7 +37,7 @@ _FEW_TOKENS = 2000  # of a language; below it an NLL is rough
 _FEW_SEGMENTS = 10  # resampled; an interval over fewer is rough
 
 
-def _compose(data: ReportData) -> tuple[Section, ...]:
+def _compose(data: ReportData) -> tuple[sections.Section, ...]:
     """The sections of a report in their order: effects, what the experiment adds, regions, notes, settings."""
     experiments = list(dict.fromkeys(data.results["experiment"]))
     parts = []
@@ -46,13 +45,13 @@ def _compose(data: ReportData) -> tuple[Section, ...]:
         several = len(experiments) > 1
         effects, results = (frame[frame["experiment"] == experiment] for frame in (data.effects, data.results))
         part = sections.effects(effects, results, f"{tables.slug(experiment)}_" if several else "")
-        parts.append(Section(f"{part.title}: {experiment}", part.paragraphs, part.items) if several else part)
+        parts.append(sections.Section(f"{part.title}: {experiment}", part.paragraphs, part.items) if several else part)
     # Which texts were used belongs to how a run is repeated, not to what it says.
     texts = [part for part in data.extras if [item.name for item in part.items] == ["texts"]]
     parts += [part for part in data.extras if part not in texts]
     if data.surveys:
         parts.append(sections.regions(data.surveys, data.overlap))
-    parts.append(Section("Notes", tuple(dict.fromkeys(map(numerals.sentence, data.notes)))))
+    parts.append(sections.Section("Notes", tuple(dict.fromkeys(map(numerals.sentence, data.notes)))))
     settings = sections.settings(data.config, data.environment, data.identity, data.timings, data.stages)
     items = [replace(item, folded=True) for part in texts for item in part.items]
     parts.append(
@@ -125,7 +124,7 @@ def _json(content: Any) -> Markup:
 
 
 def _render(
-    data: ReportData, parts: Sequence[Section] | None = None, formats: Sequence[str] = ("svg", "png", "csv")
+    data: ReportData, parts: Sequence[sections.Section] | None = None, formats: Sequence[str] = ("svg", "png", "csv")
 ) -> str:
     """The report as one self-contained HTML document.
 
