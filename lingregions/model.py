@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -39,7 +40,7 @@ from lingregions.models import source as sources
 from lingregions.models.tokenizer import Tokenizer
 from lingregions.regions import geometry
 from lingregions.regions.region import Provenance, Region, declared
-from lingregions.scores import Scores, magnitudes
+from lingregions.scores import Scores
 from lingregions.scoring import PRESETS, RULES, Definition, Scorer
 
 if TYPE_CHECKING:
@@ -199,12 +200,16 @@ class Model(Shown):
     def magnitudes(self, scope: str = "decoder") -> Scores:
         """Return |theta| as scores: what selects the largest weights, a control that has seen no text."""
         known = Provenance(
+            score=json.dumps(dataclasses.asdict(Definition(rule="magnitude", scope=scope)), sort_keys=True),
             score_scope=scope,
             model=self.fingerprint,
             tokenizer=self.tokenizer.fingerprint,
             **self.declared(scope),
         )
-        return magnitudes(self.params, known, self)
+        values = trees.transform(
+            lambda _, theta: jnp.abs(theta.astype(jnp.float32)), roles.restrict(self.params, scope)
+        )
+        return Scores(values, known, model=self)
 
     def scores(self, values: trees.Tree, definition: Definition, corpus: Corpus, **counts: Any) -> Scores:
         """Return a tree of scores of this model as `Scores`, with all that decides them.

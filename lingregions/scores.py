@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import jax.numpy as jnp
-
 from lingregions import scoring
 from lingregions import tree as trees
 from lingregions.display import Shown
@@ -206,21 +204,3 @@ def _check_alike(total: Scores, other: Scores) -> None:
             raise ValueError(
                 f"combine was given scores of different {what}, {one} and {two}: score all languages alike"
             )
-
-
-def magnitudes(params: trees.Tree, like: Provenance, model: Bearer | None = None) -> Scores:
-    """Return |theta| in the score scope: what selects the largest weights, a control that has seen no text.
-
-    Args:
-      params: parameters.
-      like: what is known of the model: its hash, tokenizer, score scope and axes; definition and data are left out.
-      model: where it is at hand.
-    """
-    definition = dataclasses.asdict(Definition(rule="magnitude", scope=like.score_scope))
-    known = like.replace(
-        score=json.dumps(definition, sort_keys=True), languages=(), samples=(), data="", data_seed=None
-    )
-    values = trees.transform(
-        lambda _, theta: jnp.abs(theta.astype(jnp.float32)), roles.restrict(params, like.score_scope)
-    )
-    return Scores(values, known, model=model)

@@ -313,20 +313,6 @@ def options(data: Mapping[str, Any], use: str, seed: int) -> dict[str, Any]:
     }
 
 
-def remarks(opened: Mapping[tuple[str, str], Corpus]) -> list[str]:
-    """Return what a run should note about its corpora, which are given by (language, use).
-
-    Raises ValueError where two languages have one text for the same use: it would count twice in every mean.
-    """
-    texts: dict[tuple[str, str], str] = {}
-    for (language, use), corpus in opened.items():
-        other = texts.setdefault((use, corpus.tokens.digest), language)
-        if other != language:
-            raise ValueError(f"{other} and {language} have the same text to {use}: it would count twice")
-    lines = [f"{language}: {warning}" for (language, _), corpus in opened.items() for warning in corpus.warnings]
-    return list(dict.fromkeys(lines))
-
-
 def open(
     source: str | Path | Sequence[str] | Source,
     language: str,

@@ -26,7 +26,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lingregions import regions, report, scoring
-from lingregions.corpus import corpus as corpora
+from lingregions.corpus.corpus import Corpus
 from lingregions.experiments.context import Context, define, prepare
 from lingregions.experiments.step import Step, model_config
 from lingregions.run import Run, cluster
@@ -142,8 +142,23 @@ def _open_texts(context: Context) -> None:
         if "train" in context.settings:
             for language in _trained(context.settings):
                 context.corpus(language, "train")
-        for remark in corpora.remarks(context.corpora):
+        for remark in _remarks(context.corpora):
             context.run.note(remark)
+
+
+def _remarks(opened: Mapping[tuple[str, str], Corpus]) -> list[str]:
+    """Return what a run should note about its corpora, which are given by (language, use).
+
+    Raises:
+      ValueError: two languages have one text for the same use: it would count twice in every mean.
+    """
+    texts: dict[tuple[str, str], str] = {}
+    for (language, use), corpus in opened.items():
+        other = texts.setdefault((use, corpus.tokens.digest), language)
+        if other != language:
+            raise ValueError(f"{other} and {language} have the same text to {use}: it would count twice")
+    lines = [f"{language}: {warning}" for (language, _), corpus in opened.items() for warning in corpus.warnings]
+    return list(dict.fromkeys(lines))
 
 
 def _open(context: Context, language: str, use: str) -> None:

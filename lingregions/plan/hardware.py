@@ -163,8 +163,3 @@ def parse(name: str) -> Topology:
         counted = f" ({chip.name} counts TensorCores, {chip.cores} a chip)" if chip.cores > 1 else ""
         raise ValueError(f"there is no slice {name!r}; there are {listing}{counted}")
     return Topology(chip, count // chip.cores, slices)
-
-
-def gibibytes(size: float) -> str:
-    """Return bytes as text in GiB, with two decimals."""
-    return f"{size / GIB:.2f} GiB"

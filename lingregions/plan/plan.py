@@ -162,7 +162,7 @@ def describe(plan: _Plan) -> str:
     size = f"{plan.parameters / 1e9:.2f} billion" if plan.parameters > 1e9 else f"{plan.parameters / 1e6:.1f} million"
     lines = [
         f"{plan.model} ({size} parameters), {plan.job} on {plan.topology}: {plan.chips} "
-        f"{'chip' if plan.chips == 1 else 'chips'} of {hardware.gibibytes(plan.memory)}"
+        f"{'chip' if plan.chips == 1 else 'chips'} of {_gibibytes(plan.memory)}"
     ]
 
     def add(label: str, text: str) -> None:
@@ -176,15 +176,15 @@ def describe(plan: _Plan) -> str:
         add("compute", f"{plan.dtype}, remat {plan.remat}")
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     if plan.compiled is None:
-        parts = [hardware.gibibytes(each) for each in plan.estimate]
+        parts = [_gibibytes(each) for each in plan.estimate]
         how = "by estimate"
     else:
-        parts = [hardware.gibibytes(each) for each in (plan.compiled.arguments, plan.compiled.temporaries)]
+        parts = [_gibibytes(each) for each in (plan.compiled.arguments, plan.compiled.temporaries)]
         how = f"compiled in {plan.compiled.seconds:.0f} s"
     if plan.compiled is not None and not plan.compiled.fits:
-        add("memory", f"needs {hardware.gibibytes(plan.peak)} a chip: {verdict} ({how})")
+        add("memory", f"needs {_gibibytes(plan.peak)} a chip: {verdict} ({how})")
     else:
-        add("memory", f"arguments {parts[0]}, temporaries {parts[1]}, peak {hardware.gibibytes(plan.peak)} a chip")
+        add("memory", f"arguments {parts[0]}, temporaries {parts[1]}, peak {_gibibytes(plan.peak)} a chip")
         add("", f"{verdict} ({how})")
     if plan.compiled is not None and plan.compiled.fits and plan.job in ("score", "select"):
         wide = plan.compiled.gathered(plan.micro)
@@ -216,6 +216,10 @@ def _times(plan: _Plan) -> list[str]:
         hours = plan.hours / plan.utilisation
         lines.append(f"  {'':<12}{hours:.3g} hours at {plan.utilisation:.0%} of that speed (--utilisation)")
     return lines
+
+
+def _gibibytes(size: float) -> str:
+    return f"{size / hardware.GIB:.2f} GiB"
 
 
 # --- mesh and micro-batch ---------------------------------------------------------------------------------------------
