@@ -215,7 +215,7 @@ def test_only_text_files_are_read(tmp_path: Path) -> None:
 
 def test_names_sort_as_people_count() -> None:
     names = ["ar-10.txt", "ar-9.txt", "ar.txt", "b/10", "b/9", "ar-09b.txt"]
-    assert sorted(names, key=text.natural) == ["ar-9.txt", "ar-09b.txt", "ar-10.txt", "ar.txt", "b/9", "b/10"]
+    assert sorted(names, key=sources._natural) == ["ar-9.txt", "ar-09b.txt", "ar-10.txt", "ar.txt", "b/9", "b/10"]
 
 
 def test_files_of_a_language_are_found_in_natural_order(tmp_path: Path) -> None:

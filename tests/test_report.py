@@ -284,7 +284,7 @@ def test_a_failure_leaves_the_report_of_before(tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("the disk is on fire")
 
-    monkeypatch.setattr(page, "render", fail)
+    monkeypatch.setattr(page, "_render", fail)
     with pytest.raises(OSError, match="fire"):
         report.write(tmp_path, pictures=False)
     assert (tmp_path / "report.html").read_text() == before

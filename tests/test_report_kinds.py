@@ -212,14 +212,14 @@ def test_a_scatter_tells_groups_by_colour_and_by_marker(tmp_path):
 )
 def test_ticks_between_powers_of_ten_are_round(low, high, ticks):
     values = pd.DataFrame({"y": [math.log10(low), math.log10(high)]})
-    axis = Axis("perplexity", "exponential").encode(values)["axis"]
+    axis = Axis("perplexity", "exponential")._encode(values)["axis"]
     assert [10**tick for tick in axis["values"]] == pytest.approx(ticks)
 
 
 def test_ticks_over_many_powers_of_ten_are_powers():
     for low, high, ticks in ((-4, -1.2, [-4, -3, -2, -1]), (0, 7, [*range(8)]), (0.5, 20, [0, 3, 6, 9, 12, 15, 18])):
         values = pd.DataFrame({"y": [low, high]}, dtype=float)
-        assert Axis("perplexity", "exponential").encode(values)["axis"]["values"] == ticks
+        assert Axis("perplexity", "exponential")._encode(values)["axis"]["values"] == ticks
 
 
 def test_names_of_columns_are_level_where_they_have_room():

@@ -133,6 +133,11 @@ def _halves(whole: str) -> tuple[str, str]:
     return raw[:cut].decode().strip("\n"), raw[cut:].decode().strip("\n")
 
 
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Return the sort key in which `part-9` comes before `part-10`, on every file system."""
+    return [(0, int(piece)) if piece.isdigit() else (1, piece) for piece in re.split(r"(\d+)", name) if piece]
+
+
 @dataclass(frozen=True)
 class _Texts(_Simple):
     """Documents in memory, of whichever language they are asked for as."""
@@ -261,7 +266,7 @@ class _Folder(_File):
 
     def _readable(self, language: str) -> list[Path]:
         found = [path for entry, _ in self._entries().get(language, []) for path in _files(entry)]
-        return sorted(found, key=lambda path: text.natural(path.relative_to(self.path).as_posix()))
+        return sorted(found, key=lambda path: _natural(path.relative_to(self.path).as_posix()))
 
     def _entries(self) -> dict[str | None, list[tuple[Path, str]]]:
         """Return {code: [(file or folder, the language as its name writes it)]} of what lies there, None: no language.
@@ -269,7 +274,7 @@ class _Folder(_File):
         A file with an unknown ending is its language's too: `en.csv` is English that is not read.
         """
         found: dict[str | None, list[tuple[Path, str]]] = {}
-        for path in sorted(self.path.iterdir(), key=lambda path: text.natural(path.name)):
+        for path in sorted(self.path.iterdir(), key=lambda path: _natural(path.name)):
             if path.name.startswith("."):
                 continue
             stem = path.name if path.is_dir() else text.stem(path)

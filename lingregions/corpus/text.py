@@ -81,11 +81,6 @@ class Reading:
         return self.finished + (self.handle.tell() if self.handle and not self.handle.closed else 0)
 
 
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Return the sort key in which `part-9` comes before `part-10`, on every file system."""
-    return [(0, int(piece)) if piece.isdigit() else (1, piece) for piece in re.split(r"(\d+)", name) if piece]
-
-
 def kind(path: Path) -> tuple[str, str]:
     """Return (format, compression) of a file name, such as (".txt", ".xz"); raises ValueError for any other.
 

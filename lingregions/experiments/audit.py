@@ -18,7 +18,7 @@ it, and its first 10, 100, ... are groups.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -259,17 +259,3 @@ def predict(
             with scalars.replaced(params, block.scalars, removed + own * (1 - point) / 2):
                 path += weight / 2 * own * gradients.split(gradients.gradient(params, batch))[number] / tokens
         yield _Predictions(first[number], drawn[number], path)
-
-
-def nudge(value: float) -> np.float32:
-    """Return the next float32 towards zero: a change whose true effect is far below what float32 can tell."""
-    nearer: np.float32 = np.nextafter(np.float32(value), np.float32(0))
-    return nearer
-
-
-def means(losses: tuple[Any, Any], rows: Mapping[str, slice]) -> dict[str, float]:
-    """Return the mean loss in nats per token of each language, whose samples are these rows of a batch."""
-    nats, counts = (np.asarray(each) for each in losses)
-    return {
-        language: float(nats[chosen].sum(dtype=np.float64) / counts[chosen].sum()) for language, chosen in rows.items()
-    }

@@ -158,6 +158,20 @@ def _predictions(context: Context, language: str) -> dict[audit.Item, dict[str, 
     return found
 
 
+def _nudge(value: float) -> np.float32:
+    """Return the next float32 towards zero: a change whose true effect is far below what float32 can tell."""
+    nearer: np.float32 = np.nextafter(np.float32(value), np.float32(0))
+    return nearer
+
+
+def _means(losses: tuple[Any, Any], rows: Mapping[str, slice]) -> dict[str, float]:
+    """Return the mean loss in nats per token of each language, whose samples are these rows of a batch."""
+    nats, counts = (np.asarray(each) for each in losses)
+    return {
+        language: float(nats[chosen].sum(dtype=np.float64) / counts[chosen].sum()) for language, chosen in rows.items()
+    }
+
+
 def _remove(context: Context) -> None:
     """Remove every set of scalars and write its exact effect in every language beside the predictions: audit.csv."""
     settings, run, model, params = context.settings, context.run, context.model, context.model.params
@@ -173,7 +187,7 @@ def _remove(context: Context) -> None:
         for language, start, size in zip(languages, np.cumsum([0, *sizes]).tolist(), sizes, strict=False)
     }
     whole = model.place(Batch(*(np.concatenate(each) for each in zip(*batches.values(), strict=True))))
-    base = audit.means(model.evaluator(params, whole, None), rows)
+    base = _means(model.evaluator(params, whole, None), rows)
     before = model.series(whole.tokens.size, settings.machine.kept_states)
 
     everything = _items(settings, blocks)
@@ -184,7 +198,7 @@ def _remove(context: Context) -> None:
         block, last = blocks[number], len(blocks[number].scalars) - 1
         names = (block.path, f"{ROUNDING}, {block.stratum}", 1, last)
         (value,) = scalars.gather(params, block.scalars[last:])
-        removals.append((names, block.scalars[last:], [audit.nudge(value)], nothing))
+        removals.append((names, block.scalars[last:], [_nudge(value)], nothing))
     for item in everything:
         block = blocks[item.block]
         chosen = block.scalars[item.first : item.first + item.size]
@@ -206,12 +220,12 @@ def _remove(context: Context) -> None:
                     alike = [each for place in groups[number] if (each := changes[place]) is not None]
                     found = before.evaluators(alike, params, "audit", [whole])
                     evaluated |= dict(zip(groups[number], found, strict=True))
-                means = audit.means(evaluated[number](params, whole, None), rows)
+                means = _means(evaluated[number](params, whole, None), rows)
             else:
                 first = min(each.layer or 0 for each in members)
                 evaluator = before.evaluator(first, params, "audit", [whole]) or model.evaluator
                 with scalars.replaced(params, members, values):
-                    means = audit.means(evaluator(params, whole, None), rows)
+                    means = _means(evaluator(params, whole, None), rows)
             for language in languages:
                 cell = dict(zip(_KEYS, (*names, language), strict=True))
                 run.add("audit", {**cell, "exact": means[language] - base[language], **predicted[language]})

@@ -123,12 +123,6 @@ def read_effects(path: Path) -> pd.DataFrame:
     return _frame(path, EFFECTS, ("family",), values)
 
 
-def labels(effects: pd.DataFrame) -> pd.Series:
-    """What each row compares, in words: the intervention, and its control where that is another intervention."""
-    against = effects["intervention"] + " against " + effects["control"]
-    return effects["intervention"].where(effects["control"] == BASE, against)
-
-
 def at_random(effects: pd.DataFrame) -> pd.Series:
     """Whether the intervention of each row is a control that was drawn at random, by its kind or before by its name."""
     return effects.get("kind", effects["intervention"]).astype(str).str.contains("random|matched")

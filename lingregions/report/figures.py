@@ -19,7 +19,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from lingregions.report import numerals
-from lingregions.report.effects import BASE, at_random, labels, sign
+from lingregions.report.effects import BASE, at_random, sign
 from lingregions.report.survey import Overlap
 
 # Okabe and Ito (2008), told apart with any colour vision.
@@ -187,6 +187,12 @@ _HOVER = hover(
 )
 
 
+def _labels(effects: pd.DataFrame) -> pd.Series:
+    """What each row compares, in words: the intervention, and its control where that is another intervention."""
+    against = effects["intervention"] + " against " + effects["control"]
+    return effects["intervention"].where(effects["control"] == BASE, against)
+
+
 def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
     """Effect and interval of every language (rows), by intervention: the picture that opens a report.
 
@@ -195,7 +201,7 @@ def effects(frame: pd.DataFrame, name: str, title: str) -> Figure:
       name: stem of its files.
       title: above it.
     """
-    frame = _readings(frame.assign(label=labels(frame)))
+    frame = _readings(frame.assign(label=_labels(frame)))
     names = list(dict.fromkeys([*frame["label"][frame["control"] == BASE], *frame["label"]]))
     together = frame["label"][frame["control"] == BASE].nunique()
     whole = 0 < together <= BESIDE  # all against the untouched model are drawn over each other
@@ -304,7 +310,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def effects_map(frame: pd.DataFrame, name: str, title: str) -> Figure | None:
     """Effect of every intervention (rows) in every language (columns), where there are many; None if all are alike."""
-    frame = _readings(frame.assign(label=labels(frame)))
+    frame = _readings(frame.assign(label=_labels(frame)))
     frame["mark"] = np.where(sign(frame) == 0, numerals.UNSURE, np.where(frame["effect_nats"] < 0, numerals.MINUS, ""))
     if frame["effect_nats"].nunique() <= 1:
         return None

@@ -32,7 +32,7 @@ import pandas as pd
 from lingregions.report import figures, numerals, sections
 from lingregions.report.numerals import Cell, Span
 from lingregions.report.survey import Overlap
-from lingregions.report.tables import Column, Table, column
+from lingregions.report.tables import Column, Table
 
 
 def _paragraphs(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -52,6 +52,14 @@ def _numbers(values: Any) -> tuple[tuple[float | None, ...], ...]:
     return tuple(tuple(_number(value) for value in row) for row in values)
 
 
+def _column(name: str, cells: list[Cell]) -> Column:
+    """The column whose kind the cells suggest: whole numbers are counts, other numbers numbers, all else text."""
+    types = {type(cell) for cell in cells if cell is not None}
+    if types == {int}:
+        return Column(name, "count")
+    return Column(name, "number" if types and types <= {int, float} else "text")
+
+
 def _table(name: str, content: Mapping[str, Any]) -> sections.Section:
     rows = [list(row) for row in content["rows"]]
     columns = []
@@ -59,7 +67,7 @@ def _table(name: str, content: Mapping[str, Any]) -> sections.Section:
         if isinstance(entry, Mapping):
             columns.append(Column(entry["name"], entry.get("kind", "text")))
         else:
-            columns.append(column(entry, [row[position] for row in rows]))
+            columns.append(_column(entry, [row[position] for row in rows]))
     cells = tuple(
         tuple(_cell(cell, columns[place].kind if place < len(columns) else "text") for place, cell in enumerate(row))
         for row in rows

@@ -19,7 +19,7 @@ from lingregions.report.effects import MEAN, sign
 from lingregions.report.figures import Figure
 from lingregions.report.numerals import Cell, Span
 from lingregions.report.survey import Overlap, Survey
-from lingregions.report.tables import Column, Table, columns, slug
+from lingregions.report.tables import Column, Table, slug
 from lingregions.statistics import LEVEL
 
 
@@ -41,6 +41,11 @@ def named(codes: Sequence[str]) -> list[str]:
 
 _OPEN = 20  # rows of a table that is shown without being asked for
 _LONGEST = 1500  # rows of a table on the page; of more, the file is named
+
+
+def _columns(*names: str) -> tuple[Column, ...]:
+    """Columns by name, with the kind behind a colon where it is not text: "effect, nats per token:interval"."""
+    return tuple(Column(*name.split(":")) for name in names)
 
 
 def effects(found: pd.DataFrame, results: pd.DataFrame, prefix: str = "") -> Section:
@@ -105,7 +110,7 @@ def _by_intervention(found: pd.DataFrame, prefix: str) -> Table:
         harmed = f"{(sign(single) > 0).sum()} of {len(single)}"
         seeds = int(group["seeds"].max())
         rows.append((intervention, control, seeds, Span(*span), Span(*span), p, harmed, order[0], order[-1]))
-    heads = columns(
+    heads = _columns(
         "intervention", "control", "seeds:count", *_EFFECT, "p:probability", "languages harmed", "least", "most"
     )
     note = "Mean over languages. Harmed: the interval of the language lies above no effect."
@@ -118,7 +123,7 @@ def _by_language(single: pd.DataFrame, prefix: str) -> Table:
     shown, keys = single.head(_LONGEST), ["intervention", "control", "language", "family"]
     spans = [Span(*span) for span in shown[_SPAN].to_numpy(float).tolist()]
     rows = zip(*(shown[key] for key in keys), spans, spans, shown["p_adjusted"], shown["segments"], strict=True)
-    heads = columns(*keys, *_EFFECT, "p, adjusted:probability", "segments:count")
+    heads = _columns(*keys, *_EFFECT, "p, adjusted:probability", "segments:count")
     note = f"The first {_LONGEST:,} of {len(single):,} rows; all are in effects.csv." if len(single) > _LONGEST else ""
     return Table(f"{prefix}effects_by_language", "Effects by language", heads, tuple(rows), note, folded=True)
 
@@ -199,8 +204,8 @@ def _catalogue(surveys: Sequence[Survey]) -> Table:
         fullest = ", ".join(map(str, order[:6])) if stands_out else "none stands out"
         share = survey.selected / survey.size if survey.size else None
         rows.append((survey.name, survey.selected, share, *((held / total, fullest) if total else (None, None))))
-    heads = columns("region", "parameters:count", "share of the scope:percent")
-    heads += columns(f"held by the fullest 1 % of the axis {axis}:percent", "fullest indices")
+    heads = _columns("region", "parameters:count", "share of the scope:percent")
+    heads += _columns(f"held by the fullest 1 % of the axis {axis}:percent", "fullest indices")
     note = "A region spread evenly over the axis holds at its fullest 1 % of the indices about 1 % of its entries."
     return Table("regions", "Regions", heads, tuple(rows), note)
 
@@ -278,7 +283,7 @@ def settings(
         exact += common
         varying.append(table)
     exact = list(dict.fromkeys(exact))
-    heads = columns("setting", "value")
+    heads = _columns("setting", "value")
     rest = tuple(row for row in machine if row not in exact)
     tables = (
         Table("identity", "Model, tokenizer and data", heads, tuple(exact), look="settings"),
@@ -319,4 +324,4 @@ def _times(timings: Sequence[Mapping[str, Any]]) -> Table:
         (description, amount, unit, seconds, amount / seconds if seconds else None)
         for (description, unit), (amount, seconds) in work.items()
     )
-    return Table("time", "Time", columns("work", "amount:number", "unit", "seconds:number", "a second:number"), rows)
+    return Table("time", "Time", _columns("work", "amount:number", "unit", "seconds:number", "a second:number"), rows)

@@ -30,11 +30,6 @@ class Column:
         return self.kind != "text"
 
 
-def columns(*names: str) -> tuple[Column, ...]:
-    """Columns by name, with the kind behind a colon where it is not text: "effect, nats per token:interval"."""
-    return tuple(Column(*name.split(":")) for name in names)
-
-
 @dataclass(frozen=True)
 class Table:
     """A table. `name` is its file stem; the last `totals` rows are set apart (means over the rows above)."""
@@ -88,14 +83,6 @@ def distinct(names: Sequence[str]) -> list[str]:
             own, number = f"{name}_{number}", number + 1
         taken.append(own)
     return taken
-
-
-def column(name: str, cells: list[Cell]) -> Column:
-    """The column whose kind the cells suggest: whole numbers are counts, other numbers numbers, all else text."""
-    types = {type(cell) for cell in cells if cell is not None}
-    if types == {int}:
-        return Column(name, "count")
-    return Column(name, "number" if types and types <= {int, float} else "text")
 
 
 def visible(cell: str) -> str:
