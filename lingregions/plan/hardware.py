@@ -122,7 +122,7 @@ class Topology:
         return self.chips * self.slices
 
     @property
-    def _shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
         """Chips of one slice along each dimension of the torus."""
         return SHAPES[self.chip.dimensions][self.chips]
 
@@ -133,7 +133,7 @@ class Topology:
             keywords["num_slices"] = self.slices
         if self.chips == 1:
             keywords["chips_per_host_bounds"] = (1, 1, 1)
-        return f"{self.chip.name}:{'x'.join(map(str, self._shape))}", keywords
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}", keywords
 
 
 def sizes(chip: Chip) -> list[Topology]:
