@@ -181,10 +181,10 @@ def test_a_series_is_measured_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
     text = model.corpus(["Some words of a text that is long enough to be two samples."] * 3, "en", length=32)
     begun = []
     first = prefix.Prefix._begin
-    monkeypatch.setattr(prefix.Prefix, "begin", lambda self, layer: begun.append(first(self, layer)) or begun[-1])
+    monkeypatch.setattr(prefix.Prefix, "_begin", lambda self, layer: begun.append(first(self, layer)) or begun[-1])
     found = model.evaluate([text], made)
     assert begun == [1, None, 2]
-    monkeypatch.setattr(prefix.Prefix, "begin", lambda self, layer: None)
+    monkeypatch.setattr(prefix.Prefix, "_begin", lambda self, layer: None)
     expected = model.evaluate([text], made)
     assert found["effect_nats"].abs().min() > 1e-4
     np.testing.assert_allclose(found["effect_nats"], expected["effect_nats"], rtol=1e-4, atol=1e-6)
