@@ -153,7 +153,7 @@ def _quoted(word: str, default: tuple[Any, ...]) -> str:
     except (SyntaxError, ValueError):
         number = False
     else:
-        number = not all(isinstance(element, str) for element in default)
+        number = not default or not all(isinstance(element, str) for element in default)
     return word if number or not re.fullmatch(r"[^'\"()\[\]]+", value) else f"{name}={value!r}"
 
 
