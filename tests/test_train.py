@@ -226,6 +226,22 @@ def test_micro_batches_change_nothing(size: int, trainer: train.Trainer, params:
     assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
 
 
+def test_clipping_is_to_the_norm_and_what_lies_within_it_keeps_its_bits(params: TREE) -> None:
+    def first(clip: float, norm: float) -> list[np.ndarray]:
+        """The first moments after an update by the parameters, scaled to a norm."""
+        optimizer = train.recipe.optimizer(dataclasses.replace(RECIPE, clip=clip))
+        gradient = jax.tree.map(lambda leaf: leaf * np.float32(norm / optax.tree.norm(params)), params)
+        with jax.numpy_dtype_promotion("standard"):
+            _, state = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+        return [np.array(leaf) for leaf in jax.tree.leaves(optax.tree.get(state, "mu"))]
+
+    clipped, within, free = first(2.0, 8.0), first(2.0, 1.0), first(0.0, 1.0)
+    for ours, theirs in zip(within, free, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(clipped, free, strict=True):
+        np.testing.assert_allclose(ours, 2 * theirs, rtol=1e-5, atol=1e-12)
+
+
 def test_memory_of_the_compiled_step(lone_mesh: jax.sharding.Mesh, trainer: train.Trainer, params: TREE) -> None:
     """Masks at one bit a parameter, no moments for a whole leaf, the state in place: nothing else is an argument."""
     found = trainer.lower(LENGTH).compile().memory_analysis()
