@@ -198,7 +198,7 @@ def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] |
         value = config_path.get_value(path, config)
         if len(value) == 1 and isinstance(value[0], str) and "," in value[0]:
             # `--config.languages=ar,zh` reaches us as one word.
-            value = tuple(word.strip() for word in value[0].split(","))
+            value = tuple(word.strip() for word in value[0].rstrip(", ").split(","))
             config_path.set_value(path, config, value)
         _check_elements(path, default, value, source)
     for path, value in leaves(config):

@@ -52,6 +52,7 @@ def test_defaults_come_from_the_file_and_are_locked(source):
         (["--config.languages=('ko', 'ar')"], "languages", ("ko", "ar")),
         (["--config.languages=ko", "--config.languages=ar"], "languages", ("ko", "ar")),
         (["--config.languages=ko"], "languages", ("ko",)),
+        (["--config.languages=ko,"], "languages", ("ko",)),
         (["--config.languages=1%,3%"], "languages", ("1%", "3%")),
         (["--config.languages=1%"], "languages", ("1%",)),
         (["--config.languages=pt-br, zh-hant"], "languages", ("pt-br", "zh-hant")),
