@@ -28,7 +28,9 @@ def recipe(settings: ConfigDict) -> train.Recipe:
       ValueError: a value that does not fit; the message says which.
     """
     names = {field.name for field in dataclasses.fields(train.Recipe)}
-    return train.Recipe(**{name: value for name, value in settings.train.to_dict().items() if name in names})
+    chosen: dict[str, Any] = {name: value for name, value in settings.train.to_dict().items() if name in names}
+    chosen["betas"] = tuple(chosen["betas"])  # a list in a config that was stored
+    return train.Recipe(**chosen)
 
 
 def reached(settings: ConfigDict) -> list[int]:
