@@ -34,7 +34,7 @@ def _families() -> str:
     parts = []
     for family in models.ARCHITECTURES:
         module = importlib.import_module(f"lingregions.models.{family.removesuffix('_text')}")
-        parts.append(f"## {family}\n\n{inspect.getdoc(module)}\n\n{_presets(module.PRESETS)}")
+        parts.append(f"## {family}\n\n{inspect.getdoc(module)}\n\n{_presets(module.VARIANT.presets)}")
     return "\n".join(parts)
 
 
