@@ -40,7 +40,7 @@ newest:  ## run the numerical tests on the newest Python that is here, with the 
 	if [ -n "$$found" ]; then $(MAKE) --no-print-directory test PYTHON="$$found" VENV=.venv-newest TESTS="$(NUMERICAL)"; \
 	else printf '%s\n' '--> no Python newer than 3.11 is here: nothing to run'; fi
 
-coverage: $(VENV)/.dev  ## run all tests of `make test` and say which lines and branches none reaches (twice the time)
+coverage: $(VENV)/.dev  ## run all tests of `make test` and say which lines and branches none reaches
 	$(call say,running $(TESTS) without torch and counting branches)
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -q -m 'not parity' -n $(WORKERS) --max-worker-restart=0 --dist loadfile --no-loadscope-reorder $(TESTS)

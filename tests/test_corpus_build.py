@@ -145,7 +145,7 @@ with build.Pool(Tokenizer.bytes(), 0) as pool:
 def test_a_killed_build_leaves_nothing_that_looks_finished(source: Source, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     arguments = [sys.executable, "-c", KILLED, str(cache), source.name, "9"]
-    killed = subprocess.run(arguments, cwd=Path(__file__).parent.parent, check=False, timeout=300)
+    killed = subprocess.run(arguments, cwd=Path(__file__).parent.parent, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     with pytest.raises(
         FileNotFoundError, match="has no tokens in 'ru' for the tokenizer bytes .*; there: none. Build them"

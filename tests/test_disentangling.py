@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"evaluate.languages": ("es", "en")}, "ru is trained but not evaluated"),
+        ({"evaluate.languages": ("es", "en")}, "ru is trained but not evaluated: add it to evaluate.languages"),
         ({"evaluate.languages": ("es", "ru")}, "every evaluated language is trained"),
         ({"train.seeds": ()}, "train.seeds is empty"),
     ],

@@ -198,7 +198,7 @@ def test_sigterm_resumes(tmp_path):
     while process.poll() is None and not (metrics.exists() and '"model"' in metrics.read_text()):
         time.sleep(0.05)  # poll for the state, not for a time
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 143, error
     assert "the same command goes on from there" in error
     assert not (tmp_path / "run" / "report.html").exists()

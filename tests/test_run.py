@@ -895,7 +895,7 @@ def test_two_processes_write_once_agree_and_stop_together(tmp_path):
         subprocess.Popen([*words, str(process)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for process in (0, 1)
     ]
-    errors = [process.communicate(timeout=300)[1] for process in pair]
+    errors = [process.communicate(timeout=120)[1] for process in pair]
     assert [process.returncode for process in pair] == [143, 143], "\n".join(errors)
     assert [line.get("event", "step") for line in metrics(tmp_path / "run")] == ["opened", "step", "interrupted"]
     assert not (tmp_path / "run" / "scores").exists()

@@ -63,9 +63,8 @@ def _steps(settings: ConfigDict, config: Any) -> list[step.Step]:
     fraction = core.fraction
     wanted = {
         core.name: selection.ranked(core.name, fraction),
-        _WHOLE: selection.ranked(
-            _WHOLE, fraction, "nats", within="scope"
-        ),  # scaled by matrix, the smallest would have the most
+        # In nats: scaled by matrix, the smallest would have the most.
+        _WHOLE: selection.ranked(_WHOLE, fraction, "nats", within="scope"),
         largest.name: selection.ranked(largest.name, fraction, "magnitude"),
     } | {each.name: selection.matched(each.name, fraction, core.name, each.seed or 0) for each in drawn}
     removals = [core, largest, *drawn]

@@ -211,7 +211,7 @@ def _constraints(context: Context, training: Intervention) -> list[freeze.Constr
 
 
 def _given(context: Context, training: Intervention, what: str) -> trees.Tree | None:
-    """Return the tree that a method needs: see `freeze.Method.given`."""
+    """Return the tree that a method needs: see `freeze.METHODS`."""
     if what == "masks":
         return _masks(context, training)
     if what == "scores":

@@ -118,7 +118,6 @@ def fit(
         # The parameters at that count are gone. The training is exact, so doing it again gives the same figures.
         run.note(f"measurements of {lost[0]} are gone or changed: {name} is trained again")
         train.discard(run, name)
-
     else:
         keep(0, context.model.params)
 

@@ -106,7 +106,7 @@ def _bytes(context: Context, code: str, use: str) -> list[bytes]:
 
 
 def _export(settings: ConfigDict, run: Run, training: str, folder: Path, dtype: str) -> None:
-    """Write the newest checkpoint as a Hugging Face folder; see `frozen_pretraining.export` for the arguments.
+    """Write the newest checkpoint as a Hugging Face folder; arguments as of `study.Study.export`.
 
     Raises:
       ValueError: there is no such training.
