@@ -127,8 +127,6 @@ def _values(settings: ConfigDict) -> Iterator[str]:
     for use in ("score", "evaluate", "train"):
         if use in settings and settings[use].samples < 0:
             yield f"{use}.samples is {settings[use].samples}; it is a number of samples, or 0 for all"
-        if use in settings and "languages" in settings[use] and not settings[use].languages:
-            yield f"{use}.languages is empty: name at least one"
     for key in ("score_batch", "evaluate_batch", "train_batch"):
         if settings.machine.get(key, 1) < 1:
             yield f"machine.{key} is {settings.machine[key]}; a step needs at least 1 sample"
@@ -136,8 +134,6 @@ def _values(settings: ConfigDict) -> Iterator[str]:
         yield f"machine.micro is {settings.machine.micro!r}; it is 'given' or 'auto'"
     if settings.machine.get("kept_states", 0.0) < 0:
         yield f"machine.kept_states is {settings.machine.kept_states} GB; it is 0 for none, or more"
-    if "select" in settings and not settings.select.fractions:
-        yield "select.fractions is empty: no region can be selected"
     for fraction in settings.select.fractions if "select" in settings else ():
         yield from _attempt(parse, fraction)
 

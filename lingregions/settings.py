@@ -146,8 +146,13 @@ def key(word: str) -> str | None:
 
 
 def _quoted(word: str, default: tuple[Any, ...]) -> str:
-    """Put quotes around what is no Python (`1%,3%`), or no number by the default (`1e-8`), for the parser of tuples."""
-    name, _, value = word.partition("=")
+    """Put quotes around what is no Python (`1%,3%`), or no number by the default (`1e-8`), for the parser of tuples.
+
+    Nothing after the sign, as shells write it, is a tuple of nothing.
+    """
+    name, equals, value = word.partition("=")
+    if equals and not value.strip():
+        return f"{name}=()"
     try:
         ast.literal_eval(value)
     except (SyntaxError, ValueError):

@@ -69,6 +69,12 @@ def test_what_a_config_asks_for_is_checked(words, said, tmp_path):
     assert any(said in each for each in problems), problems
 
 
+@pytest.mark.parametrize("key", ["score.languages", "evaluate.languages", "select.fractions"])
+def test_what_is_empty_is_told_once(key, tmp_path):
+    found = door.problems(config(f"--config.{key}="), tmp_path / "run")[1]
+    assert [each.partition(" ")[0] for each in found] == [key]
+
+
 @pytest.mark.parametrize(
     ("capability", "dtype", "number"),
     [

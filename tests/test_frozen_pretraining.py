@@ -258,6 +258,8 @@ def test_the_text_of_replay_is_mixed_in(tmp_path):
     ("words", "message"),
     [
         (["--config.freeze.treatments=core,frozen"], "holds 'frozen'; there are full, core"),
+        (["--config.freeze.treatments="], "freeze.treatments is empty: name one or more of full, core"),
+        (["--config.freeze.fractions="], "freeze.fractions is empty: say how much"),
         (["--config.freeze.treatments=core,reversion"], "add full to freeze.treatments"),
         (["--config.freeze.reversion=(1.5,)"], "set back by a factor between 0 and 1"),
         (["--config.freeze.thaw=(1.0,0.5)"], "thaws between fractions"),

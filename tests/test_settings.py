@@ -58,6 +58,7 @@ def test_defaults_come_from_the_file_and_are_locked(source):
         (["--config.languages=pt-br, zh-hant"], "languages", ("pt-br", "zh-hant")),
         (["--config.languages=1e-8,0.01"], "languages", ("1e-8", "0.01")),  # words, as the default's are
         (["--config.languages=1e-8"], "languages", ("1e-8",)),
+        (["--config.languages="], "languages", ()),  # nothing, as shells write it
         (["--config.languages=('1%', '3%')"], "languages", ("1%", "3%")),
     ],
 )

@@ -80,6 +80,10 @@ def _check(settings: ConfigDict) -> None:
       ValueError: says which.
     """
     chosen, language = settings.freeze, settings.train.language
+    if not chosen.treatments:
+        raise ValueError(f"freeze.treatments is empty: name one or more of {', '.join(_TREATMENTS)}")
+    if not chosen.fractions and any(_TREATMENTS[name].sized for name in chosen.treatments if name in _TREATMENTS):
+        raise ValueError("freeze.fractions is empty: say how much of each matrix is frozen")
     for name in chosen.treatments:
         if name not in _TREATMENTS:
             raise ValueError(f"freeze.treatments holds {name!r}; there are {', '.join(_TREATMENTS)}")

@@ -106,8 +106,8 @@ def _check(settings: ConfigDict) -> None:
     Raises:
       ValueError: no language, one twice, one trained but not evaluated, a rule, preset or fraction that does not exist.
     """
-    for use in ("score", "evaluate"):
-        languages = list(settings[use].languages) if use in settings else ["any"]
+    for use in ("score", "evaluate", "train"):
+        languages = list(settings[use].languages) if use in settings and "languages" in settings[use] else ["any"]
         if not languages or len(set(languages)) < len(languages):
             raise ValueError(
                 f"{use}.languages needs one or more, each named once, not {', '.join(languages) or 'none'}"
