@@ -71,7 +71,7 @@ def test_what_a_config_asks_for_is_checked(words, said, tmp_path):
 
 @pytest.mark.parametrize("key", ["score.languages", "evaluate.languages", "select.fractions"])
 def test_what_is_empty_is_told_once(key, tmp_path):
-    found = door.problems(config(f"--config.{key}="), tmp_path / "run")[1]
+    found = door.problems(settings.load("core_removal:tiny", [f"--config.{key}="]), tmp_path / "run")[1]
     assert [each.partition(" ")[0] for each in found] == [key]
 
 
