@@ -1,6 +1,7 @@
 """Mutants: one operator, number or condition of a module changed at a time, after which one of its tests must fail.
 
     CI=1 python benchmarks/mutate.py [--count 250] [--seed 0] [--modules algebra,select,region,scores,freeze,perturb]
+        [--only restrict:7,Region.on:3]
 
 Mutants are drawn from the bodies of the functions of all modules together. One process runs them all: the code of the
 function is replaced in place, whoever imported it, and everything that was traced or cached is forgotten. Tests marked
@@ -152,6 +153,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", default=",".join(MODULES))
     parser.add_argument("--seconds", type=float, default=3600, help="after which no further mutant is begun")
+    parser.add_argument("--only", default="", help="these alone: FUNCTION:NUMBER by commas, as printed")
     flags = parser.parse_args()
     os.chdir(ROOT)
     until, everything, trees = time.monotonic() + flags.seconds, [], {}
@@ -163,6 +165,8 @@ def main() -> int:
         if not passes(MODULES[name][1]):
             sys.exit(f"the tests of {name} fail before anything is changed")
     random.Random(flags.seed).shuffle(everything)
+    if flags.only:
+        everything = [each for each in everything if f"{each.function}:{each.number}" in flags.only.split(",")]
     counts: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in trees}
     for mutant in everything[: flags.count]:
         if time.monotonic() > until:

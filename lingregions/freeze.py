@@ -77,9 +77,7 @@ def _packed(mask: jax.Array) -> Packed:
     order = [axis for axis in (mask.ndim - 2, mask.ndim - 1, 0) if axis >= 0]
     whole = [axis for axis in order if mask.shape[axis] % (8 * parts[axis]) == 0]
     axis = (
-        whole[0]
-        if whole
-        else min(order, key=lambda axis: parts[axis] * -(-mask.shape[axis] // 8) * 8 / mask.shape[axis])
+        whole[0] if whole else min(order, key=lambda axis: parts[axis] * -(-mask.shape[axis] // 8) / mask.shape[axis])
     )
     sharding: Any = mask.sharding
     if isinstance(sharding, NamedSharding) and not whole:
