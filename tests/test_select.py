@@ -175,6 +175,18 @@ def test_nan_and_negative_scores_are_refused_by_name(method: str, within: str) -
             select(whole(leaves), 0.1, within=within, method=method)
 
 
+@pytest.mark.parametrize("method", ["host", "device"])
+def test_every_kind_of_nan_is_refused_and_infinity_is_not(method: str) -> None:
+    # What lies above 0x7F800000, infinity, is NaN: the first, the quiet one, the last, one with a sign.
+    for bits in (0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0xFF800001):
+        scores = np.array([[[0x3F800000, bits], [0x7F800000, 0]]], np.uint32).view(np.float32)
+        with pytest.raises(ValueError, match=r"layers\.0\.w\.weight: 1 scores are NaN"):
+            select({"layers": {"w": jnp.asarray(scores)}}, 0.25, method=method)
+    scores[0, 0, 1] = 2
+    mask = select({"layers": {"w": jnp.asarray(scores)}}, 0.25, method=method).masks["layers"]["w"]
+    assert np.asarray(mask).tolist() == [[[False, False], [True, False]]]
+
+
 def test_fractions_are_exact_nested_and_checked() -> None:
     leaves = whole(draw(4))
     before = None
