@@ -28,7 +28,7 @@ from lingregions import corpus, models, regions
 from lingregions import main as command
 from lingregions.models import convert
 from lingregions.models.tokenizer import Tokenizer
-from lingregions.run import InUse, Run, RunError, Unavailable, checkpoint, files, replacing
+from lingregions.run import InUse, Run, RunError, Unavailable, checkpoint, files, record, replacing
 
 REGION = str(Path(__file__).parent.parent / "regions" / "core.safetensors")
 
@@ -108,14 +108,14 @@ def test_entries_that_change_places_change_the_sum() -> None:
 
 def test_another_schema_and_a_wrong_sum_are_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    value = files.seal({"schema": 1, "position": 64})
-    assert files.unseal(path, value, 1) == {"schema": 1, "position": 64}
+    value = record.seal({"schema": 1, "position": 64})
+    assert record.unseal(path, value, 1) == {"schema": 1, "position": 64}
     with pytest.raises(RunError, match=f"^{path} is damaged: it does not match its checksum$"):
-        files.unseal(path, {**value, "position": 65}, 1)
+        record.unseal(path, {**value, "position": 65}, 1)
     with pytest.raises(RunError, match=f"^{path} has schema 2, this version reads 1$"):
-        files.unseal(path, files.seal({"schema": 2, "position": 64}), 1)
+        record.unseal(path, record.seal({"schema": 2, "position": 64}), 1)
     with pytest.raises(RunError, match=f"^{path} is damaged: it holds no JSON object$"):
-        files.unseal(path, [value], 1)
+        record.unseal(path, [value], 1)
 
 
 # --- identities -------------------------------------------------------------------------------------------------------

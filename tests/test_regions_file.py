@@ -23,7 +23,7 @@ from lingregions import regions
 from lingregions import tree as trees
 from lingregions.regions import Provenance, Region, command, equals, file, released, stack
 from lingregions.run import RunError
-from lingregions.run.files import checksum
+from lingregions.run.record import checksum
 
 GOLDEN = Path(__file__).parent / "golden" / "released_mask.pt"
 NAME = "model.layers.1.mlp.up_proj.weight"

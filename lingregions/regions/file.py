@@ -34,7 +34,8 @@ from safetensors import SafetensorError, safe_open
 from lingregions import tree as trees
 from lingregions.regions import geometry, region, stack
 from lingregions.regions.region import Provenance, Region
-from lingregions.run import files, replacing
+from lingregions.run import replacing
+from lingregions.run.record import checksum, seal
 
 _FORMAT = 2
 _KEY = "lingregions"
@@ -167,8 +168,7 @@ def _head(provenance: Provenance, matrices: Mapping[str, _Matrix], order: list[s
         "matrices": {name: dataclasses.asdict(each) for name, each in matrices.items()},
         "provenance": provenance.describe(),
     }
-    sealed = own | {"crc32": files.checksum(own)}
-    fields: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(sealed, allow_nan=False)}}
+    fields: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(seal(own), allow_nan=False)}}
     offset = 0
     for name in order:
         kind = np.dtype(matrices[name].coding)
@@ -211,7 +211,7 @@ class _Reader:
                     f"region format {self.format!r}, this version reads {_FORMAT}; "
                     "read it with the version of lingregions that wrote it (see its provenance)"
                 )
-            if self.format == _FORMAT and fields.pop("crc32", None) != files.checksum(fields):
+            if self.format == _FORMAT and fields.pop("crc32", None) != checksum(fields):
                 raise ValueError(
                     "the header does not match its checksum; the file was damaged or changed: copy it again"
                 )

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from lingregions import tree as trees
 from lingregions.run import files
+from lingregions.run.record import seal, unseal
 
 _SCHEMA = 2  # of the record
 
@@ -127,12 +128,12 @@ def shapes(folder: Path, version: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _record(leaves: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
     shapes = {path: _shape(leaf) for path, leaf in leaves.items()}
-    return files.seal({"schema": _SCHEMA, "header": header, "leaves": shapes, "sums": _sums(leaves)})
+    return seal({"schema": _SCHEMA, "header": header, "leaves": shapes, "sums": _sums(leaves)})
 
 
 def _read(folder: Path, version: int) -> dict[str, Any]:
     found = _restore(folder, version, header=ocp.args.JsonRestore()).header
-    return files.unseal(folder / str(version), found, _SCHEMA)
+    return unseal(folder / str(version), found, _SCHEMA)
 
 
 def _sums(leaves: dict[str, Any]) -> dict[str, str]:

@@ -13,8 +13,7 @@ import os
 import shutil
 import socket
 import time
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -249,37 +248,6 @@ def digest(path: Path) -> dict[str, Any]:
         else:
             every = one
     return {"bytes": total, "sha256": every.hexdigest()}
-
-
-def seal(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with `crc32` beside its fields (`schema` among them): the checksum of all of them."""
-    return {**value, "crc32": checksum(value)}
-
-
-def unseal(path: Path, value: Any, schema: int) -> dict[str, Any]:
-    """Return a JSON object that `seal` made, without the checksum.
-
-    Args:
-      path: where it was read, for messages.
-      value: what was read there.
-      schema: the value of its field `schema`.
-
-    Raises:
-      RunError: it was changed since it was written, or is of another schema.
-    """
-    if not isinstance(value, dict):
-        raise RunError(f"{path} is damaged: it holds no JSON object")
-    if value.get("schema") != schema:
-        raise RunError(f"{path} has schema {value.get('schema')}, this version reads {schema}")
-    fields = {key: each for key, each in value.items() if key != "crc32"}
-    if value.get("crc32") != checksum(fields):
-        raise RunError(f"{path} is damaged: it does not match its checksum")
-    return fields
-
-
-def checksum(value: Mapping[str, Any]) -> str:
-    """Return the CRC-32 of a JSON object, in hex, whatever the order of its fields."""
-    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
 LOCK = ".lock"

@@ -1,15 +1,12 @@
 """Run: one work directory, its config, and everything that is written there."""
 
 import contextlib
-import hashlib
 import json
 import logging
-import math
 import os
 import signal
 import time
 import traceback as traces
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import FrameType, TracebackType
@@ -21,25 +18,22 @@ from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from lingregions.run import checkpoint, cluster, environment, files
+from lingregions.run.agreement import agree, require_same_config, require_same_folder
 from lingregions.run.files import InUse, RunError, Unavailable
 from lingregions.run.progress import Bar, Display
+from lingregions.run.record import read_object, seal, strict_json, unseal
+from lingregions.run.stored_config import (
+    difference,
+    is_begun,
+    is_moved,
+    plain_config,
+    read_config,
+    refuse_difference,
+    stamped,
+)
 from lingregions.run.table import Row, Table
 
-FORMAT = 2  # of the work directory; a directory of another format is refused
 _SCHEMA = 1  # of identities.json and of the marks in done/
-MACHINE = ("machine",)  # top-level sections of a config that may not change a figure, and so may change on resume
-# Keys that say where something lies. Another place may hold the same: what is there is identified by its hash.
-_PLACES = ("model.source", "data.source", "data.score_source", "data.evaluate_source", "data.train_source")
-_SIGHT = 60.0  # seconds until a file that one host wrote is seen by the others, on a slow shared disk
-
-_STAMP = "lingregions_format"  # the key of config.json that says: ours, and which format
-_OURS = {
-    files.LOCK,
-    files.CLAIM,
-    f".probe{files.PARTIAL}",
-    f"config.json{files.PARTIAL}",
-}  # what a process that died at once can leave
-
 _logger = logging.getLogger("lingregions")
 
 
@@ -94,21 +88,21 @@ class Run:
           RunError: the folder is not ours, damaged, of another format, of another config (the difference is listed), in
             use by another process (`InUse`), or cannot be written; nothing in it has been changed.
         """
-        folder, plain = _folder(workdir), _plain_config(config)
+        folder, plain = _folder(workdir), plain_config(config)
         wait = float((plain.get("machine") or {}).get("wait_seconds", cluster.WAIT))
-        _compare_processes(plain, wait)
+        require_same_config(plain, wait)
         run, problem, kind = None, "", 0
         if jax.process_index() == 0:
             try:
                 run = cls._open(folder, plain, fresh)
             except RunError as error:
                 problem, kind = str(error), isinstance(error, Unavailable) + isinstance(error, InUse)
-        said = _agree([problem, kind, bool(run and run.resumed), bool(run and run.moved)])
+        said = agree([problem, kind, bool(run and run.resumed), bool(run and run.moved)])
         problem, kind, resumed, moved = said
         if problem:
             raise {0: RunError, 1: Unavailable, 2: InUse}[kind](problem)
         try:
-            _see(folder, wait)
+            require_same_folder(folder, wait)
         except BaseException:
             if run is not None:
                 run.close()
@@ -126,15 +120,15 @@ class Run:
           RunError: `open` would refuse it as not ours, damaged, of another format or of another config.
         """
         folder = _folder(workdir)
-        stored = _stored(folder)
+        stored = read_config(folder)
         if stored is not None:
-            _refuse_difference(folder, stored, _plain_config(config))
+            refuse_difference(folder, stored, plain_config(config))
         return stored is not None
 
     @staticmethod
     def relocated(workdir: str | os.PathLike[str], config: config_dict.ConfigDict | Mapping[str, Any]) -> bool:
         """Tell whether a work directory was begun with a model or texts elsewhere. Only reads; raises as `stored`."""
-        return _moved(Run.stored(workdir).to_dict(), _plain_config(config))
+        return is_moved(Run.stored(workdir).to_dict(), plain_config(config))
 
     @staticmethod
     def stored(workdir: str | os.PathLike[str]) -> config_dict.ConfigDict:
@@ -144,7 +138,7 @@ class Run:
           RunError: there is none, or it is not ours, damaged or of another format.
         """
         folder = _folder(workdir)
-        found = _stored(folder)
+        found = read_config(folder)
         if found is None:
             raise RunError(f"{folder} is no work directory yet: nothing was begun there")
         return config_dict.ConfigDict(found).lock()
@@ -152,8 +146,8 @@ class Run:
     @classmethod
     def _open(cls, folder: Path, config: dict[str, Any], fresh: bool) -> "Run":
         aside = None
-        stored = None if fresh else _stored(folder)  # looks only: a foreign folder stays as it is
-        if fresh and _begun(folder):
+        stored = None if fresh else read_config(folder)  # looks only: a foreign folder stays as it is
+        if fresh and is_begun(folder):
             lock = files.Lock(folder)
             aside = _move_aside(folder)
             lock.release()
@@ -162,11 +156,11 @@ class Run:
         files.probe(folder)
         lock = files.Lock(folder)
         try:
-            stored = _stored(folder)  # again, now that nobody else writes
+            stored = read_config(folder)  # again, now that nobody else writes
             if stored is not None:
-                _refuse_difference(folder, stored, config)
+                refuse_difference(folder, stored, config)
             run = cls(folder, config, stored is not None, lock)
-            run.moved = stored is not None and _moved(stored, config)
+            run.moved = stored is not None and is_moved(stored, config)
             run._begin(stored, aside)
         except BaseException:
             lock.release()
@@ -194,7 +188,7 @@ class Run:
         before = known.get(name)
         if before is None:
             known[name] = {"digest": digest, "place": place}
-            self._write_json("identities.json", files.seal({"schema": _SCHEMA, "identities": known}))
+            self._write_json("identities.json", seal({"schema": _SCHEMA, "identities": known}))
         elif before["digest"] != digest:
             raise RunError(
                 f"the {name} at {place or before['place']} is not the one with which {self.folder} was begun: its hash "
@@ -207,7 +201,7 @@ class Run:
         swept = files.sweep(self.folder)
         cut = files.repair(self.path("metrics.jsonl"))
         if stored != self.config:
-            self._write_json("config.json", {_STAMP: FORMAT, **self.config})
+            self._write_json("config.json", stamped(self.config))
         self.log(event="opened", resumed=self.resumed)
         if aside is not None:
             self.note(f"the work directory that was here is now {aside}")
@@ -218,7 +212,7 @@ class Run:
         if cut:
             self.note(f"the last line of metrics.jsonl was cut and is removed: {cut[:200]!r}")
         if stored is not None:
-            for line in _difference(stored, self.config):
+            for line in difference(stored, self.config):
                 self.note(f"the config changed, in what decides no figure: {line}")
         self._record_environment()
 
@@ -226,7 +220,7 @@ class Run:
         """Write environment.json; one that differs stays beside it with a number, as earlier figures came from it."""
         path, now = self.path("environment.json"), environment.describe(self.config.get("compute"))
         if path.exists():
-            before = _read_json(path) or {}
+            before = read_object(path) or {}
             if before == now:
                 return
             number = 1 + len(list(self.folder.glob("environment-*.json")))
@@ -298,7 +292,7 @@ class Run:
 
     def agree(self, value: Any) -> Any:
         """Return process 0's `value` (JSON) in every process: for what a clock or a disk decides."""
-        return _agree(value)
+        return agree(value)
 
     # Files
 
@@ -334,7 +328,9 @@ class Run:
           TypeError: a field is no number, text, list or dict.
         """
         if jax.process_index() == 0:
-            line = json.dumps({"time": round(time.time(), 3), **_finite(fields)}, ensure_ascii=False, allow_nan=False)
+            line = json.dumps(
+                {"time": round(time.time(), 3), **strict_json(fields)}, ensure_ascii=False, allow_nan=False
+            )
             files.append(self.path("metrics.jsonl"), line.encode() + b"\n")
 
     def note(self, text: str) -> None:
@@ -367,7 +363,7 @@ class Run:
 
     def rows(self, name: str) -> list[Row]:
         """Return the rows of a table, those of earlier processes first."""
-        found: list[Row] = _agree(self._table(name).rows())
+        found: list[Row] = agree(self._table(name).rows())
         return found
 
     def _table(self, name: str) -> Table:
@@ -384,8 +380,8 @@ class Run:
         """
         if jax.process_index() == 0:
             vouched = {artefact: files.digest(self.path(artefact)) for artefact in artefacts}
-            mark = {"schema": _SCHEMA, "files": vouched, **_finite({"facts": facts})}
-            self._write_json(f"done/{name}.json", files.seal(mark))
+            mark = {"schema": _SCHEMA, "files": vouched, **strict_json({"facts": facts})}
+            self._write_json(f"done/{name}.json", seal(mark))
 
     def done(self, name: str) -> dict[str, Any] | None:
         """Return the facts of a finished stage; None if it is not finished, or an artefact is gone or changed (noted).
@@ -393,7 +389,7 @@ class Run:
         Reads the artefacts once, about a second a gigabyte.
         """
         facts = self._done(name) if jax.process_index() == 0 else None
-        found: dict[str, Any] | None = _agree(facts)
+        found: dict[str, Any] | None = agree(facts)
         return found
 
     def _done(self, name: str) -> dict[str, Any] | None:
@@ -410,8 +406,8 @@ class Run:
         Raises:
           RunError: the disk refuses; what was saved before is intact.
         """
-        version = _agree(checkpoint.newest(self.path(name))) + 1
-        checkpoint.save(self.path(name), version, tree, _finite(header))
+        version = agree(checkpoint.newest(self.path(name))) + 1
+        checkpoint.save(self.path(name), version, tree, strict_json(header))
 
     def load(self, name: str, like: Any) -> Any:
         """Return a saved tree with the structure, shapes, dtypes and shardings of `like`, whatever mesh it came from.
@@ -419,11 +415,11 @@ class Run:
         Raises:
           RunError: nothing is saved, it is another tree (the first path that differs is named), or a file is damaged.
         """
-        return checkpoint.load(self.path(name), _agree(checkpoint.newest(self.path(name))), like)
+        return checkpoint.load(self.path(name), agree(checkpoint.newest(self.path(name))), like)
 
     def header(self, name: str) -> dict[str, Any] | None:
         """Return the header of a saved tree; None when nothing is saved under that name."""
-        return checkpoint.header(self.path(name), _agree(checkpoint.newest(self.path(name))))
+        return checkpoint.header(self.path(name), agree(checkpoint.newest(self.path(name))))
 
     def discard(self, name: str) -> None:
         """Remove a saved tree that is no longer wanted, such as a resume point; nothing happens when there is none."""
@@ -457,7 +453,7 @@ def verify(folder: Path, name: str) -> tuple[dict[str, Any] | None, str]:
     if not path.exists():
         return None, ""
     try:
-        marker = files.unseal(path, _read_json(path), _SCHEMA)
+        marker = unseal(path, read_object(path), _SCHEMA)
     except RunError as error:
         return None, str(error)
     facts: dict[str, Any] = marker["facts"]
@@ -477,136 +473,13 @@ def _folder(workdir: str | os.PathLike[str]) -> Path:
     return Path(text).expanduser().absolute()
 
 
-def _plain_config(config: config_dict.ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve references and turns the config into what config.json can hold."""
-    values = config.to_dict() if isinstance(config, config_dict.ConfigDict) else dict(config)
-    if _STAMP in values:
-        raise RunError(f"a config may not have a key {_STAMP}: the work directory uses it")
-    for path, value in _paths(values):
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            raise RunError(
-                f"config.{path} is {value!r}, which config.json cannot hold; give a number or text"
-            ) from None
-    plain: dict[str, Any] = _masked(json.loads(json.dumps(values)))
-    return plain
-
-
-def _masked(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _masked(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_masked(each) for each in value]
-    return environment.masked(value) if isinstance(value, str) else value
-
-
-def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key in sorted(values):
-        if isinstance(values[key], Mapping) and values[key]:
-            yield from _paths(values[key], f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", values[key]
-
-
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """List the keys in which two configs differ, one line each; they may be flat."""
-    old, new = dict(_paths(before)), dict(_paths(after))
-    return [
-        f"{path}: {_show(old, path)} -> {_show(new, path)}"
-        for path in sorted({*old, *new})
-        if path not in old or path not in new or old[path] != new[path]
-    ]
-
-
-def _show(values: Mapping[str, Any], path: str) -> str:
-    return json.dumps(values[path], ensure_ascii=False) if path in values else "(not there)"
-
-
 def identities(folder: Path) -> dict[str, dict[str, str]]:
     """Return {name: {digest, place}} of what a work directory is made from, as far as it has been seen."""
     path = folder / "identities.json"
     if not path.exists():
         return {}
-    found: dict[str, dict[str, str]] = files.unseal(path, _read_json(path), _SCHEMA)["identities"]
+    found: dict[str, dict[str, str]] = unseal(path, read_object(path), _SCHEMA)["identities"]
     return found
-
-
-def _moved(stored: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    old, new = dict(_paths(stored)), dict(_paths(config))
-    return any(old.get(path) != new.get(path) for path in _PLACES)
-
-
-def _refuse_difference(folder: Path, stored: dict[str, Any], config: dict[str, Any]) -> None:
-    old, new = (
-        {path: value for path, value in _paths(each) if path.partition(".")[0] not in MACHINE and path not in _PLACES}
-        for each in (stored, config)
-    )
-    lines = _difference(old, new)
-    if lines:
-        raise RunError(
-            "\n".join([f"{folder} was begun with another config:", *(f"  {line}" for line in lines)])
-            + "\nGive another --workdir, or --fresh to move this one aside and begin again"
-        )
-
-
-def _begun(folder: Path) -> bool:
-    """Whether there is a work directory, sound or not, to move aside; a folder of anything else is refused."""
-    if not folder.is_dir() or not any(path.name not in _OURS for path in folder.iterdir()):
-        return False
-    path = folder / "config.json"
-    config = _read_json(path)
-    ours = _STAMP in config if config is not None else path.is_file() and (folder / ".lock").is_file()
-    if not ours:  # the folder of a Hugging Face model holds a config.json too
-        raise RunError(_foreign(folder))
-    return True
-
-
-def _foreign(folder: Path) -> str:
-    return (
-        f"{folder} is not a work directory of lingregions: it holds other files. "
-        "Nothing was written; give an empty or new folder as --workdir"
-    )
-
-
-def _stored(folder: Path) -> dict[str, Any] | None:
-    """Return the config that a work directory was begun with; None for a new or empty folder. Only reads.
-
-    Raises:
-      RunError: the folder is a file, foreign, damaged, or of another format.
-    """
-    with files.explained(folder):
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"--workdir={folder} is a file, a folder is needed")
-        if not folder.is_dir() or not any(path.name not in _OURS for path in folder.iterdir()):
-            return None
-    path = folder / "config.json"
-    if not path.is_file():
-        raise RunError(_foreign(folder))
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RunError(
-            f"{path} is cut or no JSON ({error}). Nothing was written; --fresh moves the folder aside and begins again"
-        ) from None
-    if not isinstance(stored, dict) or _STAMP not in stored:
-        raise RunError(_foreign(folder))
-    number = stored.pop(_STAMP)
-    if number != FORMAT:
-        raise RunError(
-            f"{folder} has format {number}, this version reads and writes {FORMAT}. Nothing was written; "
-            "use the version that made it, another --workdir, or --fresh"
-        )
-    return stored
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a file; None when the file is absent, cut, or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _move_aside(folder: Path) -> Path:
@@ -616,91 +489,3 @@ def _move_aside(folder: Path) -> Path:
     with files.explained(folder):
         folder.rename(aside)
     return aside
-
-
-def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields as strict JSON values; see `Run.log`."""
-    found: dict[str, Any] = {}
-    for key, value in fields.items():
-        plain = _json_value(key, value)
-        found[key] = _nulled(plain)
-        if not isinstance(plain, dict) and found[key] != plain:
-            found[f"{key}_repr"] = repr(plain)
-    return found
-
-
-def _json_value(key: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return _finite({str(name): item for name, item in value.items()})
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return np.asarray(value).tolist()
-    if isinstance(value, list | tuple):
-        return [_json_value(key, item) for item in value]
-    if isinstance(value, str | os.PathLike):
-        return environment.masked(str(value))
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    raise TypeError(f"{key} is of type {type(value).__name__}; give a number, text, list or dict")
-
-
-def _nulled(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return [_nulled(item) for item in value] if isinstance(value, list) else value
-
-
-def _agree(value: Any) -> Any:
-    """Return process 0's value (JSON) in every process."""
-    if jax.process_count() == 1:
-        return value
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
-    if jax.process_index() != 0:
-        content = np.zeros(size, np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
-
-
-def _compare_processes(config: dict[str, Any], wait: float) -> None:
-    """Refuse to start when the processes were given different configs."""
-    if cluster.alone() and jax.process_count() > 1:  # the runtime of a TPU pod joins its hosts without asking
-        raise RunError(
-            f"this is one of {jax.process_count()} processes, and they have not met: "
-            "set --config.machine.distributed=True"
-        )
-    text = json.dumps(config, sort_keys=True)
-    said = cluster.exchange("the comparison of configs", hashlib.sha256(text.encode()).hexdigest(), wait)
-    others = [number for number, (_, digest) in enumerate(said) if digest != said[0][1]]
-    if not others:
-        return
-    every = [json.loads(value) for _, value in cluster.exchange("the difference of configs", text, wait)]
-    lines = [
-        f"process {number} ({said[number][0]}) was started with another config than process 0 ({said[0][0]}): {line}"
-        for number in others
-        for line in _difference(every[0], every[number])
-    ]
-    raise RunError("\n".join([*lines[:20], "Give all processes the same command"]))
-
-
-def _see(folder: Path, wait: float) -> None:
-    """Check that every process has the work directory of process 0, not a folder of that name on its own disk."""
-    if cluster.alone():
-        return
-    path, mark = folder / f".shared{files.PARTIAL}", _agree(uuid.uuid4().hex)
-    if jax.process_index() == 0:
-        path.write_text(mark)
-    seen, end = False, time.monotonic() + min(wait, _SIGHT)
-    cluster.exchange("the opening of the work directory", timeout=wait)
-    while not seen and time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            seen = path.read_text() == mark
-        if not seen:
-            time.sleep(0.5)
-    said = cluster.exchange("the sight of the work directory", "" if seen else "no", wait + _SIGHT)
-    if jax.process_index() == 0:
-        path.unlink(missing_ok=True)
-    blind = [f"process {number} ({host})" for number, (host, answer) in enumerate(said) if answer]
-    if blind:
-        raise RunError(
-            f"{', '.join(blind)} cannot see what process 0 ({said[0][0]}) writes into {folder}: give as --workdir a "
-            "folder that all hosts share (a mounted network disk or bucket)"
-        )
