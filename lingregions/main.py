@@ -91,10 +91,10 @@ def _sweep(words: Sequence[str]) -> int:
 
 
 def _connect(variables: Mapping[str, str], wait: float | None = None) -> None:
-    """Meet the other processes of the run; see `run.cluster.connect`."""
-    from lingregions.run import cluster
+    """Meet the other processes of the run; see `run.meeting.connect`."""
+    from lingregions.run import cluster, meeting
 
-    cluster.connect(variables, cluster.WAIT if wait is None else wait)
+    meeting.connect(variables, cluster.WAIT if wait is None else wait)
 
 
 def _data(words: Sequence[str]) -> int:
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(verb: str, error: BaseException, debug: bool) -> int:
     """Tell an error and let the other processes know; returns the exit code."""
-    from lingregions.run import Interrupted, RunError, cluster
+    from lingregions.run import Interrupted, RunError, failure
 
     if isinstance(error, Interrupted):
         print(error, file=sys.stderr)
@@ -234,11 +234,11 @@ def _fail(verb: str, error: BaseException, debug: bool) -> int:
     elif isinstance(error, Exception):
         code, said = _explain(error)
         if code == 1 and not isinstance(error, RunError):  # a collective breaks where another process is gone
-            said = cluster.blame() or said
+            said = failure.blame() or said
     else:
         raise error
     print(f"lingregions {verb}: {inert(said)}", file=sys.stderr)
-    cluster.abandon(code, said)  # the others must hear of a defect too
+    failure.abandon(code, said)  # the others must hear of a defect too
     return code
 
 

@@ -7,7 +7,7 @@ import time
 import jax
 import pytest
 
-from lingregions.run import Run, RunError, cluster
+from lingregions.run import Run, RunError, cluster, failure, meeting
 
 
 def port() -> int:
@@ -24,7 +24,7 @@ def meet(*claims: tuple[int, int], timeout: float = 20.0, address: str = "") -> 
 
     def come(index: int) -> None:
         try:
-            for _, line in cluster._meet(address, *claims[index], timeout).values():
+            for _, line in meeting._meet(address, *claims[index], timeout).values():
                 line.close()
         except RunError as error:
             said[index] = str(error)
@@ -119,7 +119,7 @@ def test_a_taken_port_is_said():
 )
 def test_mistaken_variables_are_told(variables, message):
     with pytest.raises(ValueError, match=message):
-        cluster.connect(variables, 1)
+        meeting.connect(variables, 1)
 
 
 def test_slurm_says_it_all_by_itself(monkeypatch):
@@ -131,19 +131,19 @@ def test_slurm_says_it_all_by_itself(monkeypatch):
         "SLURM_LOCALID": "0",
     }.items():
         monkeypatch.setenv(name, value)
-    assert cluster._place({}, 1) == ("node001:61440", 3, 2, [0])
+    assert meeting._place({}, 1) == ("node001:61440", 3, 2, [0])
     # What the user says comes first.
-    assert cluster._place({"JAX_COORDINATOR_ADDRESS": "here:7"}, 1)[0] == "here:7"
+    assert meeting._place({"JAX_COORDINATOR_ADDRESS": "here:7"}, 1)[0] == "here:7"
 
 
 def test_who_is_gone_or_silent_is_mourned_and_who_said_goodbye_is_not(monkeypatch):
     mourned = []
-    monkeypatch.setattr(cluster, "_mourn", lambda number, message: mourned.append((number, message)))
-    monkeypatch.setattr(cluster.distributed.global_state, "client", object())
+    monkeypatch.setattr(failure, "_mourn", lambda number, message: mourned.append((number, message)))
+    monkeypatch.setattr(failure.distributed.global_state, "client", object())
     pairs = [socket.socketpair() for _ in range(4)]
     living, gone, leaving, _ = (theirs for _, theirs in pairs)
     lines = {number: ("far", ours) for number, (ours, _) in enumerate(pairs)}
-    listener = threading.Thread(target=cluster._listen, args=(lines, 1.0))
+    listener = threading.Thread(target=failure._listen, args=(lines, 1.0))
     gone.close()
     leaving.send(b".!")
     leaving.close()
@@ -158,7 +158,7 @@ def test_who_is_gone_or_silent_is_mourned_and_who_said_goodbye_is_not(monkeypatc
     }
     assert 2 not in lines
     del lines[1], lines[3]
-    cluster._leave(lines)
+    failure._leave(lines)
     mourned.clear()
     living.close()  # as the others do, once this process is at its end too
     listener.join(20)
@@ -170,12 +170,12 @@ def test_who_is_gone_or_silent_is_mourned_and_who_said_goodbye_is_not(monkeypatc
 
 
 def test_a_single_process_needs_nobody():
-    cluster.connect({"JAX_COORDINATOR_ADDRESS": "nowhere:1", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, 1)
+    meeting.connect({"JAX_COORDINATOR_ADDRESS": "nowhere:1", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, 1)
     assert cluster.alone()
     assert cluster.exchange("anything", "value") == [(socket.gethostname(), "value")]
     with pytest.raises(KeyError), cluster.ready("anything"):
         raise KeyError
-    cluster.abandon(3)  # and is still here
+    failure.abandon(3)  # and is still here
 
 
 def test_hosts_that_a_tpu_runtime_joined_are_told_to_meet(monkeypatch, tmp_path):

@@ -35,7 +35,7 @@ from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.models import roles
 from lingregions.experiments import context
-from lingregions.run import Run, cluster
+from lingregions.run import Run, failure
 
 words = sys.argv[1:]
 code = main.main(["run", *words])
@@ -63,7 +63,7 @@ try:
         fit(run)
 except Exception:
     traceback.print_exc()
-    cluster.abandon(1)
+    failure.abandon(1)
     raise
 """
 
@@ -182,9 +182,9 @@ FAULTY = """
 import os, signal, time
 
 from lingregions import regions, train
-from lingregions.run import Run, cluster
+from lingregions.run import Run, failure
 
-cluster._GRACE = 0.5
+failure._GRACE = 0.5
 STAGES = {
     "scoring": (Run, "save"),
     "selection": (regions, "save"),
@@ -252,10 +252,10 @@ def test_a_process_that_is_killed_or_stopped_is_named_in_every_stage_and_the_sam
 MEETING = """
 import os, sys, time
 
-from lingregions.run import Run, RunError, cluster
+from lingregions.run import Run, RunError, cluster, failure, meeting
 
-cluster._PATIENCE, cluster._GRACE = 0.2, 0.2
-cluster.connect(os.environ, 60)
+cluster.PATIENCE, failure._GRACE = 0.2, 0.2
+meeting.connect(os.environ, 60)
 me, folder = int(os.environ["JAX_PROCESS_ID"]), sys.argv[1]
 
 
@@ -294,7 +294,7 @@ refused("process 1 (", lambda: Run.open(f"{folder}-{me}", {"machine": {"wait_sec
 with Run.open(folder, {"seed": 0}):
     pass
 if me == 1:
-    cluster.abandon(3, "the disk of this host is full")
+    failure.abandon(3, "the disk of this host is full")
 print("waiting", flush=True)
 cluster.exchange("what never comes", timeout=60)
 """

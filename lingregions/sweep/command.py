@@ -15,14 +15,26 @@ from types import FrameType
 from lingregions import door, micro
 from lingregions.experiments import perform
 from lingregions.experiments import step as planning
-from lingregions.run import Interrupted, InUse, Run, RunError, cluster, environment, files, programs, replacing, verify
+from lingregions.run import (
+    Interrupted,
+    InUse,
+    Run,
+    RunError,
+    cluster,
+    environment,
+    files,
+    meeting,
+    programs,
+    replacing,
+    verify,
+)
 from lingregions.sweep import summary
 from lingregions.sweep.grid import Asked, Cell, Grid
 
 _PATIENCE = 60.0  # seconds to wait while another process begins the same folder
 
 # How a cell stands.
-FINISHED, FAILED, ELSEWHERE, OPEN = "finished", "failed", "running elsewhere", "not finished"
+_FINISHED, _FAILED, _ELSEWHERE, _OPEN = "finished", "failed", "running elsewhere", "not finished"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +57,7 @@ def run(asked: Asked) -> int:
         raise door.refusal(problems)
     machine = grid.cells[0].config.machine
     if machine.distributed:
-        cluster.connect(os.environ, machine.get("wait_seconds", cluster.WAIT))
+        meeting.connect(os.environ, machine.get("wait_seconds", cluster.WAIT))
     folder = workdir.expanduser().absolute()
     programs.keep(machine.cache)  # each cell builds its functions anew, but from most grids the same programs
     with _stopping(folder):
@@ -147,7 +159,7 @@ def _attempt(folder: Path, cell: Cell) -> _Outcome:
                 perform(cell.config, run)
                 run.check()  # a signal that came too late for the cell must still stop the sweep
     except InUse:
-        return _Outcome(ELSEWHERE)
+        return _Outcome(_ELSEWHERE)
     except Exception as error:
         if not cluster.alone():
             raise  # the other processes are in the middle of the cell: they must end too
@@ -155,31 +167,31 @@ def _attempt(folder: Path, cell: Cell) -> _Outcome:
         content = {"cell": cell.values, "error": said, "traceback": environment.masked(traceback.format_exc())}
         with replacing(note) as partial:
             partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return _Outcome(FAILED, said)
+        return _Outcome(_FAILED, said)
     note.unlink(missing_ok=True)
-    return _Outcome(FINISHED)
+    return _Outcome(_FINISHED)
 
 
 def _stand(folder: Path, cell: Cell) -> _Outcome:
     """Return how a cell stands, from its files; checksums are read."""
     place, note = folder / "cells" / cell.name, folder / "failed" / f"{cell.name}.json"
     if verify(place, "run")[0] is not None:
-        return _Outcome(FINISHED)
+        return _Outcome(_FINISHED)
     if note.exists():
-        return _Outcome(FAILED, str(json.loads(note.read_text(encoding="utf-8"))["error"]))
-    return _Outcome(OPEN)
+        return _Outcome(_FAILED, str(json.loads(note.read_text(encoding="utf-8"))["error"]))
+    return _Outcome(_OPEN)
 
 
 def _finish(folder: Path, grid: Grid, mine: Mapping[str, _Outcome], partial: bool) -> int:
     """Write the tables if all cells are finished, or `partial` ones; say what is left; return the exit code."""
     outcomes = {}
     for cell in grid.cells:
-        outcome = mine.get(cell.name, _Outcome(OPEN))
-        if outcome.state in (OPEN, ELSEWHERE):  # of another process, which may have finished it by now
+        outcome = mine.get(cell.name, _Outcome(_OPEN))
+        if outcome.state in (_OPEN, _ELSEWHERE):  # of another process, which may have finished it by now
             now = _stand(folder, cell)
-            outcome = outcome if now.state == OPEN else now
+            outcome = outcome if now.state == _OPEN else now
         outcomes[cell.name] = outcome
-    finished = [cell for cell in grid.cells if outcomes[cell.name].state == FINISHED]
+    finished = [cell for cell in grid.cells if outcomes[cell.name].state == _FINISHED]
     if len(finished) == len(grid.cells) or (partial and finished):
         try:
             summary.write(folder, grid, {name: _tell(outcome) for name, outcome in outcomes.items()}, finished)
@@ -189,10 +201,10 @@ def _finish(folder: Path, grid: Grid, mine: Mapping[str, _Outcome], partial: boo
     else:
         left = "" if partial else "; the tables are written when all are, or by the command without --shard"
         print(f"{len(finished)} of {len(grid.cells)} cells are finished{left}")
-    others = {name: outcome for name, outcome in outcomes.items() if outcome.state != FINISHED}
+    others = {name: outcome for name, outcome in outcomes.items() if outcome.state != _FINISHED}
     for name, outcome in others.items():
         print(f"  {name}: {_tell(outcome)}", file=sys.stderr)
-    return int(any(outcome.state == FAILED for outcome in mine.values()))
+    return int(any(outcome.state == _FAILED for outcome in mine.values()))
 
 
 def _tell(outcome: _Outcome) -> str:
