@@ -39,7 +39,7 @@ class Loss(NamedTuple):
 
 
 Totals = dict[str, jax.Array]  # what is gathered at one parameter, under any names
-Add = Callable[[str, jax.Array, jax.Array, Totals], Totals]
+_Add = Callable[[str, jax.Array, jax.Array, Totals], Totals]
 
 
 def targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -137,7 +137,7 @@ def accumulate(
     totals: Mapping[str, Totals],
     batch: Batch,
     weight: jax.Array,
-    add: Add,
+    add: _Add,
     capture: bool = False,
 ) -> tuple[dict[str, Totals], Loss, trees.Tree]:
     """Feed the gradient that `differentiate` returns to `add` a layer at a time: no tree of gradients ever exists.
@@ -204,7 +204,7 @@ def _backward_layers(
     places: jax.Array,
     d_x: jax.Array,
     totals: dict[str, Totals],
-    add: Add,
+    add: _Add,
 ) -> tuple[jax.Array, dict[str, Totals]]:
     """Return the slope of what enters the first layer and the totals, from the slope of what leaves the last.
 

@@ -30,7 +30,7 @@ from lingregions.run import files
 
 # Two float32 programs that sum in another order: of the largest logit, and in nats per token. tests/test_torch.py holds
 # SmolLM2 to less; a wrong rotary base or norm is off by far more.
-LOGITS, NLL = 1e-3, 1e-4
+_LOGITS, _NLL = 1e-3, 1e-4
 
 
 def _list(console: Console) -> None:
@@ -126,7 +126,7 @@ def _verify(model: str, console: Console, *, language: str = "en", length: int =
         f"{model}, {tokens.size} tokens: logits differ by {apart:.2g} at most (the largest is {largest:.3g}); "
         f"NLL {nll:.6f} here, {reference:.6f} in transformers, nats per token"
     )
-    if not (apart <= LOGITS * largest and abs(nll - reference) <= NLL):
+    if not (apart <= _LOGITS * largest and abs(nll - reference) <= _NLL):
         raise ValueError(f"{said}: that is not the same model")
     console.print(escape(said), soft_wrap=True)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-Array = np.ndarray | jax.Array
+_Array = np.ndarray | jax.Array
 
 
 class Batch(NamedTuple):
@@ -17,6 +17,6 @@ class Batch(NamedTuple):
     only.
     """
 
-    tokens: Array
-    segments: Array
-    bytes: Array
+    tokens: _Array
+    segments: _Array
+    bytes: _Array

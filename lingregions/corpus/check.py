@@ -42,7 +42,7 @@ _SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
 # Where a figure becomes a warning, as fractions: letters outside the language's scripts (names and code are Latin in
 # any text), replacement characters, repeated documents, empty ones, tokens a byte (1 is spelling text out byte by
 # byte).
-FOREIGN, REPLACED, REPEATED, EMPTY, SPELLED = 0.5, 1e-4, 0.1, 0.1, 0.5
+_FOREIGN, _REPLACED, _REPEATED, _EMPTY, _SPELLED = 0.5, 1e-4, 0.1, 0.1, 0.5
 _SAMPLE = 1 << 18  # characters from which the language is guessed
 _PROFILE = 400  # trigrams a language is known by
 
@@ -124,14 +124,14 @@ def _warn(inspection: Inspection, scripts: Counter[str]) -> Iterator[str]:
     yield from _another(inspection.language, scripts, inspection.guess)
     if inspection.marks:
         yield f"{inspection.marks:,} byte order marks (U+FEFF) inside the texts: were files with one joined?"
-    if inspection.replaced > REPLACED:
+    if inspection.replaced > _REPLACED:
         share = f"{inspection.replaced:.2%} of the characters"
         yield f"{share} are U+FFFD: an earlier program read this in a wrong encoding"
-    if inspection.repeated > REPEATED:
+    if inspection.repeated > _REPEATED:
         yield f"{inspection.repeated:.1%} of the documents repeat an earlier one"
-    if inspection.empty > EMPTY * texts:
+    if inspection.empty > _EMPTY * texts:
         yield f"{inspection.empty / texts:.1%} of the texts are empty"
-    if inspection.density is not None and inspection.density > SPELLED:
+    if inspection.density is not None and inspection.density > _SPELLED:
         yield f"{inspection.density:.2f} tokens a byte: the tokenizer hardly knows the writing of {entry.name}"
 
 
@@ -144,7 +144,7 @@ def _foreign(scripts: Counter[str], language: str) -> float:
 def _another(language: str, scripts: Counter[str], guessed: str | None) -> Iterator[str]:
     """Yield a warning when the text is in another script, or looks more like another language."""
     entry, foreign = LANGUAGES[language], _foreign(scripts, language)
-    if foreign > FOREIGN:
+    if foreign > _FOREIGN:
         common = ", ".join(f"{script} {count / scripts.total():.1%}" for script, count in scripts.most_common(2))
         yield (
             f"{foreign:.1%} of the letters are not in the script of {entry.name} ({', '.join(entry.scripts)}): most "

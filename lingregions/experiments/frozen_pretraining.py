@@ -24,7 +24,7 @@ from lingregions.models import roles
 from lingregions.report import numerals
 from lingregions.run import Run
 
-NAME = "frozen_pretraining"
+_NAME = "frozen_pretraining"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,7 +368,7 @@ def _show(context: Context) -> dict[str, Any]:
         "learning": _progress(settings, found, names, f"Gain in {target}", "gain", note),
         "forgetting": _progress(settings, found, names, "Mean forgetting", "loss", note),
         "verdict": claims.verdict(
-            NAME,
+            _NAME,
             "Does freezing the core help?",
             target=target,
             kept=len(_kept(settings)),

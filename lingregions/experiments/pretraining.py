@@ -23,7 +23,7 @@ from lingregions.experiments.context import Context, prepare
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.run import Run
 
-NAME = "pretraining"
+_NAME = "pretraining"
 _COUNTED = "ngram"  # the mark, and the file under done/, of the 5-grams
 
 
@@ -176,7 +176,7 @@ def _show(context: Context) -> dict[str, Any]:
             "Bits per byte by language", "samples", grid, "bits per byte", note=note, format="number"
         ),
         "verdict": claims.verdict(
-            NAME,
+            _NAME,
             "Does it know the languages?",
             samples=settings.train.samples,
             length=settings.data.length,

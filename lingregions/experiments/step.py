@@ -38,7 +38,7 @@ _KNOWN = {
         for kind in ("hf", "chat-hf")
     },
 }
-ROW, DOCUMENT = 160, 48  # bytes of a line of results.csv, and of a segment's line in its file, about
+_ROW, _DOCUMENT = 160, 48  # bytes of a line of results.csv, and of a segment's line in its file, about
 _Contrasts = Sequence[tuple[Intervention, Intervention]]
 Found = tuple[Sequence[str], Mapping[str, Any]]  # files of the work directory, and facts
 Planned = tuple[Sequence[Intervention], _Contrasts]  # what is measured, and what is compared beside the untouched model
@@ -187,7 +187,7 @@ def evaluation(settings: ConfigDict, number: int, named: str = "") -> dict[str, 
         "what": f"{number} interventions in {languages} languages{named}",
         "samples": samples,
         "tokens": tokens(settings, samples),
-        "bytes": None if samples is None else rows * ROW + samples * DOCUMENT,
+        "bytes": None if samples is None else rows * _ROW + samples * _DOCUMENT,
         "rows": rows,
     }
 

@@ -45,7 +45,7 @@ _Say = Callable[[str], None]
 _FORMS = "a folder, a .gguf file, a hub id such as org/name, package:NAME, preset:NAME, or random:FOLDER"
 OWN = Path(__file__).parent / "thirty"  # the folder of package:lingregions
 # What is taken from a hub repository: no pickles, no other frameworks, nothing from its folders.
-HUB_FILES, HUB_IGNORED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt"), ("*/*", "consolidated*")
+_HUB_FILES, _HUB_IGNORED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt"), ("*/*", "consolidated*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +242,8 @@ def _snapshot(name: str, say: _Say) -> Path:
         folder = snapshot_download(
             repository,
             revision=revision or None,
-            allow_patterns=list(HUB_FILES),
-            ignore_patterns=list(HUB_IGNORED),
+            allow_patterns=list(_HUB_FILES),
+            ignore_patterns=list(_HUB_IGNORED),
         )
     except Exception as error:  # the hub's client raises its own, httpx's and the system's
         raise ConnectionError(

@@ -92,7 +92,7 @@ _DEEP: dict[int, tuple[int, ...]] = {
     **{4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8)},
     **{512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16)},
 }
-SHAPES = {2: _FLAT, 3: _DEEP}
+_SHAPES = {2: _FLAT, 3: _DEEP}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Topology:
     @property
     def shape(self) -> tuple[int, ...]:
         """Chips of one slice along each dimension of the torus."""
-        return SHAPES[self.chip.dimensions][self.chips]
+        return _SHAPES[self.chip.dimensions][self.chips]
 
     def description(self) -> tuple[str, dict[str, object]]:
         """Return the name and the keywords that `jax.experimental.topologies.get_topology_desc` wants."""
@@ -138,7 +138,7 @@ class Topology:
 
 def sizes(chip: Chip) -> list[Topology]:
     """Return the single slices of a chip, from small to large."""
-    return [Topology(chip, chips) for chips in SHAPES[chip.dimensions]]
+    return [Topology(chip, chips) for chips in _SHAPES[chip.dimensions]]
 
 
 def parse(name: str) -> Topology:
@@ -157,7 +157,7 @@ def parse(name: str) -> Topology:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"no topology {name!r}: {forms}; the chips are {', '.join(CHIPS)}{hint}")
     chip, slices, count = CHIPS[match[2]], int(match[1] or 1), int(match[3])
-    allowed = SHAPES[chip.dimensions]
+    allowed = _SHAPES[chip.dimensions]
     if slices < 1 or count % chip.cores or count // chip.cores not in allowed:
         listing = ", ".join(f"{chip.name}-{chips * chip.cores}" for chips in allowed)
         counted = f" ({chip.name} counts TensorCores, {chip.cores} a chip)" if chip.cores > 1 else ""
