@@ -12,7 +12,7 @@ from workdirs import parsed, plain, tables_only, workdir
 
 from lingregions import report
 from lingregions.report import data, figures, kinds, page, tables
-from lingregions.report.figures import Axis
+from lingregions.report.charts import Axis
 from lingregions.report.numerals import Span
 
 # One file of every kind, as small as it can be.

@@ -29,7 +29,8 @@ from typing import Any, cast
 
 import pandas as pd
 
-from lingregions.report import figures, numerals, sections
+from lingregions.report import charts, numerals, sections
+from lingregions.report.figures import Figure
 from lingregions.report.numerals import Cell, Span
 from lingregions.report.survey import Overlap
 from lingregions.report.tables import Column, Table
@@ -125,8 +126,8 @@ def _scatter(name: str, content: Mapping[str, Any]) -> sections.Section:
         said.append(f"Not drawn, because a value is missing: {numerals.listed(absent)}.")
     if points[["x_low", "x_high", "y_low", "y_high"]].notna().any(axis=None):
         said.append("The bars are the intervals.")
-    across, upwards = (figures.Axis(content[axis], content.get(f"{axis}_format", "number")) for axis in "xy")
-    figure = figures.scatter(drawn, name, content["title"], across, upwards, front)
+    across, upwards = (charts.Axis(content[axis], content.get(f"{axis}_format", "number")) for axis in "xy")
+    figure = charts.scatter(drawn, name, content["title"], across, upwards, front)
     rows = tuple(
         (
             row["label"],
@@ -156,7 +157,7 @@ def _heatmap(name: str, content: Mapping[str, Any]) -> sections.Section:
     if len(values) != len(rows) or any(len(line) != len(columns) for line in values):
         raise ValueError(f"values has not {len(rows)} rows of {len(columns)} cells")
     kind, unit, corner = content.get("format", "number"), content.get("unit", ""), content.get("corner", "")
-    figure = figures.heatmap(name, title, sections.named(rows), sections.named(columns), values, corner, kind, unit)
+    figure = charts.heatmap(name, title, sections.named(rows), sections.named(columns), values, corner, kind, unit)
     if figure is not None:
         return sections.Section(title, _paragraphs(content), (figure,))
     cells = [cell for line in values for cell in line if cell is not None]
@@ -167,13 +168,13 @@ def _heatmap(name: str, content: Mapping[str, Any]) -> sections.Section:
 def _overlap(name: str, content: Mapping[str, Any]) -> sections.Section:
     found = Overlap(tuple(content["names"]), _numbers(content["values"]), _number(content.get("chance")))
     called = replace(found, names=tuple(sections.named(found.names)))
-    figure = figures.overlap(called, name, content["title"])
+    figure = charts.overlap(called, name, content["title"])
     return sections.Section(content["title"], (*sections.overlap_words(found), *_paragraphs(content)), tuple(figure))
 
 
 def _reliability(name: str, content: Mapping[str, Any]) -> sections.Section:
     halves, said = content.get("halves") or {}, []
-    items: list[Table | figures.Figure] = []
+    items: list[Table | Figure] = []
     called = dict(zip(halves, sections.named(list(halves)), strict=True))
     if halves:
         worst, best = min(halves, key=halves.__getitem__), max(halves, key=halves.__getitem__)
@@ -195,8 +196,8 @@ def _reliability(name: str, content: Mapping[str, Any]) -> sections.Section:
         frame["series"] = sections.named(frame["series"].tolist())
         wide = bool(frame["x"].min() > 0 and frame["x"].max() >= 8 * frame["x"].min())
         words = "IoU with the final region, against the number of samples"
-        across = figures.Axis("samples", "count", logarithmic=wide)
-        items.append(figures.curve(frame, f"{name}_growth", words, across, figures.Axis("IoU", "share")))
+        across = charts.Axis("samples", "count", logarithmic=wide)
+        items.append(charts.curve(frame, f"{name}_growth", words, across, charts.Axis("IoU", "share")))
     return sections.Section(content["title"], (*said, *_paragraphs(content)), tuple(items))
 
 
@@ -209,11 +210,11 @@ def _curve(name: str, content: Mapping[str, Any]) -> sections.Section:
     kept = frame.dropna(subset=["x", "y"])
     if kept.empty:
         raise ValueError("series holds no point")
-    across = figures.Axis(content["across"], content.get("x_format", "number"), bool(content.get("logarithmic", False)))
+    across = charts.Axis(content["across"], content.get("x_format", "number"), bool(content.get("logarithmic", False)))
     if across.logarithmic and (kept["x"] <= 0).any():
         raise ValueError("the axis x is logarithmic, but a point has an x of zero or less")
-    figure = figures.curve(
-        kept, name, content["title"], across, figures.Axis(content["upwards"], content.get("format", "number"))
+    figure = charts.curve(
+        kept, name, content["title"], across, charts.Axis(content["upwards"], content.get("format", "number"))
     )
     said = ["The shaded bands are the intervals."] if kept["low"].notna().any() else []
     if absent := len(frame) - len(kept):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lingregions.report import atlas, figures, languages, numerals
+from lingregions.report import atlas, charts, effect_figures, languages, numerals
 from lingregions.report.effects import MEAN, sign
 from lingregions.report.figures import Figure
 from lingregions.report.numerals import Cell, Span
@@ -67,10 +67,9 @@ def effects(found: pd.DataFrame, results: pd.DataFrame, prefix: str = "") -> Sec
     if not found.empty:
         single = _printed(found)
         if not single.empty:
-            items.append(figures.effects(single, f"{prefix}effects", "Effect in every language"))
-        if len(single[["intervention", "control"]].drop_duplicates()) > figures.BESIDE:
-            grid = figures.effects_map(single, f"{prefix}effects_map", "Every intervention in every language")
-            items += [grid] if grid else []
+            items.append(effect_figures.effects(single, f"{prefix}effects", "Effect in every language"))
+        grid = effect_figures.effects_map(single, f"{prefix}effects_map", "Every intervention in every language")
+        items += [grid] if grid else []
         items += [_by_intervention(found, prefix), _by_language(single, prefix)]
         sure = (
             f"The intervals hold {numerals.percent(LEVEL)}: a bootstrap over segments, paired between intervention and "
@@ -181,7 +180,7 @@ def regions(surveys: Sequence[Survey], overlaps: Overlap | None = None) -> Secti
         paragraphs.append(f"{numerals.sentence(whom)}: {note}")
     if overlaps is not None:
         paragraphs += overlap_words(overlaps)
-        items += figures.overlap(overlaps, "overlap_of_regions", "Overlap of the regions")
+        items += charts.overlap(overlaps, "overlap_of_regions", "Overlap of the regions")
         items += [both] if overlaps.cells and (both := atlas.pairs(overlaps)) else []
     return Section("Where the regions lie", tuple(paragraphs), tuple(items))
 
