@@ -24,7 +24,7 @@ from rich.console import Console
 from lingregions.corpus import build as builds
 from lingregions.corpus import command
 from lingregions.corpus import corpus as corpora
-from lingregions.corpus import source as sources
+from lingregions.corpus.source_names import find_source
 from lingregions.corpus.text import Reading
 from lingregions.models.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ SAMPLE = 3000  # documents a language that the tokenizer is trained on
 
 def train(texts: str, size: int, path: str) -> None:
     """Write a byte-level BPE tokenizer of `size` entries, in a process of its own so that its memory counts nowhere."""
-    source = sources.find(texts)
+    source = find_source(texts)
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()

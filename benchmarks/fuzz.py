@@ -38,8 +38,9 @@ from pyarrow import parquet
 
 from lingregions import models, regions
 from lingregions.corpus import build as builds
-from lingregions.corpus import source as sources
 from lingregions.corpus import text
+from lingregions.corpus.source import UDHR
+from lingregions.corpus.source_names import find_source
 from lingregions.corpus.text import Reading
 from lingregions.models import convert, source
 from lingregions.models.tokenizer import Tokenizer
@@ -152,13 +153,13 @@ def make_mask(folder: Path) -> Path:
 
 def lines(code: str) -> list[str]:
     """Return the UDHR in a language, by lines."""
-    (text,) = sources.UDHR.documents(code, "all", Reading())
+    (text,) = UDHR.documents(code, "all", Reading())
     return text.split("\n")
 
 
 def make_tokens(folder: Path, name: str) -> Path:
     """Build the token files of a text, and return one of them."""
-    place = sources.find(lines("ru"))
+    place = find_source(lines("ru"))
     with builds.Pool(Tokenizer.bytes(), 0) as pool:
         return builds.build(folder, place, "ru", "all", pool) / name
 
@@ -290,7 +291,7 @@ FORMATS: dict[str, Format] = {
         name: Format(functools.partial(make_text, name=name), read_text)
         for name in ("ar.jsonl", "ar.jsonl.gz", "ar.jsonl.xz", "ar.jsonl.zst", "ar.parquet")
     },
-    "manifest": Format(make_manifest, lambda path: str(sources.find(str(path)))),
+    "manifest": Format(make_manifest, lambda path: str(find_source(str(path)))),
 }
 
 

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from lingregions import experiments, forecast, models, report, scoring, train
 from lingregions import mesh as meshes
 from lingregions.corpus import corpus as corpora
-from lingregions.corpus import source as texts
+from lingregions.corpus.source import Source as TextSource
+from lingregions.corpus.source_names import find_source, most_bytes
 from lingregions.experiments import context
 from lingregions.experiments import step as planned
 from lingregions.models import source as sources
@@ -173,7 +174,7 @@ def _texts(settings: ConfigDict, model: sources.Source | None) -> Iterator[str]:
                     yield from _attempt(_open, settings, use, language, model)
             continue
         try:
-            source = texts.find(name, column=data.column, document=data.document)
+            source = find_source(name, column=data.column, document=data.document)
         except _TOLD as error:
             yield str(error)
             continue
@@ -182,13 +183,13 @@ def _texts(settings: ConfigDict, model: sources.Source | None) -> Iterator[str]:
 
 
 def _long_enough(
-    settings: ConfigDict, use: str, language: str, name: str, source: texts.Source, model: sources.Source | None
+    settings: ConfigDict, use: str, language: str, name: str, source: TextSource, model: sources.Source | None
 ) -> None:
     """Raise unless a text has its split and holds the samples that are asked for, as far as can be told at once."""
     split = settings.data[f"{use}_split"]
     whole, _ = source.resolve(language, split)
     size = None if name.startswith("tfds:") else source.size(language, whole)
-    most, asked = texts.most_bytes(source, language), settings[use].samples * settings.data.length
+    most, asked = most_bytes(source, language), settings[use].samples * settings.data.length
     if model is not None and size is not None and size <= _SMALL:
         _open(settings, use, language, model)
     elif use != "train" and most is not None and not settings.data.fewer and most < asked:  # no token is below a byte

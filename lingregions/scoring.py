@@ -171,7 +171,7 @@ _OPEN = "open"  # names the gradient of the open group beside the rules
 _NONE: Mapping[str, float] = MappingProxyType({})
 
 
-def start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32", scope: str = "decoder") -> Sums:
+def _start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32", scope: str = "decoder") -> Sums:
     """Return empty sums for these rules.
 
     Raises:
@@ -224,7 +224,7 @@ def _weights(batch_tokens: int, weighting: str) -> float:
     return 1.0 if weighting == "token" else 1.0 / max(batch_tokens, 1)
 
 
-def step(
+def _step(
     config: Any, compute: models.Compute, scope: str, params: trees.Tree, sums: Sums, batch: Batch, weight: jax.Array
 ) -> tuple[Sums, loss.Loss]:
     """Add one micro-batch to the sums: two forward passes and one backward. Jit it with `sums` donated.
@@ -234,7 +234,7 @@ def step(
       compute: how to run it.
       scope: score scope.
       params: float32 parameters.
-      sums: from `start` or the step before.
+      sums: from `_start` or the step before.
       batch: int32 arrays [B, T]; samples of padding add nothing.
       weight: float32 scalar, the factor of the summed NLL (`_weights`).
 
@@ -284,7 +284,7 @@ def _update(name: str, sums: trees.Tree, part: trees.Tree, slopes: trees.Tree) -
     return trees.transform(lambda path, total, theta: _updated(name, total, theta, theirs[path]), sums, part)
 
 
-def close(params: trees.Tree, sums: Sums, scope: str, offsets: Mapping[str, float] = _NONE) -> Sums:
+def _close(params: trees.Tree, sums: Sums, scope: str, offsets: Mapping[str, float] = _NONE) -> Sums:
     """End a group: feed its gradient to the rules that read it, and empty it. Jit it with `sums` donated."""
     part = models.effective(roles.restrict(params, scope), offsets)
     closed = {
@@ -294,7 +294,7 @@ def close(params: trees.Tree, sums: Sums, scope: str, offsets: Mapping[str, floa
     return Sums(closed, jax.tree.map(jnp.zeros_like, sums.open))
 
 
-def finish(
+def _finish(
     params: trees.Tree,
     sums: trees.Tree,
     rule: str,
@@ -384,7 +384,7 @@ class Scorer:
             raise ValueError(f"score rule {unknown[0]!r} does not exist; rules are {', '.join(RULES)}")
         scope = definition.scope
         offsets = models.offsets(config)
-        begin = functools.partial(start, rules=self.rules, accumulator=definition.accumulator, scope=scope)
+        begin = functools.partial(_start, rules=self.rules, accumulator=definition.accumulator, scope=scope)
         self.shapes = jax.eval_shape(begin, models.shapes(config))
         places = whole = parts = None
         if mesh is not None:
@@ -395,13 +395,13 @@ class Scorer:
             )
         self._start = jax.jit(begin, out_shardings=places)
         self._step = jax.jit(
-            functools.partial(step, config, compute, scope), donate_argnums=1, out_shardings=(places, whole)
+            functools.partial(_step, config, compute, scope), donate_argnums=1, out_shardings=(places, whole)
         )
         self._close = jax.jit(
-            functools.partial(close, scope=scope, offsets=offsets), donate_argnums=1, out_shardings=places
+            functools.partial(_close, scope=scope, offsets=offsets), donate_argnums=1, out_shardings=places
         )
         self._finish = jax.jit(
-            functools.partial(finish, scope=scope, offsets=offsets), static_argnames="rule", out_shardings=parts
+            functools.partial(_finish, scope=scope, offsets=offsets), static_argnames="rule", out_shardings=parts
         )
 
     def lower(self, params: trees.Tree, length: int) -> Any:

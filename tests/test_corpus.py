@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lingregions.corpus import corpus as corpora
-from lingregions.corpus import source as sources
 from lingregions.corpus import special, tfds
 from lingregions.corpus.batch import Batch
 from lingregions.corpus.corpus import Corpus
+from lingregions.corpus.languages import LANGUAGES
+from lingregions.corpus.source import UDHR
+from lingregions.corpus.source_names import find_source
 from lingregions.corpus.special import Policy
 from lingregions.corpus.text import Reading
 from lingregions.corpus.tokens import Tokens, encode, tokenize
@@ -382,7 +384,7 @@ def test_evaluation_covers_every_token_once_for_any_batch_size(udhr: Corpus, siz
     batches = list(in_turn(udhr, size))
     assert {batch.tokens.shape for batch in batches} == {(size, 64)}
     text = bytes(np.concatenate([batch.tokens[batch.segments > 0] for batch in batches]).astype(np.uint8))
-    assert text.decode() == next(sources.UDHR.documents("vi", "all", Reading()))
+    assert text.decode() == next(UDHR.documents("vi", "all", Reading()))
     assert not batches[-1].segments[len(udhr) - size * (len(batches) - 1) :].any()
 
 
@@ -482,7 +484,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (root / f"txt/ar-{number}.txt.xz").write_bytes(lzma.compress("\r\n".join(part).encode()))
     (root / "jsonl/ar.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in SENTENCES))
     builder = tfds.LingregionsText(
-        config="ar", source=sources.find(str(root / "txt")), file_format="array_record", data_dir=str(root / "tfds")
+        config="ar", source=find_source(str(root / "txt")), file_format="array_record", data_dir=str(root / "tfds")
     )
     builder.download_and_prepare()
     return {"txt": str(root / "txt"), "jsonl": str(root / "jsonl"), "tfds": f"tfds:lingregions_text@{root}/tfds"}
@@ -537,7 +539,7 @@ def mocked(name: str, code: str) -> Iterator[str]:
         yield from tfds.find(name).documents(code, "train", Reading())
 
 
-@pytest.mark.parametrize("code", sorted(sources.LANGUAGES))
+@pytest.mark.parametrize("code", sorted(LANGUAGES))
 def test_mocked_wiki40b_and_wikipedia_go_all_the_way(code: str) -> None:
     import tensorflow_datasets
 

@@ -20,8 +20,9 @@ from rich.console import Console
 from lingregions.corpus import build as builds
 from lingregions.corpus import command
 from lingregions.corpus import corpus as corpora
-from lingregions.corpus import source as sources
+from lingregions.corpus.folder import Folder
 from lingregions.corpus.source import Source
+from lingregions.corpus.source_names import find_source
 from lingregions.corpus.text import TextError
 from lingregions.corpus.tokens import Piece
 from lingregions.models.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.setattr(builds, "_PIECE", 150)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/ru.txt").write_text("\n".join(TEXTS) + "\n\n", "utf-8")
-    return sources.find(str(tmp_path / "texts"))
+    return find_source(str(tmp_path / "texts"))
 
 
 def build(root: Path, source: Source, tokenizer: Tokenizer = BYTES, workers: int = 0, strict: bool = True) -> Path:
@@ -122,7 +123,7 @@ def test_an_interrupted_build_goes_on_where_it_was(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lingregions.corpus import build, source
+from lingregions.corpus import build, source_names
 from lingregions.models.tokenizer import Tokenizer
 
 build._PIECE = 150
@@ -138,7 +139,7 @@ def dying(path, content):
 
 build._save = dying
 with build.Pool(Tokenizer.bytes(), 0) as pool:
-    build.build(Path(sys.argv[1]), source.find(sys.argv[2]), "ru", "all", pool)
+    build.build(Path(sys.argv[1]), source_names.find_source(sys.argv[2]), "ru", "all", pool)
 """
 
 
@@ -171,7 +172,7 @@ def test_a_second_process_waits_and_uses_what_the_first_one_built(
 
 
 def test_other_texts_or_another_tokenizer_get_files_of_their_own(source: Source, tmp_path: Path) -> None:
-    assert isinstance(source, sources._Folder)
+    assert isinstance(source, Folder)
     folders = {
         build(tmp_path / "cache", source),
         build(tmp_path / "cache", source, dataclasses.replace(BYTES, adds_bos=True)),
@@ -291,7 +292,7 @@ def test_a_file_lost_or_changed_in_an_interrupted_build_is_an_error_not_zeros(
 def test_half_written_folders_go_when_their_texts_have_changed_and_nobody_holds_them(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(source, sources._Folder)
+    assert isinstance(source, Folder)
     root = tmp_path / "cache"
     with monkeypatch.context() as patch:
         stopping(patch, 3)

@@ -18,8 +18,10 @@ from lingregions.corpus import build as builds
 from lingregions.corpus import check as checks
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import languages, text
-from lingregions.corpus import source as sources
-from lingregions.corpus.source import _halves
+from lingregions.corpus.folder import Folder, _natural
+from lingregions.corpus.source import UDHR, _halves, in_memory
+from lingregions.corpus.source_names import find_source, most_bytes
+from lingregions.corpus.split import parse_split, slice_bounds
 from lingregions.corpus.text import Reading, TextError
 from lingregions.models.tokenizer import Tokenizer
 
@@ -112,7 +114,7 @@ def test_a_missing_package_is_one_sentence_before_any_reading(
     with pytest.raises(
         TextError, match=rf"ar\.2{ending}: reading [.](zst|parquet) needs {package}: pip install {package}$"
     ):
-        sources.find(str(tmp_path)).files("ar")
+        find_source(str(tmp_path)).files("ar")
     with pytest.raises(TextError, match=f"pip install {package}$"):
         read(tmp_path / f"ar.2{ending}")
 
@@ -215,7 +217,7 @@ def test_only_text_files_are_read(tmp_path: Path) -> None:
 
 def test_names_sort_as_people_count() -> None:
     names = ["ar-10.txt", "ar-9.txt", "ar.txt", "b/10", "b/9", "ar-09b.txt"]
-    assert sorted(names, key=sources._natural) == ["ar-9.txt", "ar-09b.txt", "ar-10.txt", "ar.txt", "b/9", "b/10"]
+    assert sorted(names, key=_natural) == ["ar-9.txt", "ar-09b.txt", "ar-10.txt", "ar.txt", "b/9", "b/10"]
 
 
 def test_files_of_a_language_are_found_in_natural_order(tmp_path: Path) -> None:
@@ -224,8 +226,8 @@ def test_files_of_a_language_are_found_in_natural_order(tmp_path: Path) -> None:
     (tmp_path / "vi/deep").mkdir(parents=True)
     for name in ("vi/deep/9.txt.gz", "vi/10.txt", "vi/9.txt"):
         write(tmp_path / name, b"x")
-    folder = sources.find(str(tmp_path))
-    assert isinstance(folder, sources._Folder)
+    folder = find_source(str(tmp_path))
+    assert isinstance(folder, Folder)
     assert [path.name for path in folder.files("ar")] == ["ar-2.jsonl", "ar-10.txt"]
     assert [path.relative_to(tmp_path).as_posix() for path in folder.files("vi")] == [
         "vi/9.txt",
@@ -301,7 +303,7 @@ def test_names_of_languages_are_no_language_twice() -> None:
 )
 def test_names_of_files_hold_dots_shards_and_folders(name: str, tmp_path: Path) -> None:
     write(tmp_path / name, b"")
-    folder = sources.find(str(tmp_path))
+    folder = find_source(str(tmp_path))
     assert folder.languages() == ["en"]
     assert folder.files("en") == [tmp_path / name]
     assert folder.left_out(None) == folder.left_out("en") == []
@@ -322,7 +324,7 @@ def test_what_lies_there_and_is_not_read_is_named(name: str, tmp_path: Path) -> 
     write(tmp_path / name, b"x")
     write(tmp_path / "README.md", b"x")
     write(tmp_path / "notes.txt", b"x")
-    folder = sources.find(str(tmp_path))
+    folder = find_source(str(tmp_path))
     assert folder.languages() == []
     assert folder.left_out("en") == [f"not read are {name} in {tmp_path} (read are {text.READABLE})"]
     assert folder.left_out(None) == [f"not read are notes.txt in {tmp_path} (their names are of no language)"]
@@ -335,8 +337,8 @@ def test_what_lies_there_and_is_not_read_is_named(name: str, tmp_path: Path) -> 
 def test_all_shards_are_one_text_and_a_missing_one_is_named(tmp_path: Path) -> None:
     for number in (10, 2, 0):
         write(tmp_path / f"ar/train-{number:05}-of-00011.txt", b"%d" % number)
-    assert list(sources.find(str(tmp_path)).documents("ar", "all", Reading())) == ["0", "2", "10"]
-    (sentence,) = sources.find(str(tmp_path)).left_out("ar")
+    assert list(find_source(str(tmp_path)).documents("ar", "all", Reading())) == ["0", "2", "10"]
+    (sentence,) = find_source(str(tmp_path)).left_out("ar")
     assert sentence == f"3 of the 11 shards {tmp_path / 'ar/train-'}* are there"
 
 
@@ -368,7 +370,7 @@ def test_own_text_is_a_list_a_file_or_a_folder(tmp_path: Path) -> None:
         assert (corpus.counts.documents, corpus.counts.bytes) == (2, 11)
     cached = corpora.open(texts, "es", tokenizer, length=4, cache=tmp_path / "cache")
     assert cached.fingerprint == folder.fingerprint
-    assert sources._Texts(("ab", "c")).identity("es", "all") != sources._Texts(("a", "bc")).identity("es", "all")
+    assert in_memory(["ab", "c"]).identity("es", "all") != in_memory(["a", "bc"]).identity("es", "all")
     with pytest.raises(ValueError, match="a list of strings, one a document"):
         corpora.open(["a", 7], "es", tokenizer, length=4)
     with pytest.raises(TextError, match="text 1 in memory: a lone surrogate"):
@@ -398,7 +400,7 @@ def test_home_folders_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(tmp_path / "texts/ar.txt", b"abc")
     assert corpora.open("~/texts", "ar", Tokenizer.bytes(), length=4).counts.bytes == 3
     with builds.Pool(Tokenizer.bytes(), 0) as pool:
-        builds.build(tmp_path / "tokens", sources.find("~/texts"), "ar", "all", pool)
+        builds.build(tmp_path / "tokens", find_source("~/texts"), "ar", "all", pool)
     assert corpora.open("tokens:~/tokens", "ar", Tokenizer.bytes(), length=4).counts.bytes == 3
 
 
@@ -443,7 +445,7 @@ def test_a_manifest_names_source_split_and_licence_by_language(tmp_path: Path) -
         "vi": {"source": "udhr", "split": "first"},
     }
     path = write(tmp_path / "texts.json", json.dumps({"languages": entries}).encode())
-    source = sources.find(str(path))
+    source = find_source(str(path))
     assert source.languages() == ["ar", "vi"]
     assert source.licence("ar") == "mine, do not share"
     assert "free of copyright" in source.licence("vi")
@@ -479,27 +481,27 @@ def test_a_manifest_names_source_split_and_licence_by_language(tmp_path: Path) -
 def test_a_wrong_manifest_is_refused(content: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "m.json", content.encode())
     with pytest.raises(ValueError, match=message):
-        sources.find(str(path))
+        find_source(str(path))
 
 
 def test_splits_are_slices_by_document() -> None:
-    assert sources.parse("train") == ("train", "", "")
-    assert sources.parse("[:90%]") == ("all", "", "90%")
-    assert sources.parse("all[10:-5]") == ("all", "10", "-5")
-    assert sources.bounds("", "90%", 10) == (0, 9)
-    assert sources.bounds("90%", "", 10) == (9, 10)
-    assert sources.bounds("10", "-5", 100) == (10, 95)
-    assert sources.bounds("-30%", "", 10) == (7, 10)
-    assert sources.bounds("50", "20", 100) == (50, 50)
-    assert sources.bounds("0", "1000", 10) == (0, 10)
+    assert parse_split("train") == ("train", "", "")
+    assert parse_split("[:90%]") == ("all", "", "90%")
+    assert parse_split("all[10:-5]") == ("all", "10", "-5")
+    assert slice_bounds("", "90%", 10) == (0, 9)
+    assert slice_bounds("90%", "", 10) == (9, 10)
+    assert slice_bounds("10", "-5", 100) == (10, 95)
+    assert slice_bounds("-30%", "", 10) == (7, 10)
+    assert slice_bounds("50", "20", 100) == (50, 50)
+    assert slice_bounds("0", "1000", 10) == (0, 10)
     for wrong in ("all[:90%", "all[1:2:3]", "all[a:]", "all[50%]"):
         with pytest.raises(ValueError, match="a split is a name with at most one slice by document"):
-            sources.parse(wrong)
+            parse_split(wrong)
 
 
 @given(n=st.integers(0, 500), percent=st.integers(0, 100))
 def test_two_slices_at_one_percentage_cover_everything_once(n: int, percent: int) -> None:
-    first, second = sources.bounds("", f"{percent}%", n), sources.bounds(f"{percent}%", "", n)
+    first, second = slice_bounds("", f"{percent}%", n), slice_bounds(f"{percent}%", "", n)
     assert first[0] == 0
     assert first[1] == second[0]
     assert second[1] == n
@@ -518,7 +520,7 @@ def test_halves_are_cut_at_the_nearest_line() -> None:
 
 @pytest.mark.parametrize("code", languages.LANGUAGES)
 def test_the_udhr_is_there_in_full_and_in_two_halves(code: str) -> None:
-    source = sources.UDHR
+    source = UDHR
     (whole,), (first,), (second,) = (source.documents(code, split, Reading()) for split in ("all", "first", "second"))
     assert f"{first}\n{second}" == whole
     assert 0.9 < len(first.encode()) / len(second.encode()) < 1.1
@@ -552,7 +554,7 @@ def test_the_registry_holds_the_thirty_languages_of_the_paper() -> None:
 
 
 def udhr(code: str) -> str:
-    return next(sources.UDHR.documents(code, "all", Reading()))
+    return next(UDHR.documents(code, "all", Reading()))
 
 
 def test_letters_are_counted_by_script() -> None:
@@ -564,7 +566,7 @@ def test_letters_are_counted_by_script() -> None:
 
 
 def look(folder: Path, code: str, tokenizer: Tokenizer | None = None) -> checks.Inspection:
-    return checks.check(sources.find(str(folder)), code, "all", tokenizer)
+    return checks.check(find_source(str(folder)), code, "all", tokenizer)
 
 
 def test_a_sound_text_gives_no_warning(tmp_path: Path) -> None:
@@ -608,6 +610,6 @@ def test_the_size_of_a_text_is_bounded_by_plain_files_alone(tmp_path: Path) -> N
     write(tmp_path / "es.txt.gz", gzip.compress(b"x" * 100_000))
     write(tmp_path / "ru.jsonl", b'{"text": "\\u0436"}\n')
     write(tmp_path / "m.json", json.dumps({"languages": {"ar": {"source": "."}, "sw": {"source": "udhr"}}}).encode())
-    folder, manifest = sources.find(str(tmp_path)), sources.find(str(tmp_path / "m.json"))
-    assert [sources.most_bytes(folder, code) for code in ("ar", "es", "ru")] == [100, None, 19]
-    assert [sources.most_bytes(manifest, code) for code in ("ar", "sw")] == [100, None]
+    folder, manifest = find_source(str(tmp_path)), find_source(str(tmp_path / "m.json"))
+    assert [most_bytes(folder, code) for code in ("ar", "es", "ru")] == [100, None, 19]
+    assert [most_bytes(manifest, code) for code in ("ar", "sw")] == [100, None]

@@ -9,7 +9,7 @@ import pytest
 
 from lingregions import settings
 from lingregions.corpus import corpus as corpora
-from lingregions.corpus import source as sources
+from lingregions.corpus.source import UDHR
 from lingregions.corpus.text import Reading
 from lingregions.experiments import perform
 from lingregions.run import Run
@@ -27,7 +27,7 @@ DATA: dict[str, Any] = {
 
 def lines(code: str, first: int = 0, last: int = 40) -> str:
     """Lines of the UDHR."""
-    (text,) = sources.UDHR.documents(code, "all", Reading())
+    (text,) = UDHR.documents(code, "all", Reading())
     return "\n".join(text.split("\n")[first:last]) + "\n"
 
 

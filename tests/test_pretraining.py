@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lingregions import models, settings, train
 from lingregions.corpus import corpus as corpora
 from lingregions.corpus import ngram, vocabulary
-from lingregions.corpus import source as texts
+from lingregions.corpus.source import UDHR
 from lingregions.corpus.text import Reading
 from lingregions.experiments import STUDIES
 from lingregions.main import main
@@ -24,7 +24,7 @@ CODES = ("ar", "en", "ta", "zh")
 
 
 def udhr(code: str, part: str = "all") -> str:
-    (text,) = texts.UDHR.documents(code, part, Reading())
+    (text,) = UDHR.documents(code, part, Reading())
     return text
 
 
@@ -240,7 +240,7 @@ def test_our_own_model_is_the_one_of_its_card_and_knows_its_languages(lone_mesh)
     model = nouns.load("package:lingregions", lone_mesh)
     assert model.config == models.PRESETS["thirty"]
     assert f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters" in card
-    parallel = {code: len(model.tokenizer.encode(udhr(code)).ids) for code in texts.UDHR.languages()}
+    parallel = {code: len(model.tokenizer.encode(udhr(code)).ids) for code in UDHR.languages()}
     assert max(parallel.values()) < 1.6 * min(parallel.values())
     whole = {code: model.corpus("udhr", code, split="all") for code in ("ru", "sw", "zh")}
     found = model.losses({code: (each, np.arange(len(each))) for code, each in whole.items()}, batch=2)

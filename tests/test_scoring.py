@@ -583,7 +583,7 @@ def test_every_matrix_product_of_a_step_has_the_precision_that_was_asked(precisi
     config = models.PRESETS["tiny"]
     scorer = scoring.Scorer(config, compute, scoring.Definition())
     shape = jax.ShapeDtypeStruct((1, 16), jnp.int32)
-    jaxpr = jax.make_jaxpr(functools.partial(scoring.step, config, compute, "decoder"))(
+    jaxpr = jax.make_jaxpr(functools.partial(scoring._step, config, compute, "decoder"))(
         models.shapes(config), scorer.shapes, Batch(shape, shape, shape), jax.ShapeDtypeStruct((), jnp.float32)
     )
     found = re.findall(r"dot_general\[.*?precision=(\S+)", str(jaxpr), re.DOTALL)

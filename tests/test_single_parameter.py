@@ -17,11 +17,11 @@ from lingregions.experiments.context import Context, prepare
 from lingregions.experiments.scalars import Scalar
 from lingregions.experiments.single_parameter import (
     _CLIPPED,
-    MASSIVE,
-    ORDINARY,
-    SCORE,
-    SUPER,
-    TWIN,
+    _MASSIVE,
+    _ORDINARY,
+    _SCORE,
+    _SUPER,
+    _TWIN,
     _bounds,
     _Candidate,
     _chosen,
@@ -84,7 +84,7 @@ def changed(context: Context, scalar: Scalar, factor: float) -> trees.Tree:
 def test_the_scalars_are_what_they_are_said_to_be(whole, context):
     found = _chosen(context)
     reasons = [reason for each in found for reason in each.reasons]
-    assert sorted(reasons) == sorted([SUPER, SCORE, MASSIVE, TWIN, ORDINARY])
+    assert sorted(reasons) == sorted([_SUPER, _SCORE, _MASSIVE, _TWIN, _ORDINARY])
     assert [each.control for each in found] == [False, False, False, True, True]
     by_kind = {reason: each.scalar for each in found for reason in each.reasons}
 
@@ -93,19 +93,19 @@ def test_the_scalars_are_what_they_are_said_to_be(whole, context):
     peaks = models.activation_maxima(
         context.model.config, context.model.compute, context.model.params, tokens, jnp.ones_like(tokens)
     )
-    layer = int(by_kind[SUPER].where[0])
-    assert by_kind[SUPER].matrix == f"model.layers.{layer}.mlp.down_proj.weight"
-    assert by_kind[SUPER].entry == (int(peaks.down_out[layer].argmax()), int(peaks.down_in[layer].argmax()))
+    layer = int(by_kind[_SUPER].where[0])
+    assert by_kind[_SUPER].matrix == f"model.layers.{layer}.mlp.down_proj.weight"
+    assert by_kind[_SUPER].entry == (int(peaks.down_out[layer].argmax()), int(peaks.down_in[layer].argmax()))
     gain = "model.layers.1.input_layernorm.weight"
-    assert by_kind[MASSIVE] == Scalar(gain, (int(peaks.residual.max(0).argmax()),))
-    assert by_kind[ORDINARY] == Scalar(gain, (10,))
-    assert by_kind[TWIN].matrix == by_kind[SUPER].matrix
-    assert by_kind[TWIN] != by_kind[SUPER]
+    assert by_kind[_MASSIVE] == Scalar(gain, (int(peaks.residual.max(0).argmax()),))
+    assert by_kind[_ORDINARY] == Scalar(gain, (10,))
+    assert by_kind[_TWIN].matrix == by_kind[_SUPER].matrix
+    assert by_kind[_TWIN] != by_kind[_SUPER]
 
     like = roles.restrict(context.model.shapes, "decoder")
     scores = [trees.flatten(context.run.load(f"scores/{language}", like)) for language in ("ar", "zh")]
     summed = {path: np.asarray(scores[0][path]) + np.asarray(scores[1][path]) for path in scores[0]}
-    best = by_kind[SCORE]
+    best = by_kind[_SCORE]
     assert summed[best.path][best.where] == max(values.max() for values in summed.values())
 
 
@@ -144,7 +144,7 @@ def test_clipping_bounds_what_down_proj_gives(whole, context):
     most = _bounds(context)
     np.testing.assert_array_equal(most["layers"]["mlp"]["down_proj"], np.maximum(*watched))
     losses = nats(whole)
-    (spike,) = (each.scalar for each in _chosen(context) if SUPER in each.reasons)
+    (spike,) = (each.scalar for each in _chosen(context) if _SUPER in each.reasons)
     evaluator = evaluate.build(context.model.config, context.model.compute, context.model.mesh)
     for name, params in {
         f"{spike} x{HUGE:g} clipped": changed(context, spike, HUGE),
@@ -213,7 +213,7 @@ def test_the_verdict_counts_what_breaks_and_what_lives():
     """Effects by hand: one special scalar breaks both languages and is rescued, another and a control do not."""
     breaking, gentle, control = (
         _Candidate(Scalar(f"model.layers.{layer}.input_layernorm.weight", (7,)), (reason,))
-        for layer, reason in ((0, SUPER), (1, MASSIVE), (2, ORDINARY))
+        for layer, reason in ((0, _SUPER), (1, _MASSIVE), (2, _ORDINARY))
     )
     found = effects(
         {

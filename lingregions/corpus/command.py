@@ -19,10 +19,11 @@ from lingregions import verbs
 from lingregions.corpus import build as builder
 from lingregions.corpus import check as checker
 from lingregions.corpus import corpus as corpora
-from lingregions.corpus import source as sources
 from lingregions.corpus import vocabulary
 from lingregions.corpus.corpus import Corpus
 from lingregions.corpus.languages import LANGUAGES, listed
+from lingregions.corpus.source import UDHR, Source
+from lingregions.corpus.source_names import find_source
 from lingregions.corpus.text import Reading
 from lingregions.display import inert, plain
 from lingregions.models import source as models
@@ -61,7 +62,7 @@ def _build(
     does not stop the others: its row says why, and the caller exits with an error when any row has a `problem`.
     `download` prepares TFDS data sets first.
     """
-    source = sources.find(name, column=column, document=document)
+    source = find_source(name, column=column, document=document)
     codes = _codes(source, languages)
     folder.mkdir(parents=True, exist_ok=True)
     built: list[_Built] = []
@@ -132,7 +133,7 @@ def _dataset(
     """
     from lingregions.corpus import tfds  # a second and more of imports, only where it is used
 
-    source = sources.find(name, column=column, document=document)
+    source = find_source(name, column=column, document=document)
     written = []
     for code in _codes(source, languages):
         whole = source.resolve(code, split or source.split)[0]
@@ -161,7 +162,7 @@ def _check(
     Without `languages`, those of the thirty that the source lacks are named in a warning, what lies there in no
     language too, and a language of which nothing can be read is an error.
     """
-    source = sources.find(name, column=column, document=document)
+    source = find_source(name, column=column, document=document)
     codes = _codes(source, languages)
     inspections = [checker.check(source, code, split or source.split, tokenizer) for code in codes]
     if not languages:
@@ -243,13 +244,13 @@ def _tokenizer(
         raise ValueError(f"there is no preset {preset!r}; there are {', '.join(architectures.PRESETS)}")
     if folder.exists():
         raise FileExistsError(f"{folder}: there already; choose another folder, or remove this one")
-    source = sources.find(name, column=column, document=document)
+    source = find_source(name, column=column, document=document)
     config, reading = architectures.PRESETS[preset], Reading()
     texts = {}
     for code in _codes(source, languages):
         whole = source.resolve(code, split or source.split)[0]
         texts[code] = "\n".join(source.documents(code, whole, reading))
-    parallel = {code: "\n".join(sources.UDHR.documents(code, "all", reading)) for code in texts}
+    parallel = {code: "\n".join(UDHR.documents(code, "all", reading)) for code in texts}
     tokenizer, fertility = vocabulary.train(texts, parallel, config.vocab, folder.name, console.print)
     head = architectures.dump(config) | {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +267,7 @@ def _tokenizer(
     console.print(f"Train it as the model random:{folder}", markup=False, soft_wrap=True)
 
 
-def _codes(source: sources.Source, languages: Sequence[str]) -> list[str]:
+def _codes(source: Source, languages: Sequence[str]) -> list[str]:
     """Return the codes that are meant: the named languages, or all that the source has.
 
     Raises FileNotFoundError when it has none, saying what lies there instead.
@@ -302,7 +303,7 @@ def main(words: Sequence[str], console: Console | None = None) -> int:
         _tokenizer(flags.source, flags.out.expanduser(), out, preset=flags.preset, languages=languages, **common)
         return 0
     assert tokenizer is not None
-    there = () if flags.source.startswith("tokens:") and languages else _codes(sources.find(flags.source), languages)
+    there = () if flags.source.startswith("tokens:") and languages else _codes(find_source(flags.source), languages)
     for code in listed(languages, "--languages") or there:
         corpus = corpora.open(flags.source, code, tokenizer, length=flags.length, **common)
         _show(corpus, tokenizer, out, samples=flags.samples)

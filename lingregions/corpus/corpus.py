@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from lingregions.corpus import build, special
-from lingregions.corpus import source as sources
 from lingregions.corpus.batch import Batch
 from lingregions.corpus.check import Excerpt
 from lingregions.corpus.languages import LANGUAGES, canonical
 from lingregions.corpus.source import UDHR, Source
+from lingregions.corpus.source_names import find_source
+from lingregions.corpus.split import parse_split, slice_bounds
 from lingregions.corpus.text import Reading
 from lingregions.corpus.tokens import Tokens, tokenize
 from lingregions.display import Shown
@@ -269,8 +270,8 @@ def _choose(tokens: Tokens, split: str, part: str, held: float | None, seed: int
     The parts "score" and "evaluation" are disjoint by text: a hash of the text and `seed` sends about `held` (a
     fraction) of the documents to "evaluation", wherever and however often they stand, so no duplicate is on both sides.
     """
-    _, start, stop = sources.parse(split)
-    first, last = sources.bounds(start, stop, len(tokens))
+    _, start, stop = parse_split(split)
+    first, last = slice_bounds(start, stop, len(tokens))
     chosen = np.arange(first, last, dtype=np.int64)
     if part not in _PARTS:
         raise ValueError(f"a part of a split is one of {', '.join(_PARTS)}, not {part!r}")
@@ -335,7 +336,7 @@ def open(
 ) -> Corpus:
     """Return the corpus of a language: samples of `length` tokens.
 
-    `source` is a name of `source.py`, a path, or the texts themselves, one a document; `language` any name of one;
+    `source` is a name of `source_names`, a path, or the texts themselves, one a document; `language` any name of one;
     `split` its split with an optional slice by document (None: the source's own default), `part`, `held` and `seed` as
     in `_choose`; `packing` "packed" or "paper"; `bos` and `eos` as in `special.policy`; `column`, `document` and
     `strict` as in `text.read`. `vocabulary` is the number of rows of the model's embedding; a tokenizer with ids beyond
@@ -350,11 +351,11 @@ def open(
         name, split = source, split or "all"
         root = Path(source.removeprefix("tokens:")).expanduser()
         sliced, warnings = split, list[str]()
-        tokens = build.load(build.pick(root, code, sources.parse(split)[0], tokenizer), tokenizer)
+        tokens = build.load(build.pick(root, code, parse_split(split)[0], tokenizer), tokenizer)
     else:
         place = source
         if isinstance(place, str | Path | Sequence):
-            place = sources.find(place, column=column, document=document)
+            place = find_source(place, column=column, document=document)
         name, split = place.name, split or place.split
         whole, sliced = place.resolve(code, split)
         warnings = place.left_out(code)

@@ -29,9 +29,9 @@ from lingregions.models import ActivationMaxima, roles
 from lingregions.regions import Region, geometry
 
 _FILE = "scalars.json"
-SCORE, SUPER, MASSIVE = "high score", "super weight", "gain at a massive dimension"
-TWIN, ORDINARY = "twin of a super weight", "gain at an ordinary dimension"
-_CONTROLS = (TWIN, ORDINARY)
+_SCORE, _SUPER, _MASSIVE = "high score", "super weight", "gain at a massive dimension"
+_TWIN, _ORDINARY = "twin of a super weight", "gain at an ordinary dimension"
+_CONTROLS = (_TWIN, _ORDINARY)
 _CLIPPED = Intervention(bounded=True)  # the untouched model with its activations clipped
 _RESTORED = Intervention(kind="restored")  # measured last, when every change has been undone
 
@@ -113,12 +113,12 @@ def _candidates(context: Context) -> list[_Candidate]:
     ]
     if len(supers) < chosen.supers:
         context.run.note(f"{len(supers)} super weights, {chosen.supers} were asked for: no other layer spikes")
-    add(SUPER, supers)
-    add(SCORE, scalars.ranked(scored.values(context, "nats"), 0, chosen.leading) if chosen.leading else [])
+    add(_SUPER, supers)
+    add(_SCORE, scalars.ranked(scored.values(context, "nats"), 0, chosen.leading) if chosen.leading else [])
     massive = models.massive_dimensions(maxima, chosen.massive) if chosen.massive else []
-    add(MASSIVE, gains(massive))
-    add(TWIN, [scalars.twin(params, each, permutation.derive(settings.seed, each.matrix)) for each in supers])
-    add(ORDINARY, gains([dimension for dimension in chosen.ordinary if dimension not in massive]))
+    add(_MASSIVE, gains(massive))
+    add(_TWIN, [scalars.twin(params, each, permutation.derive(settings.seed, each.matrix)) for each in supers])
+    add(_ORDINARY, gains([dimension for dimension in chosen.ordinary if dimension not in massive]))
     everything = [_Candidate(scalar, tuple(reasons)) for scalar, reasons in found.items()]
     return sorted(everything, key=lambda each: each.control)
 

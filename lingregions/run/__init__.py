@@ -15,12 +15,9 @@ which each process writes for its own shards), and what decides the flow (`rows`
 """
 
 from lingregions.run.files import InUse, RunError, Unavailable, replacing
-from lingregions.run.stored_config import FORMAT, MACHINE
 from lingregions.run.workdir import Interrupted, Run, identities, verify
 
 __all__ = [
-    "FORMAT",
-    "MACHINE",
     "InUse",
     "Interrupted",
     "Run",

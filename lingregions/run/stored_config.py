@@ -11,8 +11,8 @@ from lingregions.run import environment, files
 from lingregions.run.files import RunError
 from lingregions.run.record import read_object
 
-FORMAT = 2  # of the work directory; a directory of another format is refused
-MACHINE = ("machine",)  # top-level sections of a config that may not change a figure, and so may change on resume
+_FORMAT = 2  # of the work directory; a directory of another format is refused
+_MACHINE = ("machine",)  # top-level sections of a config that may not change a figure, and so may change on resume
 # Keys that say where something lies. Another place may hold the same: what is there is identified by its hash.
 _PLACES = ("model.source", "data.source", "data.score_source", "data.evaluate_source", "data.train_source")
 
@@ -51,7 +51,7 @@ def _masked(value: Any) -> Any:
 
 def stamped(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what config.json holds of a plain config: all of it, and the format of the work directory."""
-    return {_STAMP: FORMAT, **config}
+    return {_STAMP: _FORMAT, **config}
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -77,9 +77,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not isinstance(stored, dict) or _STAMP not in stored:
         raise _foreign(folder)
     number = stored.pop(_STAMP)
-    if number != FORMAT:
+    if number != _FORMAT:
         raise RunError(
-            f"{folder} has format {number}, this version reads and writes {FORMAT}. Nothing was written; "
+            f"{folder} has format {number}, this version reads and writes {_FORMAT}. Nothing was written; "
             "use the version that made it, another --workdir, or --fresh"
         )
     return stored
@@ -115,7 +115,7 @@ def refuse_difference(folder: Path, stored: Mapping[str, Any], config: Mapping[s
       RunError: it is not; every key that differs is listed.
     """
     old, new = (
-        {path: value for path, value in _paths(each) if path.partition(".")[0] not in MACHINE and path not in _PLACES}
+        {path: value for path, value in _paths(each) if path.partition(".")[0] not in _MACHINE and path not in _PLACES}
         for each in (stored, config)
     )
     lines = difference(old, new)

@@ -77,7 +77,7 @@ class Run:
         """Open a work directory: a new one, or one that was begun with the same config.
 
         Probes the disk, takes the lock, repairs what a killed process left, writes config.json and environment.json.
-        A config may differ from the stored one only in the sections named by `MACHINE`.
+        A config may differ from the stored one only in its section `machine`, and in where a model or a text lies.
 
         Args:
           workdir: a folder on a local or mounted disk; made if it is not there.
