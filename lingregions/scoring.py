@@ -171,6 +171,16 @@ _OPEN = "open"  # names the gradient of the open group beside the rules
 _NONE: Mapping[str, float] = MappingProxyType({})
 
 
+def _effective(part: trees.Tree, offsets: Mapping[str, float]) -> trees.Tree:
+    """Return the values that a model uses, float32: those of some of its parameters plus their `offsets`."""
+
+    def value(path: str, leaf: jax.Array) -> jax.Array:
+        wide = leaf.astype(jnp.float32)
+        return wide + np.float32(offsets[path]) if path in offsets else wide
+
+    return trees.transform(value, part)
+
+
 def _start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32", scope: str = "decoder") -> Sums:
     """Return empty sums for these rules.
 
@@ -262,7 +272,7 @@ def _step(
         fed = {name: trees.unflatten({path: total[name] for path, total in totals.items()}) for name in fed}
     else:
         found, inputs = loss.nll_and_inputs(config, compute, params, batch, capture)
-    theta = models.effective(part, offsets)
+    theta = _effective(part, offsets)
     added = {
         name: _update(name, total, theta, inputs if rules[name].reads == "inputs" else part)
         for name, total in sums.rules.items()
@@ -286,7 +296,7 @@ def _update(name: str, sums: trees.Tree, part: trees.Tree, slopes: trees.Tree) -
 
 def _close(params: trees.Tree, sums: Sums, scope: str, offsets: Mapping[str, float] = _NONE) -> Sums:
     """End a group: feed its gradient to the rules that read it, and empty it. Jit it with `sums` donated."""
-    part = models.effective(roles.restrict(params, scope), offsets)
+    part = _effective(roles.restrict(params, scope), offsets)
     closed = {
         name: _update(name, total, part, sums.open) if RULES[name].reads == "gradient" else total
         for name, total in sums.rules.items()
@@ -314,7 +324,7 @@ def _finish(
     """
     return trees.transform(
         lambda _, theta, total: RULES[rule].finish(total.astype(jnp.float32), theta) * scale,
-        models.effective(roles.restrict(params, scope), offsets),
+        _effective(roles.restrict(params, scope), offsets),
         sums,
     )
 

@@ -25,6 +25,7 @@ from lingregions.experiments.single_parameter import (
     _bounds,
     _Candidate,
     _chosen,
+    _twin_of,
     _verdict,
 )
 from lingregions.intervention import BASE, UNTOUCHED
@@ -241,7 +242,7 @@ def test_the_verdict_counts_what_breaks_and_what_lives():
 
 def test_one_scalar_of_another_matrix_is_no_twin(context):
     scalar = Scalar("model.layers.0.mlp.down_proj.weight", (3, 5))
-    first, again, other = (scalars.twin(context.model.params, scalar, seed) for seed in (0, 0, 1))
+    first, again, other = (_twin_of(context.model.params, scalar, seed) for seed in (0, 0, 1))
     assert first == again != other
     assert first.matrix == scalar.matrix
     assert first.entry != scalar.entry

@@ -33,6 +33,7 @@ from lingregions.experiments.calibration import (
 )
 from lingregions.experiments.context import Context
 from lingregions.models import roles
+from lingregions.rows import of_scalars
 from lingregions.statistics import LEVEL
 
 # audit.csv: one row per (removed set, language); nats per token.
@@ -207,7 +208,9 @@ def _remove(context: Context) -> None:
             {each: predictions[each][item] for each in languages},
         )
         removals.append((names, chosen, scalars.removed(model.config, chosen), said))
-    changes = [scalars.rows(params, members, values) for _, members, values, _ in removals]
+    changes = [
+        of_scalars(params, [(each.path, each.where) for each in members], values) for _, members, values, _ in removals
+    ]
     groups = before.groups([None if each is None else each.layer for each in changes], whole.tokens.size)
     evaluated: dict[int, Any] = {}
     with run.progress("remove", len(removals), "removals") as bar:

@@ -17,8 +17,7 @@ import numpy as np
 from lingregions import models, regions
 from lingregions import tree as trees
 from lingregions.models import roles
-from lingregions.regions import Region, geometry, stack
-from lingregions.rows import Rows, of_scalars
+from lingregions.regions import Region, stack
 
 
 class Scalar(NamedTuple):
@@ -134,11 +133,6 @@ def replaced(params: trees.Tree, scalars: Sequence[Scalar], values: Sequence[flo
         _put(params, scalars, before)
 
 
-def rows(params: trees.Tree, scalars: Sequence[Scalar], values: Sequence[float] | np.ndarray) -> Rows | None:
-    """Return scalars with other values as the rows of one layer; None where they are of several, or have many rows."""
-    return of_scalars(params, [(each.path, each.where) for each in scalars], values)
-
-
 def _put(params: trees.Tree, scalars: Sequence[Scalar], values: np.ndarray) -> None:
     owners = np.asarray([each.path for each in scalars])
     for path, where in places(scalars).items():
@@ -172,10 +166,3 @@ def _scatter(leaf: jax.Array, where: np.ndarray, values: np.ndarray) -> jax.Arra
 @functools.cache
 def _scattered(own: jax.sharding.Sharding) -> Any:
     return jax.jit(lambda leaf, where, values: leaf.at[tuple(where)].set(values), donate_argnums=0, out_shardings=own)
-
-
-def twin(params: trees.Tree, scalar: Scalar, seed: int) -> Scalar:
-    """Return another scalar of the same matrix with a magnitude in the same bin: `matched.match` of one scalar."""
-    like = trees.unflatten({scalar.path: trees.flatten(params)[scalar.path]})
-    (found,) = members(regions.match(geometry.points(like, [scalar]), like, seed))
-    return found

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lingregions import models, permutation
+from lingregions import models, permutation, regions
 from lingregions import tree as trees
 from lingregions.effects import Effects
 from lingregions.experiments import activations, claims, generation, measurement, scalars, scored, step, study, tables
@@ -117,10 +117,17 @@ def _candidates(context: Context) -> list[_Candidate]:
     add(_SCORE, scalars.ranked(scored.values(context, "nats"), 0, chosen.leading) if chosen.leading else [])
     massive = models.massive_dimensions(maxima, chosen.massive) if chosen.massive else []
     add(_MASSIVE, gains(massive))
-    add(_TWIN, [scalars.twin(params, each, permutation.derive(settings.seed, each.matrix)) for each in supers])
+    add(_TWIN, [_twin_of(params, each, permutation.derive(settings.seed, each.matrix)) for each in supers])
     add(_ORDINARY, gains([dimension for dimension in chosen.ordinary if dimension not in massive]))
     everything = [_Candidate(scalar, tuple(reasons)) for scalar, reasons in found.items()]
     return sorted(everything, key=lambda each: each.control)
+
+
+def _twin_of(params: trees.Tree, scalar: scalars.Scalar, seed: int) -> scalars.Scalar:
+    """Return another scalar of the same matrix with a magnitude in the same bin: `matched.match` of one scalar."""
+    like = trees.unflatten({scalar.path: trees.flatten(params)[scalar.path]})
+    (found,) = scalars.members(regions.match(geometry.points(like, [scalar]), like, seed))
+    return found
 
 
 def _prompted(context: Context) -> ActivationMaxima:

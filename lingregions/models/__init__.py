@@ -38,7 +38,6 @@ __all__ = [
     "architecture",
     "declare",
     "dump",
-    "effective",
     "head",
     "hidden",
     "initialize",
@@ -273,13 +272,3 @@ def offsets(config: Any) -> dict[str, float]:
     """
     declared = trees.flatten(declare(config))
     return {path: each.offset for path, each in declared.items() if each.offset}
-
-
-def effective(part: trees.Tree, offsets: Mapping[str, float]) -> trees.Tree:
-    """Return the values that a model uses, float32: those of some of its parameters plus their `offsets`."""
-
-    def value(path: str, leaf: jax.Array) -> jax.Array:
-        wide = leaf.astype(jnp.float32)
-        return wide + np.float32(offsets[path]) if path in offsets else wide
-
-    return trees.transform(value, part)
