@@ -32,7 +32,7 @@ OWN = "lingregions_text"
 class LingregionsText(tfds.core.GeneratorBasedBuilder):
     """Text of the thirty languages from local files, one config a language; split `train`, feature `text`.
 
-    `LingregionsText(config="ar", source=Folder(...), file_format="array_record", data_dir=...).download_and_prepare()`
+    `LingregionsText(config="ar", source=..., file_format="array_record", data_dir=...).download_and_prepare()`
     writes it; `tfds.builder_from_directory` and `tfds:lingregions_text@FOLDER` open it.
     """
 
@@ -42,7 +42,7 @@ class LingregionsText(tfds.core.GeneratorBasedBuilder):
     ]
 
     def __init__(self, *, source: Any = None, split: str = "all", strict: bool = True, **options: Any) -> None:
-        """Take the source of the text (an object of `source.py`), which only `download_and_prepare` needs."""
+        """Take the source of the text (`source_names.find_source`), which only `download_and_prepare` needs."""
         self.texts, self.texts_split, self.strict = source, split, strict
         super().__init__(**options)
 
@@ -62,7 +62,7 @@ class LingregionsText(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         if self.texts is None:
             raise ValueError(
-                f"{OWN} is built from text: give LingregionsText(source=...), see lingregions.corpus.source"
+                f"{OWN} is built from text: give LingregionsText(source=...), see lingregions.corpus.source_names"
             )
         return {"train": self._generate_examples()}
 
