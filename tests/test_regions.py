@@ -1,4 +1,6 @@
-"""Regions as sets: algebra, densities, concentration, overlap, places, reliability, matched controls."""
+"""Regions as sets: what they say, algebra, densities, concentration, overlap, places, reliability, matched controls."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ from lingregions.regions import (
     union,
 )
 from lingregions.regions.matched import _QUANTILES, match
-from lingregions.regions.region import declared, locate, matrices, names
+from lingregions.regions.region import Selection, declared, locate, matrices, names
 
 DECLARATION = {
     "embed_tokens": Parameter("embedding", (6, 4), ("vocab", "embed"), 0.1),
@@ -81,6 +83,137 @@ def test_names_and_places_are_inverse() -> None:
     assert locate("lm_head.weight") == ("lm_head", None)
     with pytest.raises(ValueError, match="'model.rotary.inv_freq' is not the name of a weight"):
         locate("model.rotary.inv_freq")
+
+
+# ---- what a region says of itself ----
+
+
+def test_a_selection_says_what_it_met() -> None:
+    assert str(Selection(1, 1, 1)) == "1 of 1 entries in 1 matrices"
+    met = Selection(1000, 30, 4, ("small", "less"), ("dead",), (("even", 5, 2), ("row", 4, 1)))
+    assert str(met).split("; ") == [
+        "30 of 1,000 entries in 4 matrices",
+        "2 matrices too small to select from (first: small)",
+        "1 matrices whose scores are all zero (first: dead)",
+        "2 matrices with ties at the threshold (3 of 9 tied entries taken)",
+    ]
+
+
+MAGNITUDE, TAYLOR = '{"rule": "magnitude"}', '{"rule": "taylor"}'
+
+
+@pytest.mark.parametrize(
+    ("known", "name"),
+    [
+        ({"selector": "top", "fraction": "0.01"}, "top 1%"),
+        ({"selector": "top", "fraction": "1/3", "languages": ("vi",)}, "top 100/3% vi"),
+        ({"selector": "top", "languages": ("vi", "ru")}, "top"),
+        ({"selector": "random", "fraction": "0.5", "seed": 7}, "random 50% seed 7"),
+        ({"selector": "bottom", "part": "down", "layer": 2}, "bottom down layer 2"),
+        ({"selector": "top", "score": MAGNITUDE}, "magnitude"),
+        ({"selector": "bottom", "score": MAGNITUDE}, "bottom"),
+        ({"selector": "top", "score": TAYLOR}, "top"),
+        ({"selector": "top", "score": MAGNITUDE, "languages": ("vi",)}, "top vi"),
+        ({"selector": "top", "name": "core"}, "core"),
+        ({"name": "core"}, "core"),
+        ({}, "region"),
+    ],
+)
+def test_a_region_is_called_as_what_is_done_to_it(known: dict, name: str) -> None:
+    own = Provenance(**known)
+    assert own.named().name == name
+    assert build({"norm": np.ones(2)}, **{"name": ""} | known).zero().name == name
+
+
+def test_a_fraction_of_the_scope_is_said_that_of_each_matrix_is_not() -> None:
+    for within, said in (("scope", "scope"), ("matrix", "")):
+        assert build({"norm": np.ones(2)}, name="", selector="top", within=within).zero().within == said
+
+
+def test_a_region_shows_its_size_and_its_densest_matrices() -> None:
+    masks = empty()
+    masks["layers.mlp.up_proj"][1, 0] = True  # 4 of 12
+    masks["layers.input_layernorm"][0, 2] = True  # 1 of 4
+    masks["embed_tokens"][5] = True  # 4 of 24
+    what = build(masks, languages=("vi", "ru"), samples=(3, 4))
+    assert repr(what) == "Region(a region: 9 of 80 parameters, 11.2 %)"
+    assert repr(Region({})) == "Region(unnamed: 0 of 0 parameters, 0 %)"
+    assert list(what._facts()["densest matrices"].items()) == [
+        ("model.layers.1.mlp.up_proj.weight", "4 (33.3 %)"),
+        ("model.layers.0.input_layernorm.weight", "1 (25 %)"),
+        ("model.embed_tokens.weight", "4 (16.7 %)"),
+    ]
+    assert (what._facts()["languages"], what._facts()["samples"]) == ("vi ru", "3 4")
+
+
+def test_removal_is_what_has_no_effect() -> None:
+    gain = Parameter("input_norm", (2, 4), ("layers", "embed"), None, offset=1.0)
+    assert declared({"layers": {"input_layernorm": gain}}) == {
+        "axes": (("layers.input_layernorm", ("layers", "embed")),),
+        "removal": (("layers.input_layernorm", -1.0),),
+    }
+    assert declared(DECLARATION)["removal"] == ()
+
+
+def test_a_region_is_a_set_of_scalars() -> None:
+    masks = empty()
+    masks["layers.mlp.up_proj"][1, 2, 3] = masks["embed_tokens"][5, 0] = True
+    what = build(masks)
+    assert ("model.layers.1.mlp.up_proj.weight", (2, 3)) in what
+    assert ("model.layers.0.mlp.up_proj.weight", (2, 3)) not in what
+    assert ("model.embed_tokens.weight", (5, 0)) in what
+    assert ("model.embed_tokens.weight", (0, 0)) not in what
+    assert ("model.layers.0.self_attn.q_proj.weight", (0, 0)) not in what
+    assert what != build({path: mask for path, mask in masks.items() if path != "embed_tokens"})
+    assert what == what.rename("again", "said otherwise")
+    renamed = [what.rename("again", words).provenance for words in ("", "said otherwise")]
+    assert [(each.name, each.definition) for each in renamed] == [("again", ""), ("again", "said otherwise")]
+    with pytest.raises(TypeError):
+        what | {1}  # type: ignore[operator]
+
+
+def test_an_intervention_has_the_seed_of_its_region_beside_that_of_its_noise() -> None:
+    known = {"random": 7, "top": None}
+    drawn, found = (build({"norm": np.ones(2)}, name="", selector=each, seed=seed) for each, seed in known.items())
+    assert (drawn.noise(seed=1).seed, drawn.noise(seed=1).noise_seed) == (7, 1)
+    assert (found.noise(seed=1).seed, found.noise(seed=1).noise_seed) == (1, None)
+    assert (drawn.zero().seed, found.zero().seed) == (7, None)
+    with pytest.raises(ValueError, match="region 'a region' is empty"):
+        build(empty()).zero()
+
+
+class Held:
+    """A model at hand: parameters and a hash."""
+
+    source, fingerprint = "held", "m1"
+
+    def __init__(self, shape: tuple[int, ...] = (2, 3, 4)) -> None:
+        self.params = {"layers": {"mlp": {"up_proj": jnp.ones(shape)}}, "norm": jnp.ones(4)}
+
+
+def test_a_region_meets_its_model(tmp_path: Path) -> None:
+    masks = np.zeros((2, 3, 4), bool)
+    masks[0, 0, 0] = True
+    own, unknown, other = (build({"layers.mlp.up_proj": masks}, model=model) for model in ("m1", "", "m2"))
+    for fitting in (own, unknown):
+        assert fitting.on(Held()) is fitting
+    with pytest.raises(ValueError, match="found on model hash m2, held has m1"):
+        other.on(Held())
+    with pytest.raises(ValueError, match=r"'layers.mlp.up_proj' has shape \(2, 3, 4\), expected \(2, 3, 5\)"):
+        own.on(Held((2, 3, 5)))
+    with pytest.raises(ValueError, match="'norms' is not among"):
+        build({"norms": np.ones(4)}).on(Held())
+    with pytest.raises(ValueError, match="came without its model"):
+        own.matched(0)
+    model = Held()
+    found = own.matched(0, model)
+    assert (len(found), len(found & own), found.model) == (1, 0, model)
+    own.save(tmp_path / "own.safetensors")
+    assert Region.load(tmp_path / "own.safetensors").model is None
+    assert Region.load(tmp_path / "own.safetensors", model).model is model
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="another model"):
+        Region.load(tmp_path / "other.safetensors", model)
 
 
 # ---- algebra ----
