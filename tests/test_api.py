@@ -1,6 +1,8 @@
 """The public face: `import lingregions as lr`, its nouns, and that it says what the command line says."""
 
+import dataclasses
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -8,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -119,6 +122,63 @@ def test_import_is_lazy_and_light() -> None:
 
 
 # ---- scores ----
+
+
+def score(language: str, values: list[float], seed: int = 0, **changes: object) -> lr.Scores:
+    """Scores of one matrix [1, 1, n], by hand, under the header of a definition whose fields stand in another order."""
+    header = {
+        "languages": [language],
+        "definition": dict(reversed(dataclasses.asdict(lr.Definition()).items())),
+        "samples": [2],
+        "tokens": 10 * len(language),
+        "nll": 15.0 * len(language),
+        "seed": seed,
+        "model": "m",
+        "tokenizer": "t",
+        "data": f"text of {language}",
+    }
+    return lr.Scores.read({"layers": {"mlp": {"up_proj": jnp.asarray([[values]], jnp.float32)}}}, header | changes)
+
+
+def test_scores_are_summed_by_hand() -> None:
+    def read(scores: lr.Scores) -> list[float]:
+        return np.asarray(scores.values["layers"]["mlp"]["up_proj"])[0, 0].tolist()
+
+    vi, gsw = score("vi", [1, 3]), score("gsw", [4, 4], seed=1)
+    assert read(lr.combine([vi, gsw])) == [0.25 + 0.5, 0.75 + 0.5]
+    both = lr.combine([vi, gsw], normalised=False)
+    assert (read(both), read(vi), read(gsw)) == ([5, 7], [1, 3], [4, 4])
+    assert (both.languages, both.provenance.samples) == (("vi", "gsw"), (2, 2))
+    assert (both.tokens, both.nll, both.provenance.data) == (20 + 30, 30 + 45, "text of vi text of gsw")
+    assert read(lr.combine([vi])) == [0.25, 0.75]
+    assert repr(both) == "Scores(taylor of 2 parameters, vi gsw: 50 tokens, 1.500 nats a token)"
+    assert repr(dataclasses.replace(both, tokens=0, provenance=regions.Provenance(score=both.provenance.score))) == (
+        "Scores(taylor of 2 parameters, no language: 0 tokens)"
+    )
+
+
+def test_a_header_reads_back_whatever_the_order_of_its_fields() -> None:
+    found = score("vi", [1, 3])
+    assert found.provenance.score == json.dumps(dataclasses.asdict(lr.Definition()), sort_keys=True)
+    assert lr.Scores.read(found.values, found.header()).provenance == found.provenance
+    assert (found.definition, found.provenance.score_scope) == (lr.Definition(), "decoder")
+    assert found.select("50%").provenance.select_scope == "decoder"
+    assert found.select("50%", scope="up").provenance.select_scope == "up"
+    assert (found.select("50%").name, found.select("50%", name="half").name) == ("top 50% vi", "half")
+
+
+@pytest.mark.parametrize(
+    ("language", "changes", "words"),
+    [
+        ("vi", {}, "given 'vi' twice"),
+        ("ru", {"model": "n"}, "different models, m and n"),
+        ("ru", {"tokenizer": "u"}, "different tokenizers, t and u"),
+        ("ru", {"definition": dataclasses.asdict(lr.Definition("fisher"))}, "different definitions"),
+    ],
+)
+def test_scores_that_cannot_be_summed_are_refused(language: str, changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        lr.combine([score("vi", [1, 3]), score(language, [1, 3], **changes)])
 
 
 def test_combined_scores_remember_everything(model: lr.Model, scores: lr.Scores, core: lr.Region) -> None:

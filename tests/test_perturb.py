@@ -205,6 +205,22 @@ def test_by_hand(name, amount, expected):
     assert one(name, [[1, 2], [3, -4]], [[1, 0], [0, 1]], **asked).tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "amount", "expected"),
+    [("zero", None, [-1, 2]), ("set", 3.0, [2, 2]), ("scale", 2.0, [2, 2]), ("negate", None, [-2.5, 2])],
+)
+def test_a_gain_that_is_used_as_one_plus_it_is_changed_as_it_is_used(name, amount, expected):
+    params = {"layers": {"norm": jnp.asarray([[0.5, 2]])}, "norm": jnp.asarray([0.5, 2])}
+    inside = jnp.asarray([True, False])
+    masks, offsets = {"layers": {"norm": inside[None]}, "norm": inside}, {"layers.norm": 1.0}
+    found = perturb.apply(params, masks, name, amount, offsets=offsets)
+    assert found["layers"]["norm"].tolist() == [expected]
+    assert found["norm"].tolist() == perturb.apply(params, masks, name, amount)["norm"].tolist()  # that one has none
+    with perturb.applied(params, masks, name, amount, offsets=offsets) as changed:
+        assert changed["layers"]["norm"].tolist() == [expected]
+    assert params["layers"]["norm"].tolist() == [[0.5, 2]]
+
+
 def test_each_layer_has_its_own_mean_and_its_own_noise():
     params = {"layers": {"w": jnp.asarray([[[1, 3]], [[10, 30]]], jnp.float32)}}
     masks = {"layers": {"w": jnp.asarray([[[True, False]], [[True, False]]])}}
