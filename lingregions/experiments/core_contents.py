@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import stats
 
 from lingregions import evaluate, regions, statistics
 from lingregions.corpus.batch import Batch
@@ -277,6 +276,8 @@ class _Read:
 
     def agreed(self, model: str, code: str) -> tables.Cell:
         """Return the part of pairs of a language that a model has right, with a binomial interval (Wilson's)."""
+        from scipy import stats  # a second of every start, for one table
+
         right = [each for facts in self.facts(model) for each in facts["agreement"][code]]
         found = stats.binomtest(sum(right), len(right)).proportion_ci(method="wilson")
         return [sum(right) / len(right), float(found.low), float(found.high)]

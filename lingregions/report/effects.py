@@ -10,12 +10,13 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from lingregions.report import languages
 from lingregions.run import RunError, table
+
+if TYPE_CHECKING:  # a second of every start, which studies need after their last step
+    import pandas
 
 BASE = "base"  # the control that is the untouched model
 MEAN = "all"  # in place of a language: the mean over all of them
@@ -34,7 +35,7 @@ class ReportError(ValueError):
 
 def _frame(
     path: Path, needed: Sequence[str], derived: Sequence[str], values: Callable[[dict[str, str]], dict[str, Any]]
-) -> pd.DataFrame:
+) -> "pandas.DataFrame":
     """The rows of a CSV file under today's names.
 
     Args:
@@ -43,6 +44,8 @@ def _frame(
       derived: further columns, which `values` gives.
       values: what replaces the texts of a row; a ValueError of it becomes a ReportError that names the line.
     """
+    import pandas
+
     try:
         table.read(path)
     except RunError as error:
@@ -62,7 +65,7 @@ def _frame(
                 rows.append(record | values(record))
             except ValueError as error:
                 raise ReportError(f"{where}: {error}") from error
-    return pd.DataFrame(rows, columns=None if rows else [*needed, *derived])
+    return pandas.DataFrame(rows, columns=None if rows else [*needed, *derived])
 
 
 def _float(word: str | None) -> float:
@@ -71,7 +74,7 @@ def _float(word: str | None) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def read_results(path: Path) -> pd.DataFrame:
+def read_results(path: Path) -> "pandas.DataFrame":
     """The rows of a results.csv, with `nll` (nats per token) and `bits_per_byte` beside what was measured.
 
     Raises:
@@ -102,7 +105,7 @@ def _check_perplexity(nll: float, perplexity: str) -> None:
         )
 
 
-def read_effects(path: Path) -> pd.DataFrame:
+def read_effects(path: Path) -> "pandas.DataFrame":
     """The rows of an effects.csv; a cell that is empty or not finite is NaN.
 
     Raises:
@@ -123,11 +126,11 @@ def read_effects(path: Path) -> pd.DataFrame:
     return _frame(path, EFFECTS, ("family",), values)
 
 
-def at_random(effects: pd.DataFrame) -> pd.Series:
+def at_random(effects: "pandas.DataFrame") -> "pandas.Series":
     """Whether the intervention of each row is a control that was drawn at random, by its kind or before by its name."""
     return effects.get("kind", effects["intervention"]).astype(str).str.contains("random|matched")
 
 
-def sign(effects: pd.DataFrame) -> pd.Series:
+def sign(effects: "pandas.DataFrame") -> "pandas.Series":
     """1 where an interval lies above no effect, -1 where below, 0 where it holds it or there is none."""
     return (effects["low"] > 0).astype(int) - (effects["high"] < 0).astype(int)

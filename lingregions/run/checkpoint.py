@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from lingregions import tree as trees
 from lingregions.run import files
@@ -28,6 +27,22 @@ _SCHEMA = 2  # of the record
 
 # Orbax writes the tracebacks of its threads to the log; it raises the same errors to us, who tell them.
 logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+
+
+def _orbax() -> Any:
+    """Return orbax.checkpoint, whose import takes a part of a second that a start without it need not wait for."""
+    from orbax import checkpoint
+
+    return checkpoint
+
+
+def _checkpointer() -> Any:
+    return _orbax().Checkpointer(_orbax().CompositeCheckpointHandler())
+
+
+def _saved(leaves: dict[str, Any], record: dict[str, Any]) -> Any:
+    args = _orbax().args
+    return args.Composite(tree=args.StandardSave(leaves), header=args.JsonSave(record))
 
 
 def newest(folder: Path) -> int:
@@ -43,11 +58,9 @@ def save(folder: Path, version: int, tree: Any, header: dict[str, Any]) -> None:
     """
     leaves = dict(_walk(tree))
     record, target = _record(leaves, header), folder / str(version)
-    with files.explained(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with files.explained(target), _checkpointer() as checkpointer:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpointer.save(
-            target, args=ocp.args.Composite(tree=ocp.args.StandardSave(leaves), header=ocp.args.JsonSave(record))
-        )
+        checkpointer.save(target, args=_saved(leaves, record))
         if jax.process_index() == 0:
             for older in _versions(folder):
                 if older < version:
@@ -89,7 +102,7 @@ def load(folder: Path, version: int, like: Any) -> Any:
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or home)
         for path, leaf in wanted.items()
     }
-    leaves = _restore(folder, version, tree=ocp.args.StandardRestore(targets)).tree
+    leaves = _restore(folder, version, tree=_orbax().args.StandardRestore(targets)).tree
     sums = _sums(leaves)
     for path in wanted:
         if sums[path] != record["sums"][path]:
@@ -132,7 +145,7 @@ def _record(leaves: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(folder: Path, version: int) -> dict[str, Any]:
-    found = _restore(folder, version, header=ocp.args.JsonRestore()).header
+    found = _restore(folder, version, header=_orbax().args.JsonRestore()).header
     return unseal(folder / str(version), found, _SCHEMA)
 
 
@@ -187,9 +200,10 @@ class Checkpointer:
           keep: how many steps stay.
         """
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        orbax = _orbax()
+        options = orbax.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         with files.explained(folder):
-            self._manager = ocp.CheckpointManager(folder, options=options)
+            self._manager = orbax.CheckpointManager(folder, options=options)
 
     def save(self, step: int, tree: Any, header: dict[str, Any]) -> None:
         """Begin to save a pytree of arrays and a JSON header; on return the arrays may be donated.
@@ -200,11 +214,7 @@ class Checkpointer:
         leaves = dict(_walk(tree))
         record = _record(leaves, header)
         with self._told():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(tree=ocp.args.StandardSave(leaves), header=ocp.args.JsonSave(record)),
-                force=True,
-            )
+            self._manager.save(step, args=_saved(leaves, record), force=True)
 
     def wait(self) -> None:
         """Return when everything is on disk.
@@ -248,8 +258,8 @@ class Checkpointer:
 def _restore(folder: Path, version: int, **items: Any) -> Any:
     source = folder / str(version)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(source, args=ocp.args.Composite(**items))
+        with _checkpointer() as checkpointer:
+            return checkpointer.restore(source, args=_orbax().args.Composite(**items))
     except Exception as error:
         # Orbax and tensorstore raise what their layers raise; for the caller it is one thing.
         said = (str(error).splitlines() or [type(error).__name__])[0]
