@@ -281,6 +281,12 @@ def test_setting_a_region_back_by_hand(params):
         perturb.revert(moved, params, masks, 2)
 
 
+@pytest.mark.parametrize("name", sorted(perturb.PERTURBATIONS))
+def test_what_is_drawn_is_drawn_for_one_layer_after_the_other(name, params):
+    program = str(jax.make_jaxpr(lambda params: perturb.apply(params, full(True), name, **needs(name)))(params))
+    assert ("scan[" in program) == perturb.PERTURBATIONS[name].draws
+
+
 # In place, for a while.
 
 CROWDS = {
