@@ -198,6 +198,7 @@ def test_a_header_that_lies_is_refused(path: Path) -> None:
     for name, value in {"model": 7, "languages": [["vi"]], "samples": ["64"], "axes": [["a"]], "seed": True}.items():
         said = f"the provenance says {name} is .*, which cannot be"
         forge(said, lambda own, name=name, value=value: own["provenance"].update({name: value}))
+    forge("says languages is 'vi', which cannot be", lambda own: own["provenance"].update(languages="vi"))
     counts = {"entries": 1, "selected": "1", "matrices": 1}
     forge("the selection says selected is '1', which", lambda own: own["provenance"].update(selection=counts))
     forge("NoneType", lambda own: own["provenance"].update(parents=None))
