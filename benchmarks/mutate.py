@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # of the tests of one mutant, on a busy machine
 MODULES = {
     "algebra": ("regions.algebra", ("test_regions.py",)),
-    "select": ("regions.select", ("test_select.py",)),
+    **{name: (f"regions.{name}", ("test_select.py",)) for name in ("select", "found", "rank_host", "rank_device")},
     "region": ("regions.region", ("test_regions.py", "test_regions_file.py")),
     "scores": ("scores", ("test_api.py", "test_regions.py")),
     "freeze": ("freeze", ("test_freeze.py",)),

@@ -23,7 +23,8 @@ from lingregions import permutation
 from lingregions import tree as trees
 from lingregions.regions import SELECTORS, Provenance, equals, select, subtract, total
 from lingregions.regions import region as regions
-from lingregions.regions.select import _decimal, parse, rank
+from lingregions.regions.rank_device import rank
+from lingregions.regions.select import _decimal, parse
 
 TINY = np.float32(1e-45)  # the smallest subnormal: zero to hardware that flushes
 VALUES = [0.0, -0.0, TINY, 2 * TINY, np.float32(1e-38), 0.5, 1.0, np.float32(1 + 2**-23), 2.0, 3e38, np.inf]
@@ -258,7 +259,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from lingregions import mesh as meshes, models, tree as trees
-from lingregions.regions.select import rank
+from lingregions.regions.rank_device import rank
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
 grid = mesh_utils.create_device_mesh((1, 4, 4), devices, allow_split_physical_axes=True)

@@ -30,7 +30,7 @@ from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import roles
 from lingregions.plan import hardware
-from lingregions.regions.select import rank
+from lingregions.regions.rank_device import rank
 
 JOBS = ("score", "evaluate", "select", "train")
 ADVICE = "compiling for a TPU needs libtpu, which is not installed: pip install 'lingregions[tpu]'"
