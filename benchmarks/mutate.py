@@ -38,6 +38,7 @@ MODULES = {
     **{name: (f"regions.{name}", ("test_select.py",)) for name in ("select", "found", "rank_host", "rank_device")},
     "region": ("regions.region", ("test_regions.py", "test_regions_file.py")),
     "scores": ("scores", ("test_api.py", "test_regions.py")),
+    "packed": ("regions.packed", ("test_freeze.py",)),
     "freeze": ("freeze", ("test_freeze.py",)),
     "perturb": ("perturb", ("test_perturb.py",)),
 }

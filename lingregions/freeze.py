@@ -16,102 +16,28 @@ information besides for `ewc`. In time, a few operations in the update's own pas
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from lingregions import regions
 from lingregions import tree as trees
 from lingregions.models import roles
 from lingregions.regions import region
+from lingregions.regions.packed import Packed, pack_mask
 
 _Schedule = Callable[[jax.Array], jax.Array]
-
-
-# ---- masks at one bit a parameter ----
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["axis", "size"])
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """A mask at one bit an entry: eight neighbours along one axis share a byte, so that the others stay as they are.
-
-    Attributes:
-      bits: uint8, shaped as the mask but for `axis`, which is an eighth as long; bit b of byte i is entry 8 i + b.
-      axis: which axis is packed.
-      size: entries of the mask along it.
-    """
-
-    bits: jax.Array
-    axis: int
-    size: int
-
-    def _unpack(self) -> jax.Array:
-        """Return the mask, bool; inside a compiled step it is never written to memory."""
-        after = self.axis + 1
-        places = jnp.arange(8, dtype=jnp.uint8).reshape(8, *([1] * (self.bits.ndim - after)))
-        ones = (jnp.expand_dims(self.bits, after) >> jnp.broadcast_to(places, self._apart)) & jnp.uint8(1)
-        shape = list(self.bits.shape)
-        shape[self.axis] *= 8
-        return jax.lax.slice_in_dim(ones.reshape(shape), 0, self.size, axis=self.axis).astype(bool)
-
-    @property
-    def _apart(self) -> tuple[int, ...]:
-        """The shape with the eight bits on an axis of their own."""
-        return (*self.bits.shape[: self.axis + 1], 8, *self.bits.shape[self.axis + 1 :])
-
-
-def _packed(mask: jax.Array) -> Packed:
-    """Return a bool mask at one bit an entry, split over devices as it was.
-
-    The packed axis is one whose parts on each device are whole bytes: the last but one if it can be (a TPU holds eight
-    of its indices in one register, so unpacking moves nothing), else the last, else the first. Where none can be, the
-    axis that wastes least is filled up, and lies whole on every device.
-    """
-    parts = _parts(mask)
-    order = [axis for axis in (mask.ndim - 2, mask.ndim - 1, 0) if axis >= 0]
-    whole = [axis for axis in order if mask.shape[axis] % (8 * parts[axis]) == 0]
-    axis = (
-        whole[0] if whole else min(order, key=lambda axis: parts[axis] * -(-mask.shape[axis] // 8) / mask.shape[axis])
-    )
-    sharding: Any = mask.sharding
-    if isinstance(sharding, NamedSharding) and not whole:
-        spec = [*sharding.spec, *[None] * (mask.ndim - len(sharding.spec))]
-        spec[axis] = None
-        sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
-    bits = jax.jit(_pack, static_argnums=1, out_shardings=sharding)(mask, axis)
-    return Packed(bits, axis, mask.shape[axis])
-
-
-def _pack(mask: jax.Array, axis: int) -> jax.Array:
-    short = -mask.shape[axis] % 8
-    filled = jnp.pad(mask, [(0, short if place == axis else 0) for place in range(mask.ndim)])
-    shape = (*filled.shape[:axis], filled.shape[axis] // 8, 8, *filled.shape[axis + 1 :])
-    weights = (jnp.uint8(1) << jnp.arange(8, dtype=jnp.uint8)).reshape(8, *([1] * (mask.ndim - axis - 1)))
-    ones = filled.reshape(shape).astype(jnp.uint8)
-    return jnp.sum(ones * jnp.broadcast_to(weights, shape), axis=axis + 1, dtype=jnp.uint8)
-
-
-def _parts(array: jax.Array) -> list[int]:
-    """Return in how many parts each axis is split."""
-    if not isinstance(array.sharding, NamedSharding):
-        return [1] * array.ndim
-    spec = [*array.sharding.spec, *[None] * (array.ndim - len(array.sharding.spec))]
-    named = [() if each is None else (each,) if isinstance(each, str) else tuple(each) for each in spec]
-    return [math.prod(array.sharding.mesh.shape[name] for name in names) for names in named]
 
 
 # ---- constraints ----
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Constraint:
-    """Something that training is held to; make one with an entry of `METHODS`.
+    """Something that training is held to; make one with an entry of `METHODS`. Equal are those that are one program.
 
     Attributes:
       name: distinct among the constraints of one training: it tells their arrays apart.
@@ -125,23 +51,14 @@ class Constraint:
     name: str
     before: optax.GradientTransformationExtraArgs
     after: optax.GradientTransformationExtraArgs
-    arrays: Any = dataclasses.field(default_factory=dict)
+    arrays: Any = dataclasses.field(default_factory=dict, compare=False)
     whole: frozenset[str] = frozenset()
-    identity: str = ""
+    identity: str = dataclasses.field(default="", compare=False)
 
 
-class Bare(NamedTuple):
-    """A constraint without what is particular to one training: equal for constraints that are one program."""
-
-    name: str
-    before: optax.GradientTransformationExtraArgs
-    after: optax.GradientTransformationExtraArgs
-    whole: frozenset[str]
-
-
-def bare(constraint: Constraint) -> Bare:
-    """Return what the compiled step depends on; `arrays` gives it the rest."""
-    return Bare(constraint.name, constraint.before, constraint.after, constraint.whole)
+def bare(constraint: Constraint) -> Constraint:
+    """Return a constraint without what is particular to one training: all that the compiled step depends on."""
+    return dataclasses.replace(constraint, arrays={}, identity="")
 
 
 class _Count(NamedTuple):
@@ -253,18 +170,18 @@ def hard(params: trees.Tree, masks: trees.Tree, thaw: _Schedule | None = None, n
         name=name,
         before=_transformation(name, _unmasked, thaw),
         after=_transformation(name, _held, thaw, whole),
-        arrays={path: _packed(mask) for path, mask in some.items()},
+        arrays={path: pack_mask(mask) for path, mask in some.items()},
         whole=whole,
         identity=_identity(name, covered, thaw=thaw),
     )
 
 
 def _unmasked(mask: Packed, gradient: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
-    return jnp.where(mask._unpack() & (size == 0), jnp.zeros_like(gradient), gradient)
+    return jnp.where(mask.unpack() & (size == 0), jnp.zeros_like(gradient), gradient)
 
 
 def _held(mask: Packed, update: jax.Array, theta: jax.Array, size: jax.Array) -> jax.Array:
-    return jnp.where(mask._unpack(), jnp.where(size == 0, jnp.full_like(update, -0.0), update * size), update)
+    return jnp.where(mask.unpack(), jnp.where(size == 0, jnp.full_like(update, -0.0), update * size), update)
 
 
 def _leaves(params: trees.Tree, given: None = None, *, scope: str, name: str = "leaves") -> Constraint:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lingregions import freeze, train
 from lingregions import tree as trees
 from lingregions.models import roles
+from lingregions.regions.packed import pack_mask
 
 Tree = dict[str, Any]
 RECIPE = train.Recipe(samples=200, batch=1, rate=0.1, decay=0.1, clip=1.0, warmup=3)
@@ -159,13 +160,13 @@ def assert_kept(before: Tree, after: Tree, masks: dict[str, np.ndarray]) -> None
 @hypothesis.settings(max_examples=20)
 def test_packing_gives_back_the_mask(shape: tuple[int, ...], seed: int) -> None:
     mask = np.random.default_rng(seed).random(shape) < 0.5
-    np.testing.assert_array_equal(np.asarray(freeze._packed(jnp.asarray(mask))._unpack()), mask)
+    np.testing.assert_array_equal(np.asarray(pack_mask(jnp.asarray(mask)).unpack()), mask)
 
 
 def test_a_byte_holds_eight_neighbours_along_one_axis() -> None:
     mask = np.zeros((1, 8, 3), bool)
     mask[0, 0, 0] = mask[0, 3, 0] = mask[0, 7, 1] = True
-    packed = freeze._packed(jnp.asarray(mask))
+    packed = pack_mask(jnp.asarray(mask))
     assert packed.axis == 1
     assert np.asarray(packed.bits).tolist() == [[[1 + 8, 128, 0]]]
 
@@ -187,11 +188,11 @@ def test_packing_keeps_the_shards(
     mesh: jax.sharding.Mesh, shape: tuple[int, ...], spec: PartitionSpec, axis: int, expected: PartitionSpec
 ) -> None:
     mask = np.random.default_rng(0).random(shape) < 0.5
-    packed = freeze._packed(jax.device_put(mask, NamedSharding(mesh, spec)))
+    packed = pack_mask(jax.device_put(mask, NamedSharding(mesh, spec)))
     assert packed.axis == axis
     assert packed.bits.sharding.is_equivalent_to(NamedSharding(mesh, expected), len(shape))
     assert packed.bits.nbytes == np.prod([-(-n // 8) if place == axis else n for place, n in enumerate(shape)])
-    np.testing.assert_array_equal(np.asarray(jax.jit(lambda packed: packed._unpack())(packed)), mask)
+    np.testing.assert_array_equal(np.asarray(jax.jit(lambda packed: packed.unpack())(packed)), mask)
 
 
 # ---- contracts over the registry ----

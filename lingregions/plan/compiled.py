@@ -30,6 +30,7 @@ from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import roles
 from lingregions.plan import hardware
+from lingregions.regions.packed import Packed
 from lingregions.regions.rank_device import rank
 
 JOBS = ("score", "evaluate", "select", "train")
@@ -198,12 +199,12 @@ def _train(step: Step, params: trees.Tree, mesh: jax.sharding.Mesh) -> Any:
     return trainer.lower(step.length)
 
 
-def _bits(leaf: Any) -> freeze.Packed:
+def _bits(leaf: Any) -> Packed:
     """Return the shape of the packed mask of a leaf, on its shards; its last axis but one is packed."""
     axis = leaf.ndim - 2
     shape = (*leaf.shape[:axis], -(-leaf.shape[axis] // 8), *leaf.shape[axis + 1 :])
     bits: Any = jax.ShapeDtypeStruct(shape, np.uint8, sharding=leaf.sharding)
-    return freeze.Packed(bits, axis, leaf.shape[axis])
+    return Packed(bits, axis, leaf.shape[axis])
 
 
 def _select(params: trees.Tree, mesh: jax.sharding.Mesh) -> Any:

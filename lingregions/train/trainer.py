@@ -210,10 +210,10 @@ class _Program:
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    config: Any, compute: models.Compute, recipe: Recipe, constraints: tuple[freeze.Bare, ...], mesh: Mesh | None
+    config: Any, compute: models.Compute, recipe: Recipe, constraints: tuple[Constraint, ...], mesh: Mesh | None
 ) -> _Program:
     """Return the program of a kind of training: those that differ in seed, text and regions share one."""
-    return _Program(config, compute, recipe, [Constraint(**each._asdict()) for each in constraints], mesh)
+    return _Program(config, compute, recipe, list(constraints), mesh)
 
 
 def _micro(mesh: Mesh) -> NamedSharding:
