@@ -1,6 +1,6 @@
 """Mutants: one operator, number or condition of a module changed at a time, after which one of its tests must fail.
 
-    CI=1 python benchmarks/mutate.py [--count 250] [--seed 0] [--modules algebra,select,region,scores,freeze,perturb]
+    CI=1 python benchmarks/mutate.py [--count 250] [--seed 0] [--modules algebra,select,rank_host,perturb]
         [--only restrict:7,Region.on:3]
 
 Mutants are drawn from the bodies of the functions of all modules together. One process runs them all: the code of the
@@ -35,7 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # of the tests of one mutant, on a busy machine
 MODULES = {
     "algebra": ("regions.algebra", ("test_regions.py",)),
-    **{name: (f"regions.{name}", ("test_select.py",)) for name in ("select", "found", "rank_host", "rank_device")},
+    "select": ("regions.select", ("test_select.py",)),
+    "found": ("regions.found", ("test_select.py",)),
+    "rank_host": ("regions.rank_host", ("test_select.py",)),
+    "rank_device": ("regions.rank_device", ("test_select.py",)),
     "region": ("regions.region", ("test_regions.py", "test_regions_file.py")),
     "scores": ("scores", ("test_api.py", "test_regions.py")),
     "packed": ("regions.packed", ("test_freeze.py",)),
