@@ -17,6 +17,9 @@ COMPILE  = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-
   --no-annotate --no-header pyproject.toml
 say      = @printf '%s\n' '--> $(1)'
 
+# Where containers set it, every process would compile all that it imports anew: two of the four seconds of a start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test newest coverage fuzz lint check parity bench docs wheel-test lock audit clean

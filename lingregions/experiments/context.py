@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -38,6 +39,7 @@ class Context:
       measured: {intervention: what gives its sums by segment}, the untouched model first.
       contrasts: (intervention, control) to be compared beside those against the untouched model.
       rankings: {name: scores that several regions are selected from}, while regions are made.
+      compared: {(interventions, contrasts): their effects}, of those asked for last.
     """
 
     settings: ConfigDict
@@ -47,6 +49,7 @@ class Context:
     measured: dict[Intervention, Callable[[str], Segments]] = dataclasses.field(default_factory=dict)
     contrasts: dict[tuple[Intervention, Intervention], None] = dataclasses.field(default_factory=dict)
     rankings: dict[str, Scores] = dataclasses.field(default_factory=dict)
+    compared: dict[Any, effects.Effects] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def definition(self) -> scoring.Definition:
@@ -95,9 +98,13 @@ class Context:
 
     def effects(self) -> effects.Effects:
         """Return the effect of everything measured so far, and of every contrast; read from the work directory."""
-        languages = self.settings.evaluate.languages
-        sums = {each: {code: read(code) for code in languages} for each, read in self.measured.items()}
-        return effects.compare(sums, self.contrasts, self.settings.seed)
+        wanted = tuple(self.measured), tuple(self.contrasts)
+        if wanted not in self.compared:
+            languages = self.settings.evaluate.languages
+            sums = {each: {code: read(code) for code in languages} for each, read in self.measured.items()}
+            self.compared.clear()
+            self.compared[wanted] = effects.compare(sums, self.contrasts, self.settings.seed)
+        return self.compared[wanted]
 
 
 def define(settings: ConfigDict) -> scoring.Definition:

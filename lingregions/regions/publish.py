@@ -6,6 +6,7 @@ pushed is checked first, and what is pulled afterwards. Nothing here runs unless
 """
 
 import collections
+import functools
 import html
 import json
 import os
@@ -89,8 +90,8 @@ def write_card(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     return json_path, text_path
 
 
-def _render(said: dict[str, Any]) -> str:
-    """Return a card as Markdown, with the front matter of the hub."""
+@functools.cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown
@@ -98,7 +99,12 @@ def _render(said: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"words": _words, "code": _code}
-    return environment.get_template("card.j2").render(card=said)
+    return environment.get_template("card.j2")
+
+
+def _render(said: dict[str, Any]) -> str:
+    """Return a card as Markdown, with the front matter of the hub."""
+    return _template().render(card=said)
 
 
 def _words(value: Any) -> str:
