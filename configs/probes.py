@@ -5,10 +5,10 @@
 Removes each language's neurons of lowest activation probability entropy (Tang et al. 2024, "Language-Specific
 Neurons"), as many parameters as the MLPs hold of its monolingual region, that part of the region, and neurons of the
 same layers that are as often active; tells the language of tokens from the residual stream with and without the core;
-scores the languages again on shuffled and on misspelt words.
+scores the languages again on shuffled and on misspelt words, in Latin letters and in those of a script of no language.
 
-Cost: 19 interventions in eight languages of 1,024 tokens, and five scoring passes; :thirty took 17 minutes on a machine
-with a dozen other jobs.
+Cost: 19 interventions in eight languages of 1,024 tokens, and seven scoring passes; :thirty took 17 minutes on a
+machine with a dozen other jobs.
 
 Measured on the package's own model (:thirty, seed 0): LAPE neurons cost their language x1.07 to x1.43, in 5 of 6 more
 than others; as much of the own region x1.41 to x2.67, in 6 of 6; that is 6.6 to 8 times as dense in the neurons as in
@@ -29,5 +29,6 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
         config.evaluate.languages = ("ar", "es", "ru", "zh", "ko", "vi", "en", "sw")
     config.probes = ConfigDict()
     config.probes.samples = 2  # of each evaluated language, whose tokens the linear probe learns and is asked
-    config.probes.texts = ("as it is", "shuffled words", "misspelt words")  # that are scored again
+    # What is scored again.
+    config.probes.texts = ("as it is", "shuffled words", "misspelt words", "transliteration", "another script")
     return config

@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import jax
@@ -119,6 +120,36 @@ def test_changed_texts():
     # A tenth of the letters is drawn, and one in about twenty of these comes out as it was.
     changed = sum(a != b for a, b in zip(misspelt, long, strict=True)) / sum(each.isalpha() for each in long)
     assert 0.08 < changed < 0.11
+
+
+@pytest.mark.parametrize(
+    ("text", "latin"),
+    [
+        ("Все люди", "Vse lyudi"),
+        ("모든 인간", "MoDeun InGan"),
+        ("人人", "RenRen"),
+        ("Tất cả", "Tat ca"),
+        ("all", "all"),
+    ],
+)
+def test_other_letters_for_the_same_text(text, latin):
+    rng = np.random.default_rng(0)
+    assert probes._CHANGES["transliteration"](text, rng) == latin
+    disguised = probes._CHANGES["another script"](text, rng)
+    plain = unicodedata.normalize("NFD", text.lower())
+    assert [each.isalpha() for each in disguised] == [each.isalpha() for each in plain]
+    pairs = {(a, b) for a, b in zip(plain, disguised, strict=True) if a.isalpha()}
+    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})  # one for one
+    assert all("\u10d0" <= b <= "\u10f0" for _, b in pairs)
+
+
+def test_many_letters_become_those_of_a_script_that_has_many():
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 200)))
+    disguised = probes._disguise(text, np.random.default_rng(0))
+    assert len(set(disguised)) == 200
+    assert all("\ua000" <= each <= "\ua48c" for each in disguised)
+    with pytest.raises(ValueError, match="2000 different letters"):
+        probes._disguise("".join(map(chr, range(0x4E00, 0x4E00 + 2000))), np.random.default_rng(0))
 
 
 def test_removals_are_of_one_size_and_neurons_are_whole(whole):
