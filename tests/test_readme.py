@@ -53,11 +53,11 @@ def way(words: list[str]) -> str:
     return {"make": "make", "pip": "pip"}.get(words[0], "script")
 
 
+# What several pages show is one command.
+_PAGES = {tuple(shlex.split(line, comments=True)): page for page in reversed(PAGES) for line in collect(page)}
 FOUND = [
-    pytest.param(words, id=f"{page.name}: {way(words)}: {' '.join(words)[:80]}")
-    for page in PAGES
-    for words in dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in collect(page))
-    for words in [list(words)]
+    pytest.param(list(words), id=f"{page.name}: {way(list(words))}: {' '.join(words)[:80]}")
+    for words, page in _PAGES.items()
 ]
 
 
