@@ -104,37 +104,71 @@ PERTURBATIONS: dict[str, _Perturbation] = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("name", "offsets"))
-def _changed(
-    part: trees.Tree,
-    masks: trees.Tree,
-    name: str,
+def _changed_leaf(
+    values: jax.Array,
+    mask: jax.Array,
     amount: jax.Array,
     key: jax.Array,
-    offsets: _Offsets = (),
+    place: jax.Array,
     first: jax.Array | int = 0,
+    *,
+    name: str,
+    layered: bool,
+    offset: float | None,
+) -> jax.Array:
+    """Return a changed array; one of the layers may begin with layer `first` instead of the first of all.
+
+    Args:
+      values: the array.
+      mask: bool, of its shape.
+      amount: float32 [].
+      key: of the seed.
+      place: uint32 [], stands for the path: each array draws numbers of its own.
+      first: int32 [].
+      name: of the perturbation.
+      layered: whether the first axis is that of the layers.
+      offset: what the model adds to the values where it uses them, if anything.
+    """
+    kind = PERTURBATIONS[name]
+
+    def change(values: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(key, place)
+        if not layered:
+            return jnp.where(mask, kind.change(values, mask, amount, own), values)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, own))(jnp.arange(values.shape[0]) + first)
+        if kind.draws:  # one layer after the other: what is drawn, or sorted, is as large as the matrix
+            new = jax.lax.map(lambda each: kind.change(each[0], each[1], amount, each[2]), (values, mask, keys))
+        else:
+            new = jax.vmap(kind.change, (0, 0, None, 0))(values, mask, amount, keys)
+        return jnp.where(mask, new, values)
+
+    wide = values.astype(jnp.float32)
+    # What is changed is what the model uses: a gain 1 + w is removed by w = -1.
+    new = change(wide) if offset is None else change(wide + jnp.float32(offset)) - jnp.float32(offset)
+    return jnp.where(mask, new.astype(values.dtype), values)
+
+
+# Of arrays one by one: those of one shape share a program.
+_STATIC = ("name", "layered", "offset")
+_altered = jax.jit(_changed_leaf, static_argnames=_STATIC)
+_overwrite = jax.jit(_changed_leaf, static_argnames=_STATIC, donate_argnames=("values",))
+
+
+def _place(path: str) -> jax.Array:
+    """Return the number that stands for a path."""
+    return jnp.asarray(zlib.crc32(path.encode()), jnp.uint32)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "offsets"))
+def _changed(
+    part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array, offsets: _Offsets = ()
 ) -> trees.Tree:
-    """Return the changed leaves; those of the layers may begin with layer `first` instead of the first of all."""
-    kind, added = PERTURBATIONS[name], dict(offsets)
+    added = dict(offsets)
 
     def leaf(path: str, values: jax.Array, mask: jax.Array) -> jax.Array:
-        wide = values.astype(jnp.float32)
-        if path not in added:
-            return jnp.where(mask, change(path, wide, mask).astype(values.dtype), values)
-        # What is changed is what the model uses: a gain 1 + w is removed by w = -1.
-        offset = jnp.float32(added[path])
-        return jnp.where(mask, (change(path, wide + offset, mask) - offset).astype(values.dtype), values)
-
-    def change(path: str, values: jax.Array, mask: jax.Array) -> jax.Array:
-        key_of_leaf, size = jax.random.fold_in(key, zlib.crc32(path.encode())), amount
-        if not stacked(path):
-            return jnp.where(mask, kind.change(values, mask, size, key_of_leaf), values)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key_of_leaf))(jnp.arange(values.shape[0]) + first)
-        if kind.draws:  # one layer after the other: what is drawn, or sorted, is as large as the matrix
-            new = jax.lax.map(lambda each: kind.change(each[0], each[1], size, each[2]), (values, mask, keys))
-        else:
-            new = jax.vmap(kind.change, (0, 0, None, 0))(values, mask, size, keys)
-        return jnp.where(mask, new, values)
+        return _changed_leaf(
+            *(values, mask, amount, key, _place(path)), name=name, layered=stacked(path), offset=added.get(path)
+        )
 
     return trees.transform(leaf, part, masks)
 
@@ -260,10 +294,9 @@ def rows(
       amount: float32 [], as `check` returns it.
       offsets: of the model, as pairs.
     """
-    part, inside = (trees.unflatten({path: jax.lax.dynamic_slice_in_dim(each, layer, 1)}) for each in (values, mask))
-    changed = trees.flatten(_changed(part, inside, name, amount, jax.random.key(0), offsets))
-    found: jax.Array = changed[path][0][where]
-    return found
+    part, inside = (jax.lax.dynamic_slice_in_dim(each, layer, 1) for each in (values, mask))
+    offset, given = dict(offsets).get(path), (amount, jax.random.key(0), _place(path))
+    return _changed_leaf(part, inside, *given, name=name, layered=True, offset=offset)[0][where]
 
 
 # --- for a while, in place --------------------------------------------------------------------------------------------
@@ -284,14 +317,6 @@ def _lift(values: jax.Array, mask: jax.Array, axis: int) -> jax.Array:
     """Return the bits inside the mask, summed along an axis on which they are alone: exact, and keeps the shards."""
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
     return jnp.sum(jnp.where(mask, bits, jnp.uint32(0)), axis=axis, keepdims=True, dtype=jnp.uint32)
-
-
-@functools.partial(jax.jit, static_argnames=("name", "offsets"), donate_argnames=("part",))
-def _overwrite(
-    part: trees.Tree, masks: trees.Tree, name: str, amount: jax.Array, key: jax.Array, offsets: _Offsets = ()
-) -> trees.Tree:
-    out: trees.Tree = _changed(part, masks, name, amount, key, offsets)
-    return out
 
 
 @jax.jit
@@ -333,8 +358,7 @@ def applied(
     _, size, number = check(name, amount, seed)
     _covered(params, masks)
     undo: dict[str, Callable[[jax.Array], jax.Array]] = {}
-    added = tuple(sorted((offsets or {}).items()))
-    leaves = trees.flatten(masks)
+    leaves, key, added = trees.flatten(masks), jax.random.key(number), offsets or {}
     try:
         for path, mask in leaves.items():
             values = _leaf(params, path)
@@ -342,32 +366,31 @@ def applied(
             crowding, layers = most.tolist(), np.flatnonzero(where).tolist()
             if not layers:
                 continue
-            part = trees.unflatten({path: values})
-            arguments = (trees.unflatten({path: mask}), name, jnp.float32(size), jax.random.key(number), added)
+            given = (jnp.float32(size), key, _place(path))
+            options: dict[str, Any] = {"name": name, "layered": stacked(path), "offset": added.get(path)}
             if stacked(path) and len(layers) == 1:  # the other layers are left alone
                 layer = jnp.int32(layers[0])
-                before, inside = _layer(values, layer), trees.unflatten({path: _layer(mask, layer)})
-                changed = _changed(trees.unflatten({path: before}), inside, *arguments[1:], first=layer)
+                before = _layer(values, layer)
                 undo[path] = functools.partial(_put, layer=layer, new=before)
-                new = trees.unflatten({path: _put(values, layer, trees.flatten(changed)[path])})
+                new = _put(values, layer, _altered(before, _layer(mask, layer), *given, layer, **options))
             elif 1 in crowding and values.dtype == jnp.float32:
                 bits = _lift(values, mask, -1 - crowding.index(1))
                 undo[path] = functools.partial(_lower, mask=mask, bits=bits)
-                new = _overwrite(part, *arguments)
+                new = _overwrite(values, mask, *given, **options)
             else:
                 undo[path] = functools.partial(lambda new, values: values, values=values)
-                new = _changed(part, *arguments)
-            _place(params, path, trees.flatten(new)[path])
+                new = _altered(values, mask, *given, **options)
+            _put_leaf(params, path, new)
         yield params
     finally:
         for path, back in undo.items():
-            _place(params, path, back(_leaf(params, path)))
+            _put_leaf(params, path, back(_leaf(params, path)))
 
 
 def _leaf(params: trees.Tree, path: str) -> Any:
     return functools.reduce(lambda node, key: node[key], path.split("."), params)
 
 
-def _place(params: trees.Tree, path: str, leaf: Any) -> None:
+def _put_leaf(params: trees.Tree, path: str, leaf: Any) -> None:
     *parents, last = path.split(".")
     functools.reduce(lambda node, key: node[key], parents, params)[last] = leaf
