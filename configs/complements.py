@@ -7,6 +7,12 @@ The second command trains a second language too. Beside the treatments of config
 is measured: the bottom frozen, a core that thaws half-way, whole columns, soft freezing, L2-SP, replay together with
 the frozen core and with EWC, and the core set back afterwards by half or in full. Fewer at a time:
 `--config.freeze.treatments=full,core,random,replay,"core replay"`.
+
+Measured on package:lingregions (8,192 tokens of technical prose in Hungarian and in Swahili, three seeds; 15 minutes a
+language on a busy machine): perplexity divided in the trained language / multiplied in six others: full 1.19 / 1.07 and
+1.45 / 1.12; the core frozen keeps 0.0028 (0.0022 to 0.0036) and 0.0059 nats a token (0.0045 to 0.0073) more than a
+matched random region; soft freezing by score 1.19 / 1.02 and 1.47 / 1.03, a quarter of replay 1.17 / 1.02 and
+1.40 / 1.07. All of it: docs/findings.md.
 """
 
 from base import VARIANTS
