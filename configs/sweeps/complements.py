@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 VARIANTS = {
     "tiny": "two languages of the tiny model: a minute or two; its numbers mean nothing",
-    "thirty": "the model that the package brings, on the UDHR: half an hour and more on two cores",
+    "thirty": "the model that the package brings, on the UDHR: hours on two cores, by the cost of one training",
     "smollm2": "SmolLM2-135M: a night on two cores, by the cost of one training; give it texts of your own",
     "llama2_7b": "LLaMA-2-7B with the paper's settings; share them: --shard=i/n",
 }
