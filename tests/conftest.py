@@ -37,7 +37,7 @@ _processor = hashlib.sha256(repr((platform.machine(), platform.processor(), _fla
 _programs = str(ROOT / ".cache" / f"xla-{_processor}")
 jax.config.update("jax_compilation_cache_dir", _programs)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs)  # programs that tests start leave the user's cache alone
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")  # where JAX would keep those of a second
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # they begin with none, each of them
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

@@ -133,21 +133,24 @@ def same(text: str, other: str, what: str) -> None:
 @pytest.mark.slow
 def test_two_processes_one_of_them_killed_give_what_one_process_gives(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
-    killed = pair(two, "--config.machine.save_seconds=0.0")
-    while not any(path.name.isdecimal() for path in two.glob("resume/*/*")) and killed[0].poll() is None:
-        time.sleep(0.02)  # poll for the state, not for a time
-    killed[1].send_signal(signal.SIGKILL)
-    said = end(killed)
-    assert killed[0].returncode != 0, said[0]  # it ends by itself, and soon
-    assert not (two / "report.html").exists()
+    alone = launch(SCRIPT, job(one), environment(8))  # meanwhile
+    try:
+        killed = pair(two, "--config.machine.save_seconds=0.0")
+        while not any(path.name.isdecimal() for path in two.glob("resume/*/*")) and killed[0].poll() is None:
+            time.sleep(0.02)  # poll for the state, not for a time
+        killed[1].send_signal(signal.SIGKILL)
+        said = end(killed)
+        assert killed[0].returncode != 0, said[0]  # it ends by itself, and soon
+        assert not (two / "report.html").exists()
 
-    resumed = pair(two)
-    said = end(resumed)
-    assert [process.returncode for process in resumed] == [0, 0], "\n\n".join(said)
-    assert "goes on from sample" in said[0]
-    alone = launch(SCRIPT, job(one), environment(8))
-    said = end([alone])
-    assert alone.returncode == 0, said[0]
+        resumed = pair(two)
+        said = end(resumed)
+        assert [process.returncode for process in resumed] == [0, 0], "\n\n".join(said)
+        assert "goes on from sample" in said[0]
+        said = end([alone])
+        assert alone.returncode == 0, said[0]
+    finally:
+        alone.kill()
 
     for name in ("results.csv", "effects.csv"):
         ours, theirs = rows(two / name), rows(one / name)
