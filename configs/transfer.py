@@ -10,7 +10,7 @@ pairs, with permutations of the languages, beside being of one branch.
 Measured on package:lingregions (:thirty, one seed; 23 trainings of 4 steps of 2 x 256 tokens, about 4 core-minutes):
 another language gains 0.019 nats a token (0.006 to 0.033) inside the top, over a matched region 0.011 (0.004 to 0.018);
 rank correlation with overlap 0.41 and 0.37 (p 0.06 and 0.07), with the branch taken out -0.15 and -0.23. On SmolLM2
-(:smollm2, 22 minutes on a busy machine) 0.053 (0.002 to 0.105) and 0.034 (-0.0004 to 0.069); 0.93 and 0.91 (p 0.008),
+(:smollm2, 21 minutes on a busy machine) 0.053 (0.002 to 0.105) and 0.034 (-0.0004 to 0.069); 0.93 and 0.91 (p 0.008),
 with the branch taken out 0.86 and 0.82 (p 0.008).
 """
 

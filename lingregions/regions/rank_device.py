@@ -161,18 +161,12 @@ def _check(named: list[str], missing: list[int], negative: list[int]) -> None:
             raise complain(name, first, second)
 
 
-def rank_on_device(leaves: Mapping[str, Any], count: int | Mapping[str, int], largest: bool) -> dict[str, Found]:
-    """Return what is taken of every leaf: the best `count` of the whole scope or, by path, of each of its matrices.
+def rank_leaf(path: str, leaf: Any, count: int, largest: bool) -> Found:
+    """Return what is taken of a leaf: the best `count` of each of its matrices.
 
     Raises:
       ValueError: a score is NaN or negative; the message names the matrix, and says how many.
     """
-    if isinstance(count, int):
-        return _device_scope(leaves, count, largest)
-    return {path: _device(path, leaf, count[path], largest) for path, leaf in leaves.items()}
-
-
-def _device(path: str, leaf: Any, count: int, largest: bool) -> Found:
     scores, where = _layered(path, leaf)
     named = region.matrices(path, leaf)
     mask, table = _compiled(rank, where, "mr", largest)(scores, jnp.uint32(count))
@@ -183,8 +177,11 @@ def _device(path: str, leaf: Any, count: int, largest: bool) -> Found:
     return Found(_unlayered(path, mask, leaf), [count] * len(named), [not each for each in present], ties, quota)
 
 
-def _device_scope(leaves: Mapping[str, Any], count: int, largest: bool) -> dict[str, Found]:
-    """Bisect on the host over counts from the devices: 32 short rounds, summed in Python integers."""
+def rank_scope(leaves: Mapping[str, Any], count: int, largest: bool) -> dict[str, Found]:
+    """Return what is taken of every leaf: the best `count` of all of them together; raises as `rank_leaf`.
+
+    Bisects on the host over counts from the devices: 32 short rounds, summed in Python integers.
+    """
     layered = {path: _layered(path, leaf) for path, leaf in leaves.items()}
     zero = {}
     for path, (scores, where) in layered.items():

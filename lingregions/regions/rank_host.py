@@ -108,18 +108,12 @@ def _write(values: np.ndarray, threshold: np.float32, ties: int, quota: int, out
         quota -= places.size
 
 
-def rank_on_host(leaves: Mapping[str, Any], count: int | Mapping[str, int], largest: bool) -> dict[str, Found]:
-    """Return what is taken of every leaf: the best `count` of the whole scope or, by path, of each of its matrices.
+def rank_leaf(path: str, leaf: Any, count: int, largest: bool) -> Found:
+    """Return what is taken of a leaf: the best `count` of each of its matrices.
 
     Raises:
       ValueError: a score is NaN or negative; the message names the matrix, and says how many.
     """
-    if isinstance(count, int):
-        return _host_scope(leaves, count, largest)
-    return {path: _host(path, leaf, count[path], largest) for path, leaf in leaves.items()}
-
-
-def _host(path: str, leaf: Any, count: int, largest: bool) -> Found:
     order = _TOP if largest else _BOTTOM
     named = region.matrices(path, leaf)
     zero, tied, quota = [False] * len(named), [0] * len(named), [0] * len(named)
@@ -139,7 +133,8 @@ def _host(path: str, leaf: Any, count: int, largest: bool) -> Found:
     return Found(mask, [count] * len(named), zero, tied, quota)
 
 
-def _host_scope(leaves: Mapping[str, Any], count: int, largest: bool) -> dict[str, Found]:
+def rank_scope(leaves: Mapping[str, Any], count: int, largest: bool) -> dict[str, Found]:
+    """Return what is taken of every leaf: the best `count` of all of them together; raises as `rank_leaf`."""
     order = _TOP if largest else _BOTTOM
     threshold, better, equal, zero = _threshold_scope(leaves, count, order)
     quota = share(equal, count - sum(map(sum, better.values())))

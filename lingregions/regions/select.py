@@ -20,10 +20,8 @@ import numpy as np
 
 from lingregions import permutation
 from lingregions import tree as trees
-from lingregions.regions import region, stack
+from lingregions.regions import rank_device, rank_host, region, stack
 from lingregions.regions.found import Found
-from lingregions.regions.rank_device import rank_on_device
-from lingregions.regions.rank_host import rank_on_host
 from lingregions.regions.region import Provenance, Region, Selection
 
 _CHUNK = 1 << 16  # positions drawn together: they stay in the cache between two NumPy calls
@@ -169,12 +167,16 @@ def _ranked(scores: trees.Tree, request: _Request, largest: bool) -> dict[str, F
         if leaf.dtype not in (jnp.float32, jnp.bfloat16):
             raise ValueError(f"{path!r}: scores are float32 or bfloat16, not {leaf.dtype}")
     host = request.method == "host" or (request.method == "auto" and all(map(stack.simple, leaves.values())))
-    rank = rank_on_host if host else rank_on_device
+    rank_leaf, rank_scope = (
+        (rank_host.rank_leaf, rank_host.rank_scope) if host else (rank_device.rank_leaf, rank_device.rank_scope)
+    )
     if request.within == "scope":
         total = sum(math.prod(leaf.shape) for leaf in leaves.values())
-        return rank(leaves, math.floor(request.fraction * total), largest)
-    counts = {path: math.floor(request.fraction * math.prod(region.shape(path, leaf))) for path, leaf in leaves.items()}
-    return rank(leaves, counts, largest)
+        return rank_scope(leaves, math.floor(request.fraction * total), largest)
+    return {
+        path: rank_leaf(path, leaf, math.floor(request.fraction * math.prod(region.shape(path, leaf))), largest)
+        for path, leaf in leaves.items()
+    }
 
 
 def _random(scores: trees.Tree, request: _Request) -> dict[str, Found]:
