@@ -7,7 +7,7 @@ only) costs the logits once more.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from lingregions import models
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import roles
+from lingregions.models.compute import REMAT
 
 _PIECES = 16  # of the vocabulary, that the gradient of the head is added up in over devices
 
@@ -142,12 +143,13 @@ def accumulate(
 ) -> tuple[dict[str, Totals], Loss, trees.Tree]:
     """Feed the gradient that `differentiate` returns to `add` a layer at a time: no tree of gradients ever exists.
 
-    Forward keeps what enters each layer, [L, B, T, D]. Backward runs each layer again, takes its gradient, and puts
-    what `add` makes of it into the layer's slice of the totals, which are updated in place where they are donated.
+    Forward keeps what enters each layer, [L, B, T, D], and under remat "dots" what its products gave. Backward runs the
+    rest of each layer again, takes its gradient, and puts what `add` makes of it into the layer's slice of the totals,
+    which are updated in place where they are donated.
 
     Args:
       config: model config.
-      compute: how to run it; `remat` says nothing here.
+      compute: how to run it; "none" and "full" in `remat` are the same here.
       params: parameters.
       totals: {path: arrays}, for the parameters that the gradient is taken of; those of the layers have the axis of
         layers in front.
@@ -171,7 +173,7 @@ def accumulate(
     def enter(outer: trees.Tree) -> jax.Array:
         return family.enter(config, compute, trees.merge(params, trees.unflatten(outer)), batch.tokens)
 
-    def layer(weights: trees.Tree, place: jax.Array, x: jax.Array) -> tuple[jax.Array, trees.Tree]:
+    def run(weights: trees.Tree, place: jax.Array, x: jax.Array) -> tuple[jax.Array, trees.Tree]:
         return family.layer(config, compute, weights, place, x, batch.segments, capture)
 
     def leave(outer: trees.Tree, x: jax.Array) -> tuple[jax.Array, Loss]:
@@ -180,16 +182,13 @@ def accumulate(
         found = _sums(*_of_hidden(config, compute, whole, hidden, batch), batch)
         return jnp.sum(found.nll) * weight, found
 
-    def forward(x: jax.Array, each: tuple[trees.Tree, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, trees.Tree]]:
-        out, inputs = layer(*each, x)
-        return out, (x, inputs)
-
+    inside = {path: total for path, total in totals.items() if path not in outer}
+    layer = _Layer(run, inside, REMAT["dots"] if compute.remat == "dots" else None)
     with jax.default_matmul_precision(compute.precision):
         x, d_enter = jax.vjp(enter, outer)
-        x, (kept, inputs) = jax.lax.scan(forward, x, (stack, places), unroll=compute.unroll)
+        x, (kept, inputs) = jax.lax.scan(layer.forward, x, (stack, places), unroll=compute.unroll)
         _, d_leave, found = jax.vjp(leave, outer, x, has_aux=True)
         above, d_x = d_leave(jnp.ones((), jnp.float32))
-        inside = {path: total for path, total in totals.items() if path not in outer}
         d_x, summed = _backward_layers(layer, stack, kept, places, d_x, inside, add)
         (below,) = d_enter(d_x)
     for path, leaf in outer.items():
@@ -197,10 +196,65 @@ def accumulate(
     return summed, found, {roles.LAYERS: inputs} if capture else {}
 
 
+class _Layer:
+    """A layer and its slopes, of which the forward scan keeps arrays for the backward one.
+
+    Args:
+      run: (weights, place, x) -> (x, anything).
+      paths: of the weights whose slopes are asked for.
+      policy: what is kept beside what enters the layer, of `jax.checkpoint_policies`; None: nothing.
+    """
+
+    def __init__(
+        self, run: Callable[..., tuple[jax.Array, trees.Tree]], paths: Iterable[str], policy: Any = None
+    ) -> None:
+        self.run, self.paths, self.policy = run, list(paths), policy
+        self._structure: Any = None  # of what the slopes need: the same in every layer
+        self._weights: list[str | None] = []  # path of each array that they need, None for what is kept
+
+    def _split(self, weights: trees.Tree, place: jax.Array) -> tuple[dict[str, jax.Array], Callable[..., Any]]:
+        """Return the weights at the paths, wide, and the layer as a function of these and x."""
+        leaves = trees.flatten({roles.LAYERS: weights})
+        mine = {path: leaves[path].astype(jnp.float32) for path in self.paths}
+
+        def run(mine: dict[str, jax.Array], x: jax.Array) -> tuple[jax.Array, trees.Tree]:
+            return self.run(trees.unflatten(leaves | mine)[roles.LAYERS], place, x)
+
+        return mine, run
+
+    def forward(self, x: jax.Array, each: tuple[trees.Tree, jax.Array]) -> tuple[jax.Array, tuple[Any, trees.Tree]]:
+        """Return what leaves a layer, (what is kept, anything); a step of a scan over (weights, place)."""
+        weights, place = each
+        if self.policy is None:
+            out, rest = self.run(weights, place, x)
+            return out, ([x], rest)
+        mine, run = self._split(weights, place)
+        out, slopes, rest = jax.vjp(jax.checkpoint(run, policy=self.policy, prevent_cse=False), mine, x, has_aux=True)
+        needed, self._structure = jax.tree.flatten(slopes)
+        # The weights lie in their stack already.
+        paths = {id(leaf): path for path, leaf in (trees.flatten({roles.LAYERS: weights}) | mine).items()}
+        self._weights = [paths.get(id(array)) for array in needed]
+        kept = [array for array, path in zip(needed, self._weights, strict=True) if path is None]
+        return out, (kept, rest)
+
+    def backward(
+        self, weights: trees.Tree, place: jax.Array, kept: list[jax.Array], d_x: jax.Array
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
+        """Return the weights at the paths, their slopes, and the slope of what enters, from that of what leaves."""
+        mine, run = self._split(weights, place)
+        if self.policy is None:
+            slopes = jax.vjp(lambda mine, x: run(mine, x)[0], mine, kept[0])[1]
+        else:
+            leaves, arrays = trees.flatten({roles.LAYERS: weights}) | mine, iter(kept)
+            needed = [next(arrays) if path is None else leaves[path] for path in self._weights]
+            slopes = jax.tree.unflatten(self._structure, needed)
+        return mine, *slopes(d_x)
+
+
 def _backward_layers(
-    layer: Callable[..., tuple[jax.Array, trees.Tree]],
+    layer: _Layer,
     stack: trees.Tree,
-    kept: jax.Array,
+    kept: list[jax.Array],
     places: jax.Array,
     d_x: jax.Array,
     totals: dict[str, Totals],
@@ -209,24 +263,18 @@ def _backward_layers(
     """Return the slope of what enters the first layer and the totals, from the slope of what leaves the last.
 
     Args:
-      layer: (weights, place, x) -> (x, anything).
+      layer: whose forward pass was scanned.
       stack: weights of all layers.
-      kept: what entered each layer [L, B, T, D].
+      kept: what that kept, [L, ...] each.
       places: 0 to L - 1.
       d_x: slope of what left the last layer.
       totals: by path, of the layers alone.
       add: as in `accumulate`.
     """
 
-    def backward(carry: Any, each: tuple[jax.Array, trees.Tree, jax.Array]) -> tuple[Any, None]:
-        (d_x, totals), (x, weights, place) = carry, each
-        leaves = trees.flatten({roles.LAYERS: weights})
-        mine = {path: leaves[path].astype(jnp.float32) for path in totals}
-
-        def run(mine: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-            return layer(trees.unflatten(leaves | mine)[roles.LAYERS], place, x)[0]
-
-        gradient, d_x = jax.vjp(run, mine, x)[1](d_x)
+    def backward(carry: Any, each: tuple[list[jax.Array], trees.Tree, jax.Array]) -> tuple[Any, None]:
+        (d_x, totals), (kept, weights, place) = carry, each
+        mine, gradient, d_x = layer.backward(weights, place, kept, d_x)
         for path, theta in mine.items():
             here = jax.tree.map(lambda total: jax.lax.dynamic_slice_in_dim(total, place, 1), totals[path])
             here = add(path, theta[None], gradient[path][None], here)

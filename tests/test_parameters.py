@@ -55,6 +55,7 @@ def test_a_region_says_what_removal_sets_its_entries_to(pair: tuple[lr.Model, lr
     assert (core | core).provenance.removal == core.provenance.removal
 
 
+@pytest.mark.users
 @pytest.mark.parametrize("rule", ["taylor", "fisher", "magnitude", "wanda"])
 def test_scores_are_the_same_bits(pair: tuple[lr.Model, lr.Model], rule: str) -> None:
     one, two = (

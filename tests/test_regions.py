@@ -314,8 +314,7 @@ def test_a_part_says_of_what_it_is_and_how_that_was_selected() -> None:
     chosen = select(trees.unflatten(scores), 0.5, provenance=Provenance(**declared(DECLARATION))).provenance
     own = restrict(Region(trees.unflatten(empty()), chosen), layers=[1]).provenance
     assert (own.selector, own.fraction, own.within, own.layer) == ("top", "0.5", "matrix", 1)
-    assert own.definition.startswith("of the highest scores, 0.5 of each matrix: what lies in ")
-    assert own.definition.endswith(" layer 1")
+    assert own.definition == "of the highest scores, 0.5 of each matrix: what lies in layer 1"
     own = restrict(build(empty(), selector=""), "layers.mlp.*").provenance
     assert (own.selector, own.fraction, own.within, own.layer) == ("", "", "", None)
     assert (own.name, own.definition) == ("a region layers.mlp.*", "of a region: what lies in layers.mlp.*")

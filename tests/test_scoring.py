@@ -43,8 +43,8 @@ def pick(batch: Batch, rows: Any) -> Batch:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_as_users_do() -> Iterator[None]:
-    """Figures that are held to a number of digits are those of programs as users compile them."""
+def optimised() -> Iterator[None]:
+    """Figures that are held to a number of digits are those of programs with all of XLA's optimisations."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # a program that was compiled otherwise is not compiled again by itself

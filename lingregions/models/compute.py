@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# What the backward pass keeps of each layer: everything, nothing but the layer's input, or the matrix products.
+PRODUCT = "product"  # the name of what the projections and attention give
+# What the backward pass keeps of each layer: everything, nothing but the layer's input, or that and what has the name.
 REMAT: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _ATTENTIONS = ("auto", "blocked", "splash", "cudnn", "reference")
@@ -31,8 +32,9 @@ class Compute:
         are bfloat16 in their files, as most are; training needs float32.
       precision: of float32 matrix products, one of `_PRECISIONS`; no difference on a CPU, a factor in both time and
         error on a TPU.
-      remat: of training, a key of `REMAT`; "full" lowers the memory of the backward pass for about a fifth more time.
-        Scoring keeps what enters each layer, whatever this says.
+      remat: what the backward pass keeps, a key of `REMAT`; the less, the more is computed again: under "full" about a
+        fifth more time. Scoring keeps what enters each layer, and only under "dots" the products too: a fifth fewer
+        operations for several times the memory of activations.
       attention: one of `_ATTENTIONS`, which `models.attention` describes; "auto" takes what suits the platform.
       block: queries a block of "blocked".
       chunk: tokens a step of the vocabulary-wide loss, so that no [B, T, V] array exists.

@@ -15,12 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.models import roles
 from lingregions.models.attention import Logits, attend
-from lingregions.models.compute import REMAT, Compute
+from lingregions.models.compute import PRODUCT, REMAT, Compute
 from lingregions.models.config import DecoderConfig, LayerKind
 from lingregions.models.parameter import Parameter
 from lingregions.models.rotary import angles, rotate
@@ -210,7 +211,7 @@ class _Block(nn.Module):
     def project(self, values: jax.Array, role: str, segments: jax.Array) -> jax.Array:
         """Return values [B, T, in] times the matrix [out, in], plus its bias if any: [B, T, out], within its bound."""
         self.capture_input(values, role, segments)
-        out, changed = _product(values, self.weight(role)), self.changed(role)
+        out, changed = checkpoint_name(_product(values, self.weight(role)), PRODUCT), self.changed(role)
         if changed is not None:
             where, rows = changed
             put: Any = jax.vmap(lambda out, where, new: out.at[:, where].set(new, mode="drop"))
@@ -278,7 +279,7 @@ class _Attention(_Block):
         logits = Logits(self.config.attention_scale, self.config.attention_softcap)
         windows = tuple(each.window for each in _distinct_kinds(self.config))
         how = self.compute.attention, self.compute.block
-        out = attend(query, key, value, segments, *how, start, logits, windows, kind)
+        out = checkpoint_name(attend(query, key, value, segments, *how, start, logits, windows, kind), PRODUCT)
         return self.project(out.reshape(B, T, -1), "o", segments)
 
 

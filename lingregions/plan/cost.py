@@ -116,11 +116,6 @@ class _Sizes:
         outer = [path for path in self.scored if not self.declared[path].stacked]
         return self.width * self.part(set(self.scored) - set(outer)) + 4 * self.part(outer)
 
-    @property
-    def remat(self) -> str:
-        """What the backward pass keeps; that of scoring always keeps what enters each layer, and nothing else."""
-        return "full" if self.step.job == "score" else self.step.compute.remat
-
     def products(self) -> list[models.Parameter]:
         return [self.declared[path] for path in self.layers if len(self.declared[path].matrix) == 2]
 
@@ -128,6 +123,13 @@ class _Sizes:
 def _sizes(step: Step) -> _Sizes:
     declared = trees.flatten(models.declare(step.model))
     return _Sizes(step, declared, AbstractMesh(step.mesh, meshes.MESH_AXES))
+
+
+def remat(step: Step) -> str:
+    """Return what the backward pass keeps, as a key of `REMAT`; scoring at the most the products of each layer."""
+    if step.job not in ("score", "train"):
+        return "none"
+    return "full" if step.job == "score" and step.compute.remat == "none" else step.compute.remat
 
 
 def _flops(step: Step) -> float:
@@ -142,7 +144,7 @@ def _flops(step: Step) -> float:
     forward = matrices + 2 * attention
     if step.job == "evaluate":
         return float(sizes.samples * (forward + vocabulary))
-    again = {"none": 0.0, "dots": 2 * attention, "full": forward}[sizes.remat]
+    again = forward if remat(step) == "full" else 0.0
     # Logits and their slope; with the head's own gradient the logits once more, and that gradient.
     table = vocabulary * (2 if step.job == "score" else 4)
     flops: float = sizes.samples * (forward + again + 2 * matrices + 5 * attention + table)
@@ -157,7 +159,7 @@ def cost(step: Step, topology: Topology | None = None) -> Cost:
     if step.job == "select":
         return Cost(0.0, sizes.part(sizes.layers) * (4.0 * _SELECT_PASSES + 1), 0.0, 0.0)
     passes = {"evaluate": 1, "score": 2, "train": 2}[step.job]
-    if step.job != "evaluate" and sizes.remat == "full":
+    if step.job != "evaluate" and remat(step) == "full":
         passes += 1
     turns = sizes.samples // step.micro
     tokens = sizes.rows * step.length
@@ -230,9 +232,9 @@ def memory(step: Step) -> Memory:
     edges = sum(_parts(each, sizes.mesh)[0] for each in sizes.products())
     saved = {
         "full": model.embed,
-        "dots": model.embed + edges,
+        "dots": model.embed + edges + model.heads * model.head_dim / tensor,
         "none": 4 * model.embed + 2 * edges + model.mlp / tensor,
-    }[sizes.remat]
+    }[remat(step)]
     temporaries += round(model.layers * tokens * saved * width)
     gradients = 4 * sizes.part(sizes.scored)
     if step.job == "score":

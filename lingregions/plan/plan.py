@@ -139,7 +139,7 @@ def make(
         batch=chosen.batch,
         length=step.length,
         dtype=step.compute.dtype,
-        remat={"train": step.compute.remat, "score": "full"}.get(step.job, "none"),
+        remat=cost.remat(step),
         memory=topology.chip.memory,
         compiled=found,
         estimate=cost.memory(chosen),

@@ -129,10 +129,10 @@ def restrict(
         "" if layers is None or one is not None else f"layers {', '.join(map(str, layers))}",
         "" if axis is None or indices is None else f"{axis} {', '.join(map(str, indices))}",
     ]
+    lies = " ".join(filter(None, [*words, "" if one is None else f"layer {one}"]))
     origin = combine("restriction", [own], name).replace(
         name=name,
-        definition=f"of {own.definition or own.name or 'a region'}: what lies in {' '.join(filter(None, words))}"
-        + ("" if one is None else f" layer {one}"),
+        definition=f"of {own.definition or own.name or 'a region'}: what lies in {lies}",
         part=" ".join(filter(None, [own.part, *words])).replace("_", " "),
         layer=own.layer if one is None else one,
         **({} if not own.selector else {"selector": own.selector, "fraction": own.fraction, "within": own.within}),

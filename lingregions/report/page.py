@@ -183,8 +183,9 @@ def write(folder: Path, pictures: bool = True) -> Path:
             if pictures:
                 drawn = json.dumps({**item.spec, "width": _WIDTH}, allow_nan=False)
                 look: Any = {"vl_version": _VEGA_LITE, "config": THEMES["light"]}  # on white
-                _put(folder / "figures" / f"{item.name}.svg", vl_convert.vegalite_to_svg(drawn, **look))
-                _put(folder / "figures" / f"{item.name}.png", vl_convert.vegalite_to_png(drawn, **look, scale=_SCALE))
+                svg = vl_convert.vegalite_to_svg(drawn, **look)
+                _put(folder / "figures" / f"{item.name}.svg", svg)
+                _put(folder / "figures" / f"{item.name}.png", vl_convert.svg_to_png(svg, scale=_SCALE))
         else:
             _put(folder / "tables" / f"{item.name}.md", tables.markdown(item))
             _put(folder / "tables" / f"{item.name}.csv", tables.spreadsheet(item))
