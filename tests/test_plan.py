@@ -94,10 +94,11 @@ FORWARD = MATRICES + 2 * PRODUCT
     ("job", "remat", "each"),
     [
         ("evaluate", "full", FORWARD + VOCABULARY),
-        ("score", "none", 2 * FORWARD + 2 * MATRICES + 5 * PRODUCT + 2 * VOCABULARY),  # whatever remat says
+        ("score", "none", 2 * FORWARD + 2 * MATRICES + 5 * PRODUCT + 2 * VOCABULARY),  # as under "full"
+        ("score", "dots", FORWARD + 2 * MATRICES + 5 * PRODUCT + 2 * VOCABULARY),
         ("score", "full", 2 * FORWARD + 2 * MATRICES + 5 * PRODUCT + 2 * VOCABULARY),
         ("train", "none", FORWARD + 2 * MATRICES + 5 * PRODUCT + 4 * VOCABULARY),
-        ("train", "dots", FORWARD + 2 * PRODUCT + 2 * MATRICES + 5 * PRODUCT + 4 * VOCABULARY),
+        ("train", "dots", FORWARD + 2 * MATRICES + 5 * PRODUCT + 4 * VOCABULARY),
         ("train", "full", 2 * FORWARD + 2 * MATRICES + 5 * PRODUCT + 4 * VOCABULARY),
         ("select", "full", 0),
     ],
