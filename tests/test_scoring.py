@@ -63,9 +63,14 @@ def params() -> trees.Tree:
 
 @functools.cache
 def scorer(
-    rules: tuple[str, ...] = RULES, accumulator: str = "float32", micro: int = GROUP, mesh: Mesh | None = None
+    rules: tuple[str, ...] = RULES,
+    accumulator: str = "float32",
+    micro: int = GROUP,
+    mesh: Mesh | None = None,
+    remat: str = "none",
 ) -> Scorer:
-    return Scorer(CONFIG, Compute(), Definition(rules[0], accumulator=accumulator, group=GROUP), rules, micro, mesh)
+    definition = Definition(rules[0], accumulator=accumulator, group=GROUP)
+    return Scorer(CONFIG, Compute(remat=remat), definition, rules, micro, mesh)
 
 
 def averaging(scorer: Scorer) -> Scorer:
@@ -410,10 +415,13 @@ def pair_mesh() -> Mesh:
     return meshes.build(fsdp=2, devices=jax.devices()[:2])
 
 
-@pytest.mark.parametrize(("devices", "micro"), [("lone_mesh", 1), ("pair_mesh", 2), ("mesh", GROUP)])
-def test_one_two_and_eight_devices_give_the_same_for_any_micro_batch(params, whole, devices, micro, request):
+@pytest.mark.parametrize(
+    ("devices", "micro", "remat"),
+    [("lone_mesh", 1, "none"), ("pair_mesh", 2, "none"), ("mesh", GROUP, "none"), ("mesh", GROUP, "dots")],
+)
+def test_one_two_and_eight_devices_give_the_same_for_any_micro_batch(params, whole, devices, micro, remat, request):
     mesh = request.getfixturevalue(devices)
-    found = score(scorer(micro=micro, mesh=mesh), put(params, mesh), corpus())
+    found = score(scorer(micro=micro, mesh=mesh, remat=remat), put(params, mesh), corpus())
     for rule in RULES:
         assert_close(found[rule], whole[rule], tolerance(rule))
         ours, theirs = (np.concatenate([np.ravel(leaf) for leaf in each[rule].values()]) for each in (found, whole))
