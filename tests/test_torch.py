@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from golden import cases, families
-from golden.compare import assert_near, batch, distance, gradient_of, logits_of, stack
+from golden.compare import apart, assert_near, batch, distance, distances, gradient_of, logits_of, stack
 
 from lingregions import generate, loss, models, perturb, regions, scoring
 from lingregions import mesh as meshes
@@ -275,6 +275,7 @@ class Real:
     nll: float
     same: dict[str, bool]  # whether each tensor is bit for bit that of transformers
     gradient: dict[str, np.ndarray]  # of the layers' tensors, over the first 128 tokens, float64 rounded to float32
+    plain: dict[str, np.ndarray]  # the same, found by torch in float32
 
 
 @pytest.fixture(scope="module")
@@ -295,16 +296,22 @@ def real(write: Any, lone_mesh: jax.sharding.Mesh) -> Real:
     logits, nll = measure(write, model, tokens)
     for name, parameter in theirs.items():
         parameter.requires_grad_(".layers." in name)
+    plain = slopes(write, model, tokens[:SHORT])
     model = write.widen(model)
-    write.nll(model, [tokens[:SHORT]]).backward()
-    gradient = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            gradient[name] = parameter.grad.float().numpy()
-            parameter.grad = None  # one at a time: all of them in both widths are 1.3 GB
-    found = Real(source, params, tokens, logits.numpy(), nll, same, gradient)
+    found = Real(source, params, tokens, logits.numpy(), nll, same, slopes(write, model, tokens[:SHORT]), plain)
     del model, theirs, ours
     gc.collect()
+    return found
+
+
+def slopes(write: Any, model: Any, tokens: list[int]) -> dict[str, np.ndarray]:
+    """Return the gradient of every tensor that wants one, float32."""
+    write.nll(model, [tokens]).backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[name] = parameter.grad.float().numpy()
+            parameter.grad = None  # one at a time: all of them in both widths are 1.3 GB
     return found
 
 
@@ -364,7 +371,13 @@ def test_smollm2_loss(real: Real) -> None:
 
 def test_smollm2_gradients(real: Real) -> None:
     slope, _ = gradient_of(real.source.config, Compute(), "decoder")(real.params, window(real.tokens[:SHORT]))
-    assert_near(slope, stack(real.gradient, real.source.config, "decoder"), GRADIENTS)
+    exact, plain = (stack(each, real.source.config, "decoder") for each in (real.gradient, real.plain))
+    # A gain's slope is a sum over tokens that cancels: in the last layers float32 keeps 1e-4 on some processors and not
+    # on others (1.5e-4 on an AMD EPYC). Torch in float32 is off by 1e-3 there; we are never beyond both.
+    ours, theirs = distances(slope, exact), distances(plain, exact)
+    assert not {name: value for name, value in ours.items() if not value <= max(GRADIENTS, theirs[name])}
+    assert [name for name, value in ours.items() if value > GRADIENTS and "norm" not in name] == []
+    assert apart(slope, exact) <= GRADIENTS
 
 
 def test_smollm2_greedy_continuation(write: Any, real: Real) -> None:
