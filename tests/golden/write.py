@@ -74,6 +74,42 @@ def nll(model: torch.nn.Module, sample: Iterable[np.ndarray]) -> torch.Tensor:
     return total
 
 
+def peaks(model: Any, document: np.ndarray) -> Arrays:
+    """Return the largest magnitudes of one document as hooks see them: residual, down_in and down_out by layer."""
+    sizes: dict[str, list[np.ndarray]] = {"residual": [], "down_in": [], "down_out": []}
+
+    def note(name: str, values: Any) -> None:
+        sizes[name].append(values[0].abs().amax(dim=0).numpy())
+
+    hooks = []
+    for layer in model.model.layers:
+        hooks.append(layer.register_forward_pre_hook(lambda _, inputs: note("residual", inputs[0])))
+        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: note("down_in", inputs[0])))
+        hooks.append(layer.mlp.down_proj.register_forward_hook(lambda _, inputs, out: note("down_out", out)))
+    hooks.append(model.model.norm.register_forward_pre_hook(lambda _, inputs: note("residual", inputs[0])))
+    with torch.no_grad():
+        logits(model, document)
+    for hook in hooks:
+        hook.remove()
+    return {name: np.stack(each) for name, each in sizes.items()}
+
+
+def continued(model: Any, prompt: list[int], count: int, stop: int | None = None) -> list[int]:
+    """Return what transformers' greedy generation adds to one prompt."""
+    model.generation_config.eos_token_id = stop
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=count,
+            pad_token_id=0,
+        )
+    found: list[int] = out[0, len(prompt) :].tolist()
+    return found
+
+
 def targets(group: Iterable[cases.Sample]) -> int:
     """Return the number of next tokens that count."""
     return sum(len(document) - 1 for sample in group for document in sample)
