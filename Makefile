@@ -68,7 +68,7 @@ check: lint test  ## lint, then test
 
 parity: $(PARITY)/.parity  ## compare with torch and transformers, live (installs torch into a venv of its own)
 	$(call say,comparing with torch)
-	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PARITY)/bin/python -m pytest -q -m parity -n $(WORKERS) --max-worker-restart=0 --dist loadfile --durations=10 $(TESTS)
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PARITY)/bin/python -m pytest -q -m parity --durations=10 $(TESTS)
 
 bench: $(PARITY)/.parity  ## time the main jobs against torch and plain loops, into bench.md (QUICK=1: small sizes)
 	$(call say,timing)
