@@ -212,15 +212,17 @@ class _Layer:
         self._structure: Any = None  # of what the slopes need: the same in every layer
         self._weights: list[str | None] = []  # path of each array that they need, None for what is kept
 
-    def _split(self, weights: trees.Tree, place: jax.Array) -> tuple[dict[str, jax.Array], Callable[..., Any]]:
-        """Return the weights at the paths, wide, and the layer as a function of these and x."""
+    def _split(
+        self, weights: trees.Tree, place: jax.Array
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Callable[..., Any]]:
+        """Return the weights at the paths, wide; all, with these among them; the layer as a function of these and x."""
         leaves = trees.flatten({roles.LAYERS: weights})
         mine = {path: leaves[path].astype(jnp.float32) for path in self.paths}
 
         def run(mine: dict[str, jax.Array], x: jax.Array) -> tuple[jax.Array, trees.Tree]:
             return self.run(trees.unflatten(leaves | mine)[roles.LAYERS], place, x)
 
-        return mine, run
+        return mine, leaves | mine, run
 
     def forward(self, x: jax.Array, each: tuple[trees.Tree, jax.Array]) -> tuple[jax.Array, tuple[Any, trees.Tree]]:
         """Return what leaves a layer, (what is kept, anything); a step of a scan over (weights, place)."""
@@ -228,11 +230,11 @@ class _Layer:
         if self.policy is None:
             out, rest = self.run(weights, place, x)
             return out, ([x], rest)
-        mine, run = self._split(weights, place)
+        mine, leaves, run = self._split(weights, place)
         out, slopes, rest = jax.vjp(jax.checkpoint(run, policy=self.policy, prevent_cse=False), mine, x, has_aux=True)
         needed, self._structure = jax.tree.flatten(slopes)
         # The weights lie in their stack already.
-        paths = {id(leaf): path for path, leaf in (trees.flatten({roles.LAYERS: weights}) | mine).items()}
+        paths = {id(leaf): path for path, leaf in leaves.items()}
         self._weights = [paths.get(id(array)) for array in needed]
         kept = [array for array, path in zip(needed, self._weights, strict=True) if path is None]
         return out, (kept, rest)
@@ -241,11 +243,11 @@ class _Layer:
         self, weights: trees.Tree, place: jax.Array, kept: list[jax.Array], d_x: jax.Array
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
         """Return the weights at the paths, their slopes, and the slope of what enters, from that of what leaves."""
-        mine, run = self._split(weights, place)
+        mine, leaves, run = self._split(weights, place)
         if self.policy is None:
             slopes = jax.vjp(lambda mine, x: run(mine, x)[0], mine, kept[0])[1]
         else:
-            leaves, arrays = trees.flatten({roles.LAYERS: weights}) | mine, iter(kept)
+            arrays = iter(kept)
             needed = [next(arrays) if path is None else leaves[path] for path in self._weights]
             slopes = jax.tree.unflatten(self._structure, needed)
         return mine, *slopes(d_x)

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
@@ -55,12 +56,20 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no worker is left with one at the end."""
+    """Files with slow tests come first, so that no worker is left with one at the end; `users` run elsewhere."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     elsewhere = [item for item in items if _quick and item.get_closest_marker("users")]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]
+
+
+@pytest.fixture(scope="session")
+def write() -> Any:
+    """The module that computes what torch says. Without torch this is an error, not a skip."""
+    from golden import write
+
+    return write
 
 
 @pytest.fixture(scope="session")

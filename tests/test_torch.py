@@ -34,14 +34,6 @@ SEEDS = (7, 8)
 COMPUTES = {"blocked": Compute(block=16, chunk=7), "reference": Compute(attention="reference")}
 
 
-@pytest.fixture(scope="module")
-def write() -> Any:
-    """The module that computes the reference. Without torch this is an error, not a skip."""
-    from golden import write
-
-    return write
-
-
 @pytest.mark.parametrize("name", list(cases.CASES))
 def test_golden_files_are_what_torch_computes(write: Any, name: str) -> None:
     arrays, about = write.compute(name)
@@ -117,7 +109,9 @@ def write_families() -> Any:
 
 @pytest.mark.parametrize("seed", [7, 8])
 @pytest.mark.parametrize("name", list(families.CASES))
-def test_families(write_families: Any, name: str, seed: int, tmp_path: Path, lone_mesh: jax.sharding.Mesh) -> None:
+def test_families(
+    write: Any, write_families: Any, name: str, seed: int, tmp_path: Path, lone_mesh: jax.sharding.Mesh
+) -> None:
     """Import, logits, loss, gradients, export and greedy continuation of every family, on a fresh seed."""
     case = families.CASES[name]
     model, _ = write_families.build(case, seed)
@@ -131,7 +125,7 @@ def test_families(write_families: Any, name: str, seed: int, tmp_path: Path, lon
     prompt = tokens[0, :9].tolist()
     if not (config.rope_scaling and config.rope_scaling.by_length):
         ours = generate.greedy(config, Compute(block=16), params, [prompt], 20)
-        assert ours == [write_families.continued(model, prompt, 20)]
+        assert ours == [write.continued(model, prompt, 20)]
     convert.export(params, config, tmp_path / "ours")
     again = write_families.transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", dtype=write_families.torch.float32

@@ -25,14 +25,6 @@ TEXTS = Path(convert.__file__).parent.parent / "corpus" / "data" / "udhr"
 LOGITS, NLL, GRADIENTS = 2e-3, 1e-5, 1e-4
 
 
-@pytest.fixture(scope="module")
-def write() -> Any:
-    """The module that computes the reference. Without torch this is an error, not a skip."""
-    from golden import write
-
-    return write
-
-
 LENGTH, SHORT = 512, 128  # tokens of the window, and of its first part that gradients are compared on
 
 
@@ -145,9 +137,9 @@ def test_smollm2_gradients(real: Real) -> None:
     slope, _ = gradient_of(real.source.config, Compute(), "decoder")(real.params, window(real.tokens[:SHORT]))
     exact, plain = (stack(each, real.source.config, "decoder") for each in (real.gradient, real.plain))
     # A gain's slope is a sum over tokens that cancels: in the last layers float32 keeps 1e-4 on some processors and not
-    # on others (1.5e-4 on an AMD EPYC). Torch in float32 is off by 1e-3 there; we are never beyond both.
+    # on others (1.5e-4 on an AMD EPYC). Torch in float32 is off by 1e-3 there: we are never beyond a quarter of that.
     ours, theirs = distances(slope, exact), distances(plain, exact)
-    assert not {name: value for name, value in ours.items() if not value <= max(GRADIENTS, theirs[name])}
+    assert not {name: value for name, value in ours.items() if not value <= max(GRADIENTS, theirs[name] / 4)}
     assert [name for name, value in ours.items() if value > GRADIENTS and "norm" not in name] == []
     assert apart(slope, exact) <= GRADIENTS
 

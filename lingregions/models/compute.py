@@ -34,7 +34,7 @@ class Compute:
         error on a TPU.
       remat: what the backward pass keeps, a key of `REMAT`; the less, the more is computed again: under "full" about a
         fifth more time. Scoring keeps what enters each layer, and only under "dots" the products too: a fifth fewer
-        operations for several times the memory of activations.
+        operations, ten times as much kept of a layer of SmolLM2.
       attention: one of `_ATTENTIONS`, which `models.attention` describes; "auto" takes what suits the platform.
       block: queries a block of "blocked".
       chunk: tokens a step of the vocabulary-wide loss, so that no [B, T, V] array exists.

@@ -19,9 +19,6 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from golden import families
-from golden.write import continued
-
-__all__ = ["build", "continued", "gradient", "logits"]
 
 
 def build(case: dict[str, Any], seed: int) -> tuple[torch.nn.Module, dict[str, list[int]]]:
