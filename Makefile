@@ -12,6 +12,11 @@ NUMERICAL := tests/test_parity.py tests/test_scoring.py tests/test_loss.py tests
   --deselect tests/test_train.py::test_twenty_kills_change_no_bit
 BIN     := $(VENV)/bin
 PARITY  := .venv-parity
+NEWEST   = $(shell for each in $(wildcard $(HOME)/.pyenv/versions/*/bin/python3) python3.12 python3.13 python3.14 python3.15; do \
+  "$$each" -c 'import sys; sys.version_info[:2] > (3, 11) and print(sys.version_info[1], sys.executable)' 2>/dev/null; \
+  done | sort -n | tail -1 | cut -d ' ' -f 2)
+RECENT   = PYTHON="$(NEWEST)" VENV=.venv-newest
+NONE    := --> no Python newer than 3.11 is here: nothing to do
 SETS    := report test dev docs audit
 COMPILE  = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
   --no-annotate --no-header pyproject.toml
@@ -22,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest coverage fuzz lint check parity bench docs wheel-test lock audit clean
+.PHONY: help demo test newest setup coverage fuzz lint check parity bench docs wheel-test lock audit clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,11 +42,10 @@ test: $(VENV)/.test  ## run all tests that need no torch (TESTS= for some, WORKE
 	@$(BIN)/python -m pytest -q -m 'not parity' -n $(WORKERS) --max-worker-restart=0 --dist loadfile --no-loadscope-reorder --durations=10 $(TESTS)
 
 newest:  ## run the numerical tests on the newest Python that is here, with the JAX that it gets, in a venv of its own
-	@found=$$(for each in $(wildcard $(HOME)/.pyenv/versions/*/bin/python3) python3.12 python3.13 python3.14 python3.15; do \
-	  "$$each" -c 'import sys; sys.version_info[:2] > (3, 11) and print(sys.version_info[1], sys.executable)' 2>/dev/null; \
-	done | sort -n | tail -1 | cut -d ' ' -f 2); \
-	if [ -n "$$found" ]; then $(MAKE) --no-print-directory test PYTHON="$$found" VENV=.venv-newest TESTS="$(NUMERICAL)"; \
-	else printf '%s\n' '--> no Python newer than 3.11 is here: nothing to run'; fi
+	@$(if $(NEWEST),$(MAKE) --no-print-directory test $(RECENT) TESTS="$(NUMERICAL)",printf '%s\n' '$(NONE)')
+
+setup: $(PARITY)/.parity  ## make what `make parity` and `make newest` run in
+	@$(if $(NEWEST),$(MAKE) --no-print-directory .venv-newest/.test $(RECENT),printf '%s\n' '$(NONE)')
 
 coverage: $(VENV)/.dev  ## run all tests of `make test` and say which lines and branches none reaches
 	$(call say,running $(TESTS) without torch and counting branches)

@@ -24,6 +24,8 @@ jax.config.update("jax_disable_most_optimizations", _plain)
 jax.config.update("jax_platforms", "cpu")
 # Devices that wait for each other longer than a minute abort the process: eight share two cores, which may stand still.
 _patience = "--xla_cpu_collective_call_terminate_timeout_seconds=900"
+# A small program is written in one piece: to split it costs more than threads save.
+_whole = "--xla_cpu_parallel_codegen_split_count=1"
 # Half of the compilation of small programs goes into kernels that XLA writes in MLIR: here it writes them as it did
 # before, where it can; a flag that is not known ends the process. `make parity` and `make newest` have the kernels that
 # users have, and so have the tests marked `users`, whose bits hang on them: test_users.py starts these.
@@ -31,7 +33,7 @@ _kernels = "--xla_cpu_use_fusion_emitters="
 _quick = ""
 if _plain and jax.__version_info__ < (0, 11) and f"{_kernels}true" not in os.environ.get("XLA_FLAGS", ""):
     _quick = f"{_kernels}false"
-for _flag in filter(None, (_patience, _quick)):
+for _flag in filter(None, (_patience, _whole, _quick)):
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 jax.config.update("jax_num_cpu_devices", 8)

@@ -15,7 +15,7 @@ from lingregions.corpus import corpus as corpora
 from lingregions.corpus import ngram, vocabulary
 from lingregions.corpus.source import UDHR
 from lingregions.corpus.text import Reading
-from lingregions.experiments import STUDIES
+from lingregions.experiments import STUDIES, claims
 from lingregions.main import main
 from lingregions.models import source
 from lingregions.models.tokenizer import Tokenizer
@@ -128,6 +128,14 @@ def test_the_folder_is_a_random_model_that_can_be_trained(untrained, capsys):
 
 
 # --- blend ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("begun", "how"), [("random:untrained", "from scratch"), ("runs/models/512", "further")])
+@pytest.mark.parametrize("better", [0, 1, 2])
+def test_the_headline_says_what_it_began_with(begun, how, better):
+    facts = {"samples": 8, "length": 64, "languages": 2, "worse": [], "mean": 2.0, "counted": 3.0, "order": 5}
+    told = claims.verdict("pretraining", "", scratch=source.is_random(begun), better=better, **facts)
+    assert told["headline"].startswith(f"Trained {how}, the model predicts ")
 
 
 @pytest.fixture(scope="module")

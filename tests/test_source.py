@@ -612,20 +612,3 @@ def test_smollm2_has_its_parameters(smollm2, lone_mesh):
         "rope_theta": 100_000.0,
         "eps": 1e-5,
     }
-
-
-@pytest.mark.parity
-def test_smollm2_equals_what_transformers_reads(smollm2, lone_mesh):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    path = smollm2.files[0]
-    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    leaves = trees.flatten(smollm2.load(lone_mesh))
-    state = model.state_dict()
-    for name, parameter in trees.walk(models.declare(smollm2.config)):
-        for layer, matrix in enumerate(parameter.names()):
-            ours = np.asarray(leaves[name])[layer] if parameter.stacked else np.asarray(leaves[name])
-            np.testing.assert_array_equal(ours.view(np.int32), state[matrix].numpy().view(np.int32), err_msg=matrix)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    for language in ("en", "zh", "ar", "ta"):
-        ids = tokenizer(udhr(language), add_special_tokens=False)["input_ids"]
-        assert smollm2.tokenizer.encode(udhr(language)).ids.tolist() == ids

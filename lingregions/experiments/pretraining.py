@@ -21,6 +21,7 @@ from lingregions.corpus import ngram
 from lingregions.experiments import claims, learning, measurement, step, study, tables
 from lingregions.experiments.context import Context, prepare
 from lingregions.intervention import UNTOUCHED, Intervention
+from lingregions.models import source as sources
 from lingregions.run import Run
 
 _NAME = "pretraining"
@@ -178,6 +179,7 @@ def _show(context: Context) -> dict[str, Any]:
         "verdict": claims.verdict(
             _NAME,
             "Does it know the languages?",
+            scratch=sources.is_random(settings.model.source),
             samples=settings.train.samples,
             length=settings.data.length,
             languages=len(counted),

@@ -130,6 +130,11 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def is_random(name: str) -> bool:
+    """Tell whether the weights behind a name are drawn, not read: what is trained then is trained from scratch."""
+    return name.partition(":")[0] in ("preset", "random")
+
+
 def resolve(name: str, cache: str | Path | None = None, say: _Say = tell) -> Source:
     """Return the source behind a name; see the module for the forms of a name.
 
