@@ -139,6 +139,8 @@ def trained(config: ConfigDict) -> ConfigDict:
     config.train.seeds = (0,)
     config.train.keep = False  # keep the last checkpoint of each training, for `lingregions export`
 
+    if config.machine.compute.remat == "none":
+        config.machine.compute.remat = "dots"  # measured on two cores: 7 % faster, 16 % less memory
     config.machine.train_batch = 1  # samples of a micro-batch, on each part of the batch axes
     config.machine.keep = 1  # checkpoints a training
     config.machine.save_steps = 0  # steps between checkpoints; 0: by machine.save_seconds alone

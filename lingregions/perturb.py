@@ -302,14 +302,26 @@ def rows(
 # --- for a while, in place --------------------------------------------------------------------------------------------
 
 
-@jax.jit
-def _crowding(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the most entries in one line along the last axis, and along the one before it, int32 [2]; [L], where any.
+_occupied = jax.jit(trees.occupied)
 
-    L is the first axis.
+
+@jax.jit
+def _crowding(mask: jax.Array) -> jax.Array:
+    """Return the most entries in one line along the last axis, and along the one before it, int32 [2]."""
+    return jnp.stack([jnp.max(jnp.sum(mask, axis=axis, dtype=jnp.int32)) for axis in (-1, -2)[: mask.ndim]])
+
+
+def _lonely(mask: jax.Array, first: int) -> int | None:
+    """Return the axis (-1 or -2) on which every entry of a mask is alone, or None; `first` is a layer that has some.
+
+    That layer tells of most regions that there is none.
     """
-    most = [jnp.max(jnp.sum(mask, axis=axis, dtype=jnp.int32)) for axis in (-1, -2)[: mask.ndim]]
-    return jnp.stack(most), jnp.any(mask, axis=tuple(range(1, mask.ndim)))
+    crowding: list[int] = []
+    for part in (_layer(mask, jnp.int32(first)), mask):
+        crowding = np.asarray(_crowding(part)).tolist()
+        if 1 not in crowding:
+            return None
+    return -1 - crowding.index(1)
 
 
 @functools.partial(jax.jit, static_argnames=("axis",))
@@ -362,8 +374,7 @@ def applied(
     try:
         for path, mask in leaves.items():
             values = _leaf(params, path)
-            most, where = map(np.asarray, _crowding(mask))
-            crowding, layers = most.tolist(), np.flatnonzero(where).tolist()
+            layers = np.flatnonzero(_occupied(mask)).tolist()
             if not layers:
                 continue
             given = (jnp.float32(size), key, _place(path))
@@ -373,8 +384,8 @@ def applied(
                 before = _layer(values, layer)
                 undo[path] = functools.partial(_put, layer=layer, new=before)
                 new = _put(values, layer, _altered(before, _layer(mask, layer), *given, layer, **options))
-            elif 1 in crowding and values.dtype == jnp.float32:
-                bits = _lift(values, mask, -1 - crowding.index(1))
+            elif values.dtype == jnp.float32 and (axis := _lonely(mask, layers[0])) is not None:
+                bits = _lift(values, mask, axis)
                 undo[path] = functools.partial(_lower, mask=mask, bits=bits)
                 new = _overwrite(values, mask, *given, **options)
             else:

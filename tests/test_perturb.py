@@ -319,6 +319,13 @@ def test_applied_is_apply_for_a_while_and_leaves_every_bit(name, crowd):
         np.testing.assert_array_equal(bits(params)[path], words)
 
 
+@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)).filter(np.any))
+def test_an_axis_on_which_every_entry_is_alone_is_found_in_all_layers(mask):
+    axis = perturb._lonely(jnp.asarray(mask), int(np.flatnonzero(mask.reshape(len(mask), -1).any(1))[0]))
+    alone = [each for each in (-1, -2)[: mask.ndim] if mask.sum(axis=each).max() == 1]
+    assert axis == (alone[0] if alone else None)
+
+
 @pytest.mark.parametrize("name", sorted(perturb.PERTURBATIONS))
 def test_a_region_in_one_layer_is_changed_there_in_place(name):
     """What is drawn there is what is drawn in the change of all layers."""

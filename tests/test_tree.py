@@ -259,3 +259,10 @@ def test_the_context_belongs_to_the_name(values):
 def test_half_precision_is_named_by_the_values_that_it_holds():
     exact = np.float32([0.5, -2.0, 0.0])
     assert trees.fingerprint({"a": jnp.asarray(exact, jnp.bfloat16)}) == trees.fingerprint({"a": exact})
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 5)])
+def test_where_a_mask_has_entries(shape):
+    mask = np.zeros(shape, bool)
+    mask.reshape(3, -1)[1, -1] = True
+    assert np.asarray(trees.occupied(jnp.asarray(mask))).tolist() == [False, True, False]

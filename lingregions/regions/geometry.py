@@ -38,6 +38,11 @@ def _along(path: str, mask: jax.Array, kept: Sequence[int]) -> np.ndarray:
     return np.asarray(_compiled(_sum, stack.sharding(mask), (gone,))(mask)).astype(np.int64)
 
 
+def _occupied(mask: jax.Array) -> np.ndarray:
+    """Return where along the first axis a leaf has any entry, bool."""
+    return np.asarray(_compiled(trees.occupied, stack.sharding(mask))(mask))
+
+
 # ---- how much ----
 
 
@@ -68,9 +73,8 @@ def first_layer(masks: trees.Tree, layers: int) -> int:
     found = layers
     for path, mask in trees.walk(masks):
         if region.stacked(path):
-            touched = np.flatnonzero(_along(path, mask, (0,)))
-            found = min(found, *touched[:1].tolist(), layers)
-        elif path == roles.path("embedding") and _along(path, mask, (0,)).any():
+            found = min(found, *np.flatnonzero(_occupied(mask))[:1].tolist(), layers)
+        elif path == roles.path("embedding") and _occupied(mask).any():
             return 0
     return found
 
