@@ -4,8 +4,9 @@
     lingregions sweep --config=configs/sweeps/complements.py:thirty --workdir=runs/complements
 
 The second command trains a second language too. Beside the treatments of configs/frozen_pretraining.py, which says what
-is measured: the bottom frozen, a core that thaws half-way, whole columns, soft freezing, L2-SP, replay together with
-the frozen core and with EWC, and the core set back afterwards by half or in full. Fewer at a time:
+is measured: the bottom frozen, a core that thaws half-way, whole columns, soft freezing by score and by scores that
+change places, L2-SP, replay together with the frozen core and with EWC, and the core set back afterwards by half or in
+full. Fewer at a time:
 `--config.freeze.treatments=full,core,random,replay,"core replay"`.
 
 Measured on package:lingregions (8,192 tokens of technical prose in Hungarian and in Swahili, three seeds; 16 minutes a
@@ -29,7 +30,7 @@ def get_config(variant: str = "smollm2") -> ConfigDict:
     config.evaluate.languages = ("hu", "sw", *(code for code in config.evaluate.languages if code not in ("hu", "sw")))
     config.freeze.reversion = (0.5, 1.0)
     config.freeze.treatments = (
-        *("full", "core", "random", "bottom", "thaw", "column", "soft", "l2_sp", "ewc"),
+        *("full", "core", "random", "bottom", "thaw", "column", "soft", "soft random", "l2_sp", "ewc"),
         *("replay", "core replay", "ewc replay", "reversion"),
     )
     if variant != "tiny":

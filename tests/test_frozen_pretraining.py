@@ -105,6 +105,25 @@ def test_every_training_is_held_to_what_it_says(tmp_path):
     identities = [found[0].identity for kind, found in held.items() if found and kind != "ewc replay"]
     assert len(set(identities)) == len(identities)
     assert held["embedding"][0].whole == {"embed_tokens"}
+    ours, drawn = held["soft"][0].arrays, held["soft random"][0].arrays
+    assert ours.keys() == drawn.keys()
+    for path, steps in ours.items():
+        one, other = (np.asarray(each).reshape(len(each), -1) for each in (steps, drawn[path]))
+        np.testing.assert_array_equal(np.sort(one), np.sort(other), err_msg=path)
+        assert (one != other).any(axis=1).all(), path
+
+
+def test_soft_freezing_is_held_against_the_same_steps_at_random_places(tmp_path):
+    rows = finish(tmp_path / "run", "--config.freeze.treatments=full,soft,soft random", "--config.freeze.soft=8.0")
+    ends = {row["intervention"]: row for row in rows if row["language"] == "hu" and row["samples"] == "4"}
+    nats = {name.partition(" after")[0]: float(row["nll_nats"]) / int(row["tokens"]) for name, row in ends.items()}
+    assert len(set(nats.values())) == 3
+    (told,) = [
+        text
+        for text in json.loads((tmp_path / "run" / "tables" / "verdict.json").read_text())["paragraphs"]
+        if text.startswith("Slowed by their scores, against the same steps at random places of each matrix: hu gains ")
+    ]
+    assert told.endswith("nats per token.")
 
 
 def test_what_is_frozen_is_the_base_to_the_bit_in_what_is_exported(whole, tmp_path):

@@ -2,7 +2,7 @@
 
     lingregions sweep --config=configs/sweeps/complements.py:thirty --workdir=runs/complements
 
-The cells are the trained languages; each trains with thirteen treatments and three seeds.
+The cells are the trained languages; each trains with fourteen treatments and three seeds.
 """
 
 from ml_collections import ConfigDict

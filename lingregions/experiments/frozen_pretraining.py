@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lingregions import freeze, perturb, regions, statistics, train
@@ -38,6 +40,7 @@ class _Treatment:
       replays: whether samples of other languages are mixed in.
       thaws: whether what it freezes is let go of on the way, by the schedule `freeze.thaw`.
       after: whether it is made of the training `full` instead of being trained.
+      drawn: whether the scores that it goes by change places inside each matrix: the same steps, at random places.
     """
 
     method: str = ""
@@ -46,6 +49,7 @@ class _Treatment:
     replays: bool = False
     thaws: bool = False
     after: bool = False
+    drawn: bool = False
 
     @property
     def sized(self) -> bool:
@@ -61,6 +65,7 @@ _TREATMENTS: dict[str, _Treatment] = {
     "bottom": _Treatment("hard", "bottom"),
     "thaw": _Treatment("hard", "top", thaws=True),
     "embedding": _Treatment("leaves", scope="embedding"),
+    "soft random": _Treatment("soft", drawn=True),
     "replay": _Treatment(replays=True),
     "core replay": _Treatment("hard", "top", replays=True),
     "ewc replay": _Treatment("ewc", replays=True),
@@ -219,7 +224,11 @@ def _given(context: Context, training: Intervention, what: str) -> trees.Tree | 
     if what == "masks":
         return _masks(context, training)
     if what == "scores":
-        return roles.restrict(scored.combined(context).values, context.settings.freeze.scope)
+        scores = roles.restrict(scored.combined(context).values, context.settings.freeze.scope)
+        if not _treatment(training).drawn:
+            return scores
+        everywhere = jax.tree.map(functools.partial(jnp.ones_like, dtype=bool), scores)
+        return perturb.apply(scores, everywhere, "shuffle", seed=training.seed)
     if what == "fisher":
         squares = scored.combined(context, False, "fisher").values
         own = roles.restrict(context.model.params, context.definition.scope)
@@ -350,6 +359,7 @@ def _show(context: Context) -> dict[str, Any]:
         }
         for core, other in _pairs(settings)
     ]
+    slowed, drawn = (next((each for each in names if each.kind == kind), None) for kind in ("soft", "soft random"))
     columns = {
         **{"training": "text", f"perplexity gained in {target}": "factor"},
         "perplexity lost in the others": "factor",
@@ -378,6 +388,9 @@ def _show(context: Context) -> dict[str, Any]:
             against=next(
                 (each for kind in ("random", "full") for each in compared if each["other"].kind == kind), None
             ),
+            slowed=None
+            if slowed is None or drawn is None
+            else _outcome(settings, found, slowed, end, learning.after(drawn, end)),
         ),
     }
 
