@@ -12,7 +12,8 @@ full. Fewer at a time:
 Measured on package:lingregions (8,192 tokens of technical prose in Hungarian and in Swahili, three seeds; 16 minutes a
 language on a busy machine): perplexity divided in the trained language / multiplied in six others: full 1.19 / 1.07 and
 1.45 / 1.12; the core frozen keeps 0.0028 (0.0022 to 0.0036) and 0.0059 nats a token (0.0045 to 0.0073) more than a
-matched random region; soft freezing by score 1.19 / 1.02 and 1.47 / 1.03, a quarter of replay 1.17 / 1.02 and
+matched random region; soft freezing by score 1.19 / 1.02 and 1.47 / 1.03 (the same steps at random
+places of each matrix do nine tenths of that), a quarter of replay 1.17 / 1.02 and
 1.40 / 1.07. On SmolLM2 (2,048 tokens of Hungarian, one seed; 20 minutes) full 1.52 / 1.13, core 1.58 / 1.05, random
 1.55 / 1.09, soft 1.72 / 0.906, replay 1.57 / 0.927. All of it: docs/findings.md.
 """

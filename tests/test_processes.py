@@ -205,7 +205,7 @@ def faulty(*words, **others):
         setattr(place, name, whole)
         print("fault", flush=True)
         if how == "slow":
-            time.sleep(10)  # longer than one may be silent
+            time.sleep(14)  # longer than one may be silent
         else:
             os.kill(os.getpid(), getattr(signal, how))
     return whole(*words, **others)
@@ -223,7 +223,7 @@ def test_a_process_that_is_killed_or_stopped_is_named_in_every_stage_and_the_sam
     words += ["--config.score.languages=ar", "--config.evaluate.languages=sw", "--config.score.samples=4"]
     words += ["--config.evaluate.samples=2", "--config.select.monolingual=False", "--config.select.selectors=top"]
     words += ["--config.machine.progress=none", "--config.machine.pictures=False"]
-    killed, stopped = "ended without a word: was it killed?", "has said nothing for 8 s: stopped, or cut off?"
+    killed, stopped = "ended without a word: was it killed?", "has said nothing for 12 s: stopped, or cut off?"
     for fault, message in (
         ("scoring SIGSTOP 1", stopped),
         ("selection SIGKILL 0", killed),
@@ -232,7 +232,7 @@ def test_a_process_that_is_killed_or_stopped_is_named_in_every_stage_and_the_sam
         ("training slow 1", ""),
     ):
         variables = [environment(1, process, number) | {"FAULT": fault} for number in [port()] for process in range(2)]
-        wait = f"--config.machine.wait_seconds={60.0 if message == killed else 8.0}"  # of silence, before it is told
+        wait = f"--config.machine.wait_seconds={60.0 if message == killed else 12.0}"  # of silence, before it is told
         both = [launch(FAULTY + SCRIPT, [*words, wait], each) for each in variables]
         bad = int(fault[-1])
         if message:

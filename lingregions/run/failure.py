@@ -149,8 +149,9 @@ def _mourn(number: int, message: str) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             if number in _failed():
                 return
-    _lost[number] = message = f"{message} The same command goes on from what is finished"
+    message = f"{message} The same command goes on from what is finished"
     cluster.say(message)
+    _lost[number] = message  # only now: a thread that waits to know this ends the process
     if number == 0:
         os._exit(1)
     abandon(1, message)
