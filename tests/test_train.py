@@ -504,7 +504,7 @@ def killed(folder: str, step: int, delay: float) -> None:
 def test_twenty_kills_change_no_bit(trainer: train.Trainer, params: TREE, finished: Finished, tmp_path: Path) -> None:
     generator = np.random.default_rng(11)
     stops = sorted(generator.choice(np.arange(3, 199), 20, replace=False).tolist())
-    hard = set(stops[4::10])  # by SIGKILL; these pay for a process of their own
+    hard = set(stops[2::5])  # by SIGKILL; these pay for a process of their own
     command = "import sys, conftest, test_train as t; t.killed(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))"
     folder, tests = tmp_path / "run", Path(__file__).parent
     for step in stops:

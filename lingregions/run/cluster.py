@@ -67,6 +67,7 @@ def exchange(what: str, value: str = "", timeout: float = WAIT) -> list[tuple[st
                 if len(here) == count:
                     continue
                 if left <= PATIENCE:
+                    time.sleep(1)  # one that is stopped is told by its silence, which began no later
                     raise Unavailable(
                         f"{late(here, count, repr(what), timeout)}. Look at what the missing said last; "
                         "machine.wait_seconds says how long to wait"
