@@ -57,6 +57,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.score.samples = 3  # a language; 0: all
     config.score.snapshots = ()  # sample counts below that whose scores are saved too, such as 1000
     config.score.rules = ()  # score rules gathered beside the preset's, in the same pass
+    config.score.dtype = ""  # what scores are rounded to and saved in, float32 or bfloat16; "": the preset's, float32
 
     config.select = ConfigDict()
     config.select.scope = "decoder"

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lingregions import model as model_module
 from lingregions import models
 from lingregions import run as runs
@@ -102,7 +104,9 @@ class Run(Shown):
         header = checkpoint.header(folder, version) or {}
         scope = header["definition"]["scope"]
         if model is None:
-            like, named = trees.unflatten(checkpoint.shapes(folder, version)), self._declared(scope)
+            saved = checkpoint.shapes(folder, version)
+            like = trees.unflatten({path: each.update(dtype=np.float32) for path, each in saved.items()})
+            named = self._declared(scope)
         else:
             like, named = roles.restrict(model.shapes, scope), model.declared(scope)
             if model.fingerprint != header["model"]:

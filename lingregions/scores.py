@@ -27,7 +27,7 @@ class Scores(Shown):
 
     Attributes:
       values: float32 tree >= 0, parallel to the score scope, on the shards of the parameters (shapes will do for random
-        selections).
+        selections); of a language, what the dtype of the definition holds.
       provenance: definition, languages, samples and their seed; hashes of model, tokenizer and data.
       tokens: targets that were scored.
       nll: their loss, nats; what the untouched model gave.
@@ -59,7 +59,8 @@ class Scores(Shown):
         return cls(
             values,
             Provenance(
-                score=json.dumps(header["definition"], sort_keys=True),
+                # A header of before an option was there lacks it: its default is what was done.
+                score=json.dumps(dataclasses.asdict(Definition(**header["definition"])), sort_keys=True),
                 languages=tuple(header["languages"]),
                 score_scope=header["definition"]["scope"],
                 samples=tuple(header["samples"]),

@@ -27,7 +27,7 @@ from lingregions import tree as trees
 from lingregions.corpus.batch import Batch
 from lingregions.models import roles
 
-_ACCUMULATORS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _WEIGHTINGS = ("token", "batch_mean")
 
 
@@ -125,6 +125,8 @@ class Definition:
       group: samples whose gradient is one g: what `batch_mean` averages over, and `taylor_abs` and `fisher` take the
         absolute value or the square of. Part of the definition, not of the machine: micro-batches only split it.
       scope: the score scope (a key of `roles.SCOPES`, or patterns).
+      dtype: what the finished scores of a language are rounded to, "float32" or "bfloat16" (8 bits of the mantissa, to
+        nearest even). They are computed and summed over languages in float32, and saved in this.
     """
 
     rule: str = "taylor"
@@ -133,10 +135,12 @@ class Definition:
     normalised: bool = True
     group: int = 1
     scope: str = "decoder"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Refuse what does not exist."""
-        for name, allowed in {"rule": RULES, "weighting": _WEIGHTINGS, "accumulator": _ACCUMULATORS}.items():
+        kinds = {"rule": RULES, "weighting": _WEIGHTINGS, "accumulator": _DTYPES, "dtype": _DTYPES}
+        for name, allowed in kinds.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"score {name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         if self.group < 1:
@@ -202,7 +206,7 @@ def _start(params: trees.Tree, rules: Iterable[str], accumulator: str = "float32
 
     differentiated = [name for name in names if RULES[name].reads == "gradient"]
     grouped = any(accumulator != "float32" or not RULES[name].additive for name in differentiated)
-    dtypes = {name: _ACCUMULATORS[accumulator] if name in differentiated else jnp.float32 for name in names}
+    dtypes = {name: _DTYPES[accumulator] if name in differentiated else jnp.float32 for name in names}
     sums = {name: empty(RULES[name].init, dtypes[name]) for name in names}
     return Sums(sums, empty(jnp.zeros_like, jnp.float32) if grouped else {})
 
@@ -311,8 +315,9 @@ def _finish(
     scope: str,
     scale: jax.Array,
     offsets: Mapping[str, float] = _NONE,
+    dtype: str = "float32",
 ) -> trees.Tree:
-    """Return the scores, float32 and non-negative, parallel to the scope.
+    """Return the scores, non-negative, parallel to the scope: float32, rounded to what `dtype` holds.
 
     Args:
       params: the parameters that the sums were gathered on.
@@ -321,12 +326,16 @@ def _finish(
       scope: score scope.
       scale: float32 factor of the gradient sums: 1 / tokens for "token" weighting, 1 otherwise (`_scales`).
       offsets: of the model (`models.offsets`): what it adds to these parameters before it uses them.
+      dtype: "float32" or "bfloat16".
     """
-    return trees.transform(
-        lambda _, theta, total: RULES[rule].finish(total.astype(jnp.float32), theta) * scale,
-        _effective(roles.restrict(params, scope), offsets),
-        sums,
-    )
+    digits = jnp.finfo(_DTYPES[dtype])
+
+    def finished(path: str, theta: jax.Array, total: jax.Array) -> jax.Array:
+        values = RULES[rule].finish(total.astype(jnp.float32), theta) * scale
+        # Not a cast there and back, which XLA may leave out.
+        return values if dtype == "float32" else jax.lax.reduce_precision(values, digits.nexp, digits.nmant)
+
+    return trees.transform(finished, _effective(roles.restrict(params, scope), offsets), sums)
 
 
 def _scales(rule: str, weighting: str, tokens: int) -> float:
@@ -411,7 +420,9 @@ class Scorer:
             functools.partial(_close, scope=scope, offsets=offsets), donate_argnums=1, out_shardings=places
         )
         self._finish = jax.jit(
-            functools.partial(_finish, scope=scope, offsets=offsets), static_argnames="rule", out_shardings=parts
+            functools.partial(_finish, scope=scope, offsets=offsets, dtype=definition.dtype),
+            static_argnames="rule",
+            out_shardings=parts,
         )
 
     def lower(self, params: trees.Tree, length: int) -> Any:

@@ -167,6 +167,12 @@ def test_a_header_reads_back_whatever_the_order_of_its_fields() -> None:
     assert (found.select("50%").name, found.select("50%", name="half").name) == ("top 50% vi", "half")
 
 
+def test_scores_of_before_an_option_was_there_are_of_its_default() -> None:
+    before = dataclasses.asdict(lr.Definition())
+    del before["dtype"]
+    assert lr.combine([score("vi", [1, 3], definition=before), score("ru", [1, 3])]).definition == lr.Definition()
+
+
 @pytest.mark.parametrize(
     ("language", "changes", "words"),
     [

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,8 +15,10 @@ from lingregions import models, regions, settings
 from lingregions import tree as trees
 from lingregions.experiments import STUDIES, study
 from lingregions.experiments.measurement import _RESULTS
+from lingregions.finished import Run as Finished
 from lingregions.models import roles
-from lingregions.run import Interrupted, Run
+from lingregions.run import Interrupted, Run, checkpoint
+from lingregions.scores import combine
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -212,6 +215,30 @@ def test_snapshots_are_the_scores_of_fewer_samples(whole, tmp_path):
     assert ours.keys() == theirs.keys()
     for path, values in ours.items():
         np.testing.assert_array_equal(values, theirs[path])
+
+
+def test_scores_are_saved_in_bfloat16_and_everything_is_selected_from_them(whole, tmp_path):
+    finish(tmp_path / "run", "--config.score.dtype=bfloat16")
+    short, fine = Finished.open(tmp_path / "run"), Finished.open(whole[0])
+    saved = checkpoint.shapes(tmp_path / "run" / "scores" / "ar", 1)
+    assert {leaf.dtype for leaf in saved.values()} == {jnp.dtype(jnp.bfloat16)}
+    scores = {language: short.scores(language) for language in ("ar", "zh")}
+    for language, own in scores.items():
+        assert own.definition.dtype == "bfloat16"
+        theirs = trees.flatten(fine.scores(language).values)
+        for path, values in trees.flatten(own.values).items():
+            assert values.dtype == np.float32
+            np.testing.assert_array_equal(values, theirs[path].astype(jnp.bfloat16).astype(jnp.float32))
+        assert regions.equals(short.region(f"top 1% {language}"), own.select("1%"))
+    assert regions.equals(short.region("top 1%"), combine(scores.values()).select("1%"))
+    assert json.loads(short.region("top 1%").provenance.score)["dtype"] == "bfloat16"
+
+
+def test_scores_of_a_language_are_read_once_for_all_regions(tmp_path, monkeypatch):
+    read, load = [], Run.load
+    monkeypatch.setattr(Run, "load", lambda self, name, like: read.append(name) or load(self, name, like))
+    finish(tmp_path / "run")
+    assert read == ["scores/ar", "scores/zh"]
 
 
 def test_a_matched_region_has_the_size_of_the_top_and_none_of_it(tmp_path):

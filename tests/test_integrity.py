@@ -100,6 +100,21 @@ def test_values_changed_behind_the_readers_back_are_named(tmp_path: Path, monkey
         checkpoint.load(tmp_path / "kept", 1, tree())
 
 
+def test_what_is_saved_in_bfloat16_is_read_in_float32_and_not_the_other_way(tmp_path: Path) -> None:
+    saved = tree()
+    checkpoint.save(tmp_path / "kept", 1, {"b": saved["b"]}, {})
+    for like in (saved["b"], saved["b"].astype(jnp.float32)):
+        found = checkpoint.load(tmp_path / "kept", 1, {"b": like})["b"]
+        assert found.dtype == like.dtype
+        np.testing.assert_array_equal(found, like)
+    for wrong in (jnp.float16, jnp.int32):
+        with pytest.raises(RunError, match=r"b is saved as bfloat16\[5,7\], asked for as (float16|int32)\[5,7\]"):
+            checkpoint.load(tmp_path / "kept", 1, {"b": saved["b"].astype(wrong)})
+    checkpoint.save(tmp_path / "wide", 1, {"a": saved["a"]}, {})
+    with pytest.raises(RunError, match=r"a is saved as float32\[3,5,7\], asked for as bfloat16\[3,5,7\]"):
+        checkpoint.load(tmp_path / "wide", 1, {"a": saved["a"].astype(jnp.bfloat16)})
+
+
 def test_entries_that_change_places_change_the_sum() -> None:
     first = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
     sums = [checkpoint._sums({"x": x})["x"] for x in (first, first.T, first[::-1], first.at[0, 0].set(-1.0))]

@@ -513,13 +513,26 @@ def test_bfloat16_rounds_once_a_group_whatever_the_micro_batch(params, reference
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in SLOPED])
 def test_rules_without_a_gradient_do_not_care_for_the_accumulator(params, rule):
     # Nothing is rounded, and no room is kept for a gradient that nobody reads.
-    for accumulator in scoring._ACCUMULATORS:
+    for accumulator in scoring._DTYPES:
         each = scorer((rule,), accumulator)
         assert {leaf.dtype for leaf in jax.tree.leaves(each.shapes)} == {np.dtype(np.float32)}
         assert each.shapes.open == {}
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in pick(corpus(), slice(0, GROUP))]
         after, _ = each._step.eval_shape(models.shapes(CONFIG), each.shapes, Batch(*shapes), np.float32(1))
         trees.assert_parallel(each.shapes.rules, after.rules)
+
+
+def test_scores_in_bfloat16_are_those_in_float32_rounded(params):
+    each = scorer()
+    sums, tokens, _ = gather(each, params, pick(corpus(), slice(0, GROUP)))
+    short = Scorer(CONFIG, Compute(), dataclasses.replace(each.definition, dtype="bfloat16"), RULES, GROUP)
+    for rule in RULES:
+        fine, coarse = (trees.flatten(one.finish(params, sums, tokens, rule)) for one in (each, short))
+        assert fine.keys() == coarse.keys()
+        for path, values in fine.items():
+            assert coarse[path].dtype == jnp.float32
+            np.testing.assert_array_equal(coarse[path], np.asarray(values).astype(jnp.bfloat16).astype(np.float32))
+        assert any(not np.array_equal(coarse[path], values) for path, values in fine.items())
 
 
 # Losses that are not numbers.

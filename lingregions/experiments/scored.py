@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
+
 from lingregions import scoring
 from lingregions import tree as trees
 from lingregions.experiments.context import Context
@@ -110,8 +112,9 @@ def finish(context: Context, language: str, at: Snapshot, rule: str | None = Non
 
 
 def save(context: Context, scores: Scores, name: str) -> None:
-    """Save scores under a name, with a header that says what they are."""
-    context.run.save(name, scores.values, scores.header())
+    """Save the scores of a language, in the dtype of their definition, with a header that says what they are."""
+    values = jax.tree.map(lambda leaf: leaf.astype(scores.definition.dtype), scores.values)
+    context.run.save(name, values, scores.header())
 
 
 def read(context: Context, name: str) -> Scores:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lingregions import regions
@@ -11,6 +11,7 @@ from lingregions.experiments.context import Context, slug
 from lingregions.intervention import UNTOUCHED, Intervention
 from lingregions.models import roles
 from lingregions.regions import Region, algebra
+from lingregions.scores import Scores, combine
 
 DRAWN = ("random", "matched")  # selectors that draw: one region a seed
 
@@ -21,10 +22,12 @@ class Selection(NamedTuple):
     Attributes:
       fraction: the part of each matrix that it holds, at most.
       make: makes it, after the languages were scored and the selections before it were made.
+      ranking: what it is taken from, where that is one ranking alone: see `scored.ranking`.
     """
 
     fraction: str
     make: Callable[[Context], Region]
+    ranking: str = ""
 
 
 def ranked(
@@ -52,7 +55,7 @@ def ranked(
         place = scope or context.settings.select.scope
         return scored.ranking(context, ranking).select(fraction, selector, seed=seed, scope=place, name=name, **options)
 
-    return Selection(fraction, make)
+    return Selection(fraction, make, ranking)
 
 
 def matched(name: str, fraction: str, to: str, seed: int, avoid: Sequence[str] = (), scope: str = "") -> Selection:
@@ -99,14 +102,38 @@ def monolingual(settings: Any) -> dict[str, Selection]:
 
 
 def make(context: Context, wanted: Mapping[str, Selection]) -> None:
-    """Make every region that has no file yet, in their order, and save it."""
-    for name, selection in wanted.items():
-        mark = f"region-{slug(name)}"
-        if context.run.done(mark) is None:
-            save(context, selection.make(context))
-            context.run.finish(mark, file(name), region=name)
-        context.run.check()
+    """Make every region that has no file yet, in their order, and save it.
+
+    Where the combined scores are ranked, those of each language are read once, for the sum and for its own regions,
+    which then come first.
+    """
+    missing = {name: each for name, each in wanted.items() if context.run.done(_mark(name)) is None}
+
+    def languages() -> Iterator[Scores]:
+        for language in context.settings.score.languages:
+            found = scored.ranking(context, language)
+            for name in [name for name, each in missing.items() if each.ranking == language]:
+                _make(context, name, missing.pop(name))
+            yield found
+
+    if any(each.ranking == "combined" for each in missing.values()):
+        total = combine(languages())
+        context.rankings.clear()
+        context.rankings["combined"] = total
+    for name, selection in missing.items():
+        _make(context, name, selection)
+    context.run.check()
     context.rankings.clear()
+
+
+def _make(context: Context, name: str, selection: Selection) -> None:
+    context.run.check()
+    save(context, selection.make(context))
+    context.run.finish(_mark(name), file(name), region=name)
+
+
+def _mark(name: str) -> str:
+    return f"region-{slug(name)}"
 
 
 def save(context: Context, region: Region, path: str = "") -> str:

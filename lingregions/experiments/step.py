@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lingregions import models, regions
@@ -114,7 +115,7 @@ def score(
             functools.partial(scored.score, language=language, beside=beside),
             read,
             tokens(settings, read),
-            4 * copies * count(config, definition.scope),
+            jnp.dtype(definition.dtype).itemsize * copies * count(config, definition.scope),
             (f"score-{language}",),
         )
         for language in chosen.languages

@@ -80,7 +80,8 @@ def load(folder: Path, version: int, like: Any) -> Any:
     Args:
       folder: what `save` was given.
       version: what `newest` returned.
-      like: a pytree of arrays or of `jax.ShapeDtypeStruct`; a leaf without sharding goes to the first local device.
+      like: a pytree of arrays or of `jax.ShapeDtypeStruct`; a leaf without sharding goes to the first local device. A
+        leaf that is saved in bfloat16 and asked for in float32 is widened, which changes no value.
 
     Raises:
       RunError: nothing is saved there, it is not like `like` (the first path that differs is named), or it is damaged.
@@ -88,19 +89,18 @@ def load(folder: Path, version: int, like: Any) -> Any:
     if not version:
         raise files.RunError(f"nothing is saved in {folder}")
     record = _read(folder, version)
-    stored = record["leaves"]
-    wanted = dict(_walk(like))
+    stored, wanted = _leaves(record), dict(_walk(like))
     for path in sorted({*stored, *wanted}):
         if path not in stored:
             raise files.RunError(f"{folder} holds no {path}, which is asked for; it was saved from another tree")
         if path not in wanted:
             raise files.RunError(f"{folder} holds {path}, for which there is no place; it was saved from another tree")
-        if stored[path] != _shape(wanted[path]):
-            raise files.RunError(f"{folder}: {path} is saved as {stored[path]}, asked for as {_shape(wanted[path])}")
+        held, asked = _shape(stored[path]), _shape(wanted[path])
+        if asked not in (held, held.replace("bfloat16", "float32")):
+            raise files.RunError(f"{folder}: {path} is saved as {held}, asked for as {asked}")
     home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or home)
-        for path, leaf in wanted.items()
+        path: stored[path].update(sharding=getattr(leaf, "sharding", None) or home) for path, leaf in wanted.items()
     }
     leaves = _restore(folder, version, tree=_orbax().args.StandardRestore(targets)).tree
     sums = _sums(leaves)
@@ -109,7 +109,8 @@ def load(folder: Path, version: int, like: Any) -> Any:
             raise files.RunError(
                 f"{folder / str(version)} is damaged: {path} does not match its checksum; remove it to make it again"
             )
-    return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted])
+    values = [leaves.pop(path).astype(leaf.dtype) for path, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), values)
 
 
 def header(folder: Path, version: int) -> dict[str, Any] | None:
@@ -132,8 +133,12 @@ def shapes(folder: Path, version: int) -> dict[str, jax.ShapeDtypeStruct]:
     """
     if not version:
         raise files.RunError(f"nothing is saved in {folder}")
+    return _leaves(_read(folder, version))
+
+
+def _leaves(record: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     found = {}
-    for path, words in _read(folder, version)["leaves"].items():
+    for path, words in record["leaves"].items():
         dtype, _, sizes = words.removesuffix("]").partition("[")
         found[path] = jax.ShapeDtypeStruct(tuple(map(int, filter(None, sizes.split(",")))), np.dtype(dtype))
     return found
