@@ -68,7 +68,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
     config.machine.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: the devices that are left
     config.machine.score_batch = 1  # samples a step, on each part of the batch axes
     config.machine.micro = "given"  # "auto": score_batch, evaluate_batch and train_batch become the most that fit
-    config.machine.compute = ConfigDict({"remat": "none", "attention": "auto", "unroll": 1})
+    config.machine.compute = ConfigDict({"remat": "none", "attention": "auto", "unroll": 1, "chunk": 256})
     config.machine.save_seconds = 600.0  # between resume points inside a language
     config.machine.progress = "auto"  # bar, lines or none
     config.machine.pictures = True  # PNG files beside the report
@@ -81,6 +81,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
         config.model.source = "package:lingregions"
     elif variant == "smollm2":
         config.machine.compute.unroll = 3  # measured on two cores: 8 % faster than 1, 5 % more memory
+        config.machine.compute.chunk = 128  # likewise: as fast as 256, with 0.1 GB less
     elif variant == "tiny":
         config.model.source = "preset:tiny"
         config.data.length = 64
