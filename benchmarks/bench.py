@@ -1,8 +1,10 @@
 """Run the benchmarks one after the other, and put their ratios into one table.
 
-Each row is a script of this folder, in a process of its own, against its peer in the same run. Writes bench.json and
-bench.md. What was there before is compared with: a ratio that has fallen by more than 30 % ends with exit code 1. A row
-from a busy machine has no ratio, and fails nothing.
+Each row is a script of this folder, in a process of its own, against its peer in the same run: the median of paired
+rounds and their quartiles, the peak of memory beside the peer's, and how much of what a large matrix product reaches
+here is done of operations that are needed. Writes bench.json and bench.md. What was there before is compared with: a
+ratio that has fallen by more than 30 % ends with exit code 1. A row from a busy machine has no ratio, and fails
+nothing.
 
     make bench              full sizes, on a machine that does nothing else
     make bench QUICK=1      small sizes; ratios are rough
@@ -32,7 +34,7 @@ class Row(NamedTuple):
       title: what is done.
       peer: what it is compared with.
       script: that measures it.
-      keys: where its last line has the ratio; above 1 ours is faster.
+      key: of the row in what its last line says; a ratio above 1 is to our favour.
       full: words of the script.
       quick: words where a rough ratio will do.
     """
@@ -40,39 +42,53 @@ class Row(NamedTuple):
     title: str
     peer: str
     script: str
-    keys: tuple[str, ...]
+    key: str
     full: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What the ratio is kept under."""
+        return f"{self.title}, {self.peer}"
 
-_SHORT = ("--batch=1", "--length=256", "--steps=2", "--rounds=1", "--attention=sdpa")
+
+_OURS = '--compute={"unroll": 3, "chunk": 128}'
+_SCORE = ("--rounds=3", "--steps=3", "--attention=sdpa", _OURS)
+_DOTS = '--compute={"unroll": 3, "remat": "dots", "chunk": 128}'
+_TRAIN = ("--batch=2", "--micro=2", "--rounds=3", "--steps=4", "--attention=sdpa", _DOTS)
+_SHORT = ("--batch=1", "--length=256", "--steps=2", "--rounds=1", "--attention=sdpa", _OURS)
+_KEPT = ("--scalars=30", "--windows=1", "--rounds=1")
+_TORCH = {"as it comes": "torch, as it comes", "malloc tuned": "torch, malloc tuned"}
 ROWS = (
-    Row("score step", "torch, as it comes", "score_step", ("ratio_default_malloc",), quick=_SHORT),
-    Row("score step", "torch, malloc tuned", "score_step", ("ratio_tuned_malloc",), quick=_SHORT),
-    Row(
-        *("evaluation", "torch under no_grad, malloc tuned", "score_step", ("ratio_tuned_malloc",)),
-        full=("--job=evaluate",),
-        quick=("--job=evaluate", *_SHORT),
+    *(Row("score step", peer, "score_step", key, _SCORE, _SHORT) for key, peer in _TORCH.items()),
+    *(
+        Row("evaluation", peer, "score_step", key, ("--job=evaluate", *_SCORE), ("--job=evaluate", *_SHORT))
+        for key, peer in _TORCH.items()
+    ),
+    *(
+        Row(
+            *("training step", f"{peer}, fused AdamW", "train_step", key),
+            full=_TRAIN,
+            quick=("--micro=1", *_SHORT),
+        )
+        for key, peer in _TORCH.items()
     ),
     Row(
-        *("training step", "torch's fused AdamW, as it comes", "train_step", ("ratio_default_malloc",)),
-        full=("--batch=2", "--micro=2", "--steps=4"),
-        quick=("--batch=1", "--micro=1", "--length=256", "--steps=2", "--rounds=1", "--attention=sdpa"),
+        *("training step, hard-frozen", "the same step, nothing frozen", "train_step", "frozen"),
+        full=_TRAIN,
+        quick=("--micro=1", *_SHORT),
     ),
+    Row("five rules in one pass", "a pass each", "rules", "five", quick=("--length=256", "--rounds=2")),
     Row(
-        *("removal in thirty languages", "a loop that loads transformers' model", "removals", ("ratio",)),
+        *("removal in thirty languages", "a loop that loads transformers' model", "removals", "warm"),
         quick=("--removals=2", "--languages=2", "--windows=1"),
     ),
-    Row(
-        *("single scalars by layer", "a whole pass each", "by_layer", ("scalars", "ratio")),
-        quick=("--scalars=30", "--windows=1", "--rounds=1"),
-    ),
-    Row(
-        *("removal by layer", "a whole pass each", "by_layer", ("layers", "ratio")),
-        quick=("--scalars=30", "--windows=1", "--rounds=1"),
-    ),
-    Row("selection, 210 matrices", "the released loop", "selection", ("ratio",), quick=("--repeats=2",)),
-    Row("growth of cost", "proportional growth, the steepest axis", "growth", ("ratio",), quick=("--quick",)),
+    Row("single scalars by layer", "a whole pass each", "by_layer", "scalars", quick=_KEPT),
+    Row("removal by layer", "a whole pass each", "by_layer", "layers", quick=_KEPT),
+    Row("selection, 210 matrices", "the released loop", "selection", "all", quick=("--repeats=2",)),
+    Row("disk, scores in float32", "the released files", "disk", "float32", quick=("--length=64",)),
+    Row("disk, scores in bfloat16", "the released files", "disk", "bfloat16", quick=("--length=64",)),
+    Row("growth of cost", "proportional growth, the steepest axis", "growth", "steepest", quick=("--quick",)),
 )
 
 
@@ -86,22 +102,35 @@ def run(script: str, words: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def pick(found: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
-    """Return the ratio of a row, if the machine was quiet enough for one."""
-    value: Any = found
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return None if value is None else float(value)
+def pick(found: Mapping[str, Any], row: Row) -> dict[str, Any]:
+    """Return what a script says of a row; nothing where the machine was too busy for a ratio, or the script failed."""
+    rows: Mapping[str, dict[str, Any]] = found.get("rows", {})
+    return rows.get(row.key, {})
 
 
-def table(ratios: Mapping[str, float | None], before: Mapping[str, float | None]) -> str:
-    """Return the ratios as Markdown."""
-    lines = ["| work | peer | times as fast | before |", "|---|---|---:|---:|"]
+def table(found: Mapping[str, Mapping[str, Any]], before: Mapping[str, float | None], peak: float | None) -> str:
+    """Return the rows as Markdown.
+
+    Args:
+      found: {name: what `pick` gave}.
+      before: {name: ratio} of the run before.
+      peak: operations a second of a large matrix product, in 1e9.
+    """
+    lines = [
+        "| work | peer | times as good | quartiles | memory, of the peer's | of a product's speed | before |",
+        "|---|---|---:|---|---:|---:|---:|",
+    ]
     for row in ROWS:
-        name = f"{row.title}, {row.peer}"
-        cells = ("–" if value is None else f"{value:.2f}" for value in (ratios[name], before.get(name)))
+        one = found[row.name]
+        quartiles = " to ".join(f"{each:.2f}" for each in one.get("quartiles", ()))
+        share = f"{one['gflops'] / peak:.0%}" if peak and "gflops" in one else ""
+        cells = (_two(one.get("ratio")), quartiles, _two(one.get("memory"), ""), share, _two(before.get(row.name)))
         lines.append(f"| {row.title} | {row.peer} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _two(value: float | None, none: str = "–") -> str:
+    return none if value is None else f"{value:.2f}"
 
 
 def growth(found: Mapping[str, Any]) -> str:
@@ -116,6 +145,14 @@ def growth(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _processor() -> str:
+    """Return the name of the processor, as Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
 def main() -> int:
     """Run what is asked for; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,23 +162,28 @@ def main() -> int:
     path = asked.folder / "bench.json"
     old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     before: dict[str, float | None] = old.get("ratios", {}) if old.get("quick") == asked.quick else {}
+    limits = run("limits", ())
     known: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
-    ratios: dict[str, float | None] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for row in ROWS:
         words = row.quick if asked.quick else row.full
         if (row.script, words) not in known:
             known[row.script, words] = run(row.script, words)
-        ratios[f"{row.title}, {row.peer}"] = pick(known[row.script, words], row.keys)
+        rows[row.name] = pick(known[row.script, words], row)
+    ratios = {name: each.get("ratio") for name, each in rows.items()}
     report = {
         "quick": asked.quick,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
+        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
+        "limits": limits,
         "ratios": ratios,
         "runs": {" ".join([script, *words]): found for (script, words), found in known.items()},
     }
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     grown = next(found for (script, _), found in known.items() if script == "growth")
-    text = table(ratios, before) + growth(grown)
+    peak, speed = limits.get("products_gflops"), limits.get("memory_gbytes_a_second")
+    about = f"{report['machine']}; a large float32 product {peak} GFLOP/s, memory {speed} GB/s\n\n"
+    text = about + table(rows, before, peak) + growth(grown)
     (asked.folder / "bench.md").write_text(text, encoding="utf-8")
     print(text, end="")
     fallen = [name for name, now in ratios.items() if now is not None and now < _LOSS * (before.get(name) or 0)]

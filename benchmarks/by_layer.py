@@ -89,6 +89,7 @@ def main() -> None:
         "others": round(others, 2),
         "windows": asked.windows,
         "length": asked.length,
+        "rows": {},
     }
     for name, interventions in series(model, asked.scalars).items():
         for room in (1.0, 0.0):
@@ -104,13 +105,13 @@ def main() -> None:
                 f"{what} {times[-1][0]:.1f} s" for what, times in zip(("kept", "whole"), rounds.values(), strict=True)
             )
             print(f"{name}, round {number + 1}: {said}", file=sys.stderr, flush=True)
-        ratios = np.median(np.asarray(rounds[0.0]) / np.asarray(rounds[1.0]), axis=0)
+        ratios = np.asarray(rounds[0.0]) / np.asarray(rounds[1.0])
+        result["rows"][name] = peer.row(ratios[:, 0].tolist(), others)
         result[name] = {
             "interventions": len(interventions),
             "kept_seconds": round(statistics.median(wall for wall, _ in rounds[1.0]), 2),
             "whole_seconds": round(statistics.median(wall for wall, _ in rounds[0.0]), 2),
-            "ratio": round(float(ratios[0]), 2),
-            "cpu_ratio": round(float(ratios[1]), 2),  # beside other work it says more
+            "cpu_ratio": round(float(np.median(ratios[:, 1])), 2),  # beside other work it says more
         }
     print(json.dumps(result))
 

@@ -4,7 +4,7 @@ On small models; the work of a size is the processor time of all cores, the leas
 disturb less than the time of a clock. Of devices it is the operations that the compiler counts on one of them, for the
 same step of scoring (the body of its loop over layers once). The exponent is that of the least-squares line through the
 logarithms: 1 is proportional, -1 is shared out evenly. Prints a line an axis on the error stream and one JSON line;
-`ratio` is 1 over the steepest exponent of the first four.
+the ratio is 1 over the steepest exponent of the first four.
 
     python benchmarks/growth.py [--rounds 5] [--quick]
 """
@@ -130,7 +130,7 @@ def main() -> None:
     done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, stdout=-1, check=True)
     add("devices", list(DEVICES), json.loads(done.stdout), "operations")
     steepest = max(each["exponent"] for name, each in found.items() if name != "devices")
-    print(json.dumps({"benchmark": "growth", "axes": found, "ratio": round(1 / steepest, 2)}))
+    print(json.dumps({"benchmark": "growth", "axes": found, "rows": {"steepest": {"ratio": round(1 / steepest, 2)}}}))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ Shared by the benchmarks that compare with torch. Beside other work on the same 
 other at every operation: a ratio from such a run says nothing, so none is given.
 """
 
+import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,13 +77,101 @@ def side(command: Sequence[str], name: str) -> dict[str, Any]:
     return spawn(command, environment | {"TQDM_DISABLE": "1"} | SIDES[name])
 
 
-def ratios(tokens: Mapping[str, float], others: float) -> dict[str, float]:
-    """Return ours over torch in tokens/s under each malloc, and nothing (but a word) from a busy machine."""
+class Turns(NamedTuple):
+    """What both sides said in their turns.
+
+    Attributes:
+      attention: of torch, the faster of those tried.
+      found: {side: what each of its processes said}: "seconds" a step, "peak_bytes", and what the script adds.
+      size: tokens a step.
+      others: cores that others kept busy, at the most.
+    """
+
+    attention: str
+    found: dict[str, list[dict[str, Any]]]
+    size: int
+    others: float
+
+    def tokens(self) -> dict[str, float]:
+        """Return tokens a second: the median over all steps of all rounds."""
+        every = {side: [second for each in runs for second in each["seconds"]] for side, runs in self.found.items()}
+        return {side: self.size / statistics.median(seconds) for side, seconds in every.items()}
+
+    def peaks(self) -> dict[str, int]:
+        """Return the most memory that a process of each side held, bytes."""
+        return {side: max(each["peak_bytes"] for each in runs) for side, runs in self.found.items()}
+
+    def rows(self, flops: float) -> dict[str, dict[str, Any]]:
+        """Return what `row` gives for both settings of malloc; `flops` are operations a token."""
+        pairs = {"as it comes": ("ours", "torch"), "malloc tuned": ("ours tuned", "torch tuned")}
+        peaks, tokens, found = self.peaks(), self.tokens(), {}
+        for name, (one, two) in pairs.items():
+            paired = [
+                statistics.median(theirs["seconds"]) / statistics.median(own["seconds"])
+                for own, theirs in zip(self.found[one], self.found[two], strict=True)
+            ]
+            found[name] = row(paired, self.others)
+            if found[name]:
+                found[name] |= {
+                    "memory": round(peaks[one] / peaks[two], 3),
+                    "gflops": round(tokens[one] * flops / 1e9, 1),
+                }
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a report says of the turns."""
+        return {
+            "cores": len(os.sched_getaffinity(0)),
+            "torch_attention": self.attention,
+            "tokens_per_second": {side: round(speed, 1) for side, speed in self.tokens().items()},
+            "peak_bytes": self.peaks(),
+            "busy_cores_of_others": round(self.others, 2),
+        }
+
+
+def take_turns(run: Callable[[str, str, int], dict[str, Any]], flags: argparse.Namespace) -> Turns:
+    """Let every side run in processes of its own, in turn, and say how fast each was.
+
+    Args:
+      run: (side, torch's attention, steps) -> what the process said.
+      flags: rounds, steps, attention ("": both are tried), batch, length, smoke.
+    """
+    others, tried = [quiet(flags.smoke)], [flags.attention] if flags.attention else ["sdpa", "eager"]
+    attention = tried[0]
+    if len(tried) > 1:
+        first = {each: statistics.median(run("torch tuned", each, 2)["seconds"]) for each in tried}
+        attention = min(first, key=lambda each: first[each])
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for number in range(flags.rounds):
+        for name, runs in found.items():
+            others.append(busy())
+            runs.append(run(name, attention, flags.steps))
+            speed = flags.batch * flags.length / statistics.median(runs[-1]["seconds"])
+            print(f"round {number + 1}: {name}: {speed:.1f} tokens/s", file=sys.stderr, flush=True)
+    return Turns(attention, found, flags.batch * flags.length, max(others))
+
+
+def row(paired: Sequence[float], others: float) -> dict[str, Any]:
+    """Return a row of the table: the median of the rounds' ratios, and their quartiles.
+
+    Nothing (but a word) from a busy machine.
+    """
     if others > QUIET:
-        print(f"no ratio to torch: others kept up to {others:.1f} cores busy", file=sys.stderr)
+        print(f"no ratio: others kept up to {others:.1f} cores busy", file=sys.stderr)
         return {}
-    return {
-        "ratio_default_malloc": round(tokens["ours"] / tokens["torch"], 3),
-        "ratio_tuned_malloc": round(tokens["ours tuned"] / tokens["torch tuned"], 3),
-        "ratio_ours_default_torch_tuned": round(tokens["ours"] / tokens["torch tuned"], 3),
-    }
+    found: dict[str, Any] = {"ratio": round(statistics.median(paired), 3)}
+    if len(paired) > 1:
+        low, _, high = statistics.quantiles(paired, n=4, method="inclusive")
+        found["quartiles"] = [round(low, 3), round(high, 3)]
+    return found
+
+
+def flops(job: str, micro: int, length: int) -> float:
+    """Return the operations of a token of a job: those that are needed, none that is done again to save memory."""
+    from lingregions import models
+    from lingregions.models.source import resolve
+    from lingregions.plan import compiled, cost
+
+    config = resolve(MODEL).config
+    step = compiled.Step(job, config, models.Compute(remat="dots"), (1, 1, 1), micro, length, batch=micro)
+    return cost.cost(step).flops / (micro * length)

@@ -5,8 +5,9 @@ the host, against torch under no_grad.
 
 Both sides have the same weights and the same batch of English text. Each runs in processes of its own, one at a time
 and in turn (A B C D A B C D ...), since two in one process would share threads and memory: both under glibc's default
-malloc and under one that keeps its pages, torch with the faster of its two attentions. Medians over all steps of all
-rounds; a ratio is ours over torch. Prints a line a round on the error stream and one JSON line at the end.
+malloc and under one that keeps its pages, torch with the faster of its two attentions. Speeds are medians over all
+steps of all rounds, a ratio the median of the rounds', ours over torch. Prints a line a round on the error stream and
+one JSON line at the end.
 
     python benchmarks/score_step.py [--job score] [--batch 2] [--length 512] [--steps 5] [--rounds 3]
 
@@ -15,10 +16,9 @@ threads beside other work torch was seen to fall to 5 to 35 tokens/s where a sin
 """
 
 import argparse
+import functools
 import json
-import os
 import resource
-import statistics
 import sys
 from typing import Any
 
@@ -130,43 +130,21 @@ def main() -> None:
         measure(flags)
         return
 
-    others = [peer.quiet(flags.smoke)]
-    tried = [flags.attention] if flags.attention else ["sdpa", "eager"]
-    first = {each: statistics.median(run(flags, "torch tuned", each, 2)["seconds"]) for each in tried}
-    attention = min(first, key=lambda each: first[each])
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
-    peaks: dict[str, int] = dict.fromkeys(SIDES, 0)
-    losses: dict[str, float] = {}
-    for number in range(flags.rounds):
-        for side in SIDES:
-            others.append(peer.busy())
-            found = run(flags, side, attention, flags.steps)
-            times[side] += found["seconds"]
-            peaks[side] = max(peaks[side], found["peak_bytes"])
-            losses[side] = found["loss"]
-            speed = flags.batch * flags.length / statistics.median(found["seconds"])
-            print(f"round {number + 1}: {side}: {speed:.1f} tokens/s", file=sys.stderr, flush=True)
+    turns = peer.take_turns(functools.partial(run, flags), flags)
+    losses = {side: runs[-1]["loss"] for side, runs in turns.found.items()}
     for side, loss in losses.items():
         if abs(loss / losses["torch"] - 1) > 1e-5:
             raise ValueError(f"the losses differ, so the work does: {losses} ({side})")
-    tokens = {side: flags.batch * flags.length / statistics.median(each) for side, each in times.items()}
     report = {
         "job": flags.job,
         "batch": flags.batch,
         "length": flags.length,
-        "cores": len(os.sched_getaffinity(0)),
         "compute": json.loads(flags.compute),
-        "torch_attention": attention,
         "loss_nats": losses["ours"],
-        "tokens_per_second": {side: round(speed, 1) for side, speed in tokens.items()},
-        "fastest_and_slowest": {
-            side: [round(flags.batch * flags.length / pick(each), 1) for pick in (min, max)]
-            for side, each in times.items()
-        },
-        "peak_bytes": peaks,
-        "busy_cores_of_others": round(max(others), 2),
+        **turns.facts(),
+        "rows": turns.rows(peer.flops(flags.job, flags.batch, flags.length)),
     }
-    print(json.dumps(report | peer.ratios(tokens, max(others))))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ work no ratio to torch is given (see peer.py).
 """
 
 import argparse
+import functools
 import json
-import os
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -173,50 +172,28 @@ def main() -> None:
         print(json.dumps(found))
         return
 
-    others = [peer.quiet(flags.smoke)]
-    tried = [flags.attention] if flags.attention else ["sdpa", "eager"]
-    first = {each: statistics.median(run(flags, "torch tuned", each, 2)["seconds"]) for each in tried}
-    attention = min(first, key=lambda each: first[each])
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
-    peaks: dict[str, int] = dict.fromkeys(SIDES, 0)
-    ratios: list[float] = []
-    losses: dict[str, list[float]] = {}
-    size = flags.batch * flags.length
-    for number in range(flags.rounds):
-        for side in SIDES:
-            others.append(peer.busy())
-            found = run(flags, side, attention, flags.steps)
-            times[side] += found["seconds"]
-            peaks[side] = max(peaks[side], found["peak_bytes"])
-            losses[side] = found["losses"]
-            ratios += fours(found)
-            speed = size / statistics.median(found["seconds"])
-            print(f"round {number + 1}: {side}: {speed:.1f} tokens/s", file=sys.stderr, flush=True)
+    turns = peer.take_turns(functools.partial(run, flags), flags)
+    losses = {side: runs[-1]["losses"] for side, runs in turns.found.items()}
     for side, each in losses.items():
         # The second loss is that after one update: the same step was taken.
         if any(abs(loss / same - 1) > 1e-5 for loss, same in zip(each, losses["torch"], strict=True)):
             raise ValueError(f"the losses differ, so the work does: {losses} ({side})")
-    tokens = {side: size / statistics.median(each) for side, each in times.items()}
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    frozen = [each for runs in turns.found.values() for found in runs for each in fours(found)]
+    rows = turns.rows(peer.flops("train", flags.micro, flags.length))
+    for each in rows.values():
+        each.pop("memory", None)  # our processes hold two trainings
     report = {
         "batch": flags.batch,
         "micro": flags.micro,
         "length": flags.length,
-        "cores": len(os.sched_getaffinity(0)),
         "compute": json.loads(flags.compute),
-        "torch_attention": attention,
         "losses_nats": losses["ours"],
-        "tokens_per_second": {side: round(speed, 1) for side, speed in tokens.items()},
-        "fastest_and_slowest": {
-            side: [round(size / pick(each), 1) for pick in (min, max)] for side, each in times.items()
-        },
-        "peak_bytes_ours_holds_two_trainings": peaks,
-        "frozen_over_plain": round(middle, 4),
-        "frozen_over_plain_quartiles": [round(low, 4), round(high, 4)],
-        "frozen_over_plain_fours": len(ratios),
-        "busy_cores_of_others": round(max(others), 2),
+        **turns.facts(),
+        "peak_bytes_of": "ours holds two trainings",
+        "frozen_over_plain": peer.row(frozen, 0.0),  # both meet the same machine
+        "rows": rows | {"frozen": peer.row([1 / each for each in frozen], 0.0)},
     }
-    print(json.dumps(report | peer.ratios(tokens, max(others))))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

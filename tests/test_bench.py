@@ -8,14 +8,21 @@ from typing import Any
 import pytest
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "bench.py"
-SPEED = {"ratio_default_malloc": 1.1, "ratio_tuned_malloc": 0.9}
+SPEED = {
+    "as it comes": {"ratio": 1.1, "memory": 0.4},
+    "malloc tuned": {"ratio": 0.9, "quartiles": [0.85, 1.0], "memory": 0.35, "gflops": 300.0},
+}
+AXES = {"devices": {"sizes": [1, 8], "operations": [8e9, 1e9], "exponent": -1.0}}
 FOUND: dict[str, dict[str, Any]] = {
-    "score_step": SPEED,
-    "train_step": {"tokens_per_second": {}},  # of a busy machine: no ratio
-    "removals": {"ratio": 1.3},
-    "by_layer": {"scalars": {"ratio": 1.6}, "layers": {"ratio": 1.5}},
-    "selection": {"ratio": 7.0},
-    "growth": {"ratio": 0.9, "axes": {"devices": {"sizes": [1, 8], "operations": [8e9, 1e9], "exponent": -1.0}}},
+    "limits": {"products_gflops": 400.0, "memory_gbytes_a_second": 20.0},
+    "score_step": {"rows": SPEED},
+    "train_step": {"rows": {"as it comes": {}, "malloc tuned": {}}},  # of a busy machine: no ratio
+    "rules": {"exit": 1},
+    "removals": {"rows": {"warm": {"ratio": 1.3}}},
+    "by_layer": {"rows": {"scalars": {"ratio": 1.6}, "layers": {"ratio": 1.5}}},
+    "selection": {"rows": {"all": {"ratio": 7.0}}},
+    "disk": {"rows": {"float32": {"ratio": 0.8}, "bfloat16": {"ratio": 1.9}}},
+    "growth": {"rows": {"steepest": {"ratio": 0.9}}, "axes": AXES},
 }
 
 
@@ -37,25 +44,29 @@ def once(bench: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str)
 
 
 def test_every_row_has_a_script(bench: Any) -> None:
-    assert {row.script for row in bench.ROWS} == FOUND.keys()
-    for row in bench.ROWS:
-        assert (FILE.parent / f"{row.script}.py").is_file()
+    assert {row.script for row in bench.ROWS} | {"limits"} == FOUND.keys()
+    assert len({row.name for row in bench.ROWS}) == len(bench.ROWS)
+    for script in FOUND:
+        assert (FILE.parent / f"{script}.py").is_file()
 
 
 def test_a_script_runs_once_and_a_busy_machine_gives_no_ratio(bench: Any, tmp_path: Path, monkeypatch: Any) -> None:
     assert once(bench, tmp_path, monkeypatch) == 0
     assert sorted(bench.asked) == sorted([*FOUND, "score_step"])  # scoring, and evaluation
     lines = (tmp_path / "bench.md").read_text().splitlines()
-    assert "| score step | torch, malloc tuned | 0.90 | – |" in lines
+    assert lines[0].endswith("a large float32 product 400.0 GFLOP/s, memory 20.0 GB/s")
+    assert "| score step | torch, malloc tuned | 0.90 | 0.85 to 1.00 | 0.35 | 75% | – |" in lines
+    assert "| score step | torch, as it comes | 1.10 |  | 0.40 |  | – |" in lines
+    assert "| five rules in one pass | a pass each | – |  |  |  | – |" in lines
     assert lines[-1] == "| devices | 1, 8 | 8e+09, 1e+09 operations | -1.00 |"
-    assert "| training step | torch's fused AdamW, as it comes | – | – |" in lines
+    assert "| training step | torch, as it comes, fused AdamW | – |  |  |  | – |" in lines
 
 
 def test_a_ratio_that_fell_fails_and_is_named(bench: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     once(bench, tmp_path, monkeypatch, "--quick")
-    monkeypatch.setitem(FOUND, "selection", {"ratio": 5.0})
+    monkeypatch.setitem(FOUND, "selection", {"rows": {"all": {"ratio": 5.0}}})
     assert once(bench, tmp_path, monkeypatch, "--quick") == 0  # by less than 30 %
-    monkeypatch.setitem(FOUND, "selection", {"ratio": 3.4})
+    monkeypatch.setitem(FOUND, "selection", {"rows": {"all": {"ratio": 3.4}}})
     assert once(bench, tmp_path, monkeypatch, "--quick") == 1
     assert "selection, 210 matrices, the released loop: 3.40, and it was 5.00" in capsys.readouterr().err
     assert once(bench, tmp_path, monkeypatch) == 0  # other sizes are no comparison

@@ -53,7 +53,8 @@ def counts(what: Region) -> dict[str, list[int]]:
 
 def _counted(path: str, mask: jax.Array) -> list[int]:
     if stack.simple(mask):  # forty times as fast as XLA adds bytes up on a CPU
-        return [int(np.count_nonzero(matrix)) for _, matrix in stack.walk(path, mask)]
+        matrices = np.asarray(mask) if region.stacked(path) else np.asarray(mask)[None]
+        return [int(np.count_nonzero(matrix)) for matrix in matrices]
     return [int(each) for each in _along(path, mask, (0,) if region.stacked(path) else ()).reshape(-1)]
 
 
