@@ -57,7 +57,7 @@ _SCORE = ("--rounds=3", "--steps=3", "--attention=sdpa", _OURS)
 _DOTS = '--compute={"unroll": 3, "remat": "dots", "chunk": 128}'
 _TRAIN = ("--batch=2", "--micro=2", "--rounds=3", "--steps=4", "--attention=sdpa", _DOTS)
 _SHORT = ("--batch=1", "--length=256", "--steps=2", "--rounds=1", "--attention=sdpa", _OURS)
-_KEPT = ("--scalars=30", "--windows=1", "--rounds=1")
+_KEPT, _FEW = ("--windows=1", "--rounds=2"), ("--scalars=30", "--windows=1", "--rounds=1")
 _TORCH = {"as it comes": "torch, as it comes", "malloc tuned": "torch, malloc tuned"}
 ROWS = (
     *(Row("score step", peer, "score_step", key, _SCORE, _SHORT) for key, peer in _TORCH.items()),
@@ -83,8 +83,8 @@ ROWS = (
         *("removal in thirty languages", "a loop that loads transformers' model", "removals", "warm"),
         quick=("--removals=2", "--languages=2", "--windows=1"),
     ),
-    Row("single scalars by layer", "a whole pass each", "by_layer", "scalars", quick=_KEPT),
-    Row("removal by layer", "a whole pass each", "by_layer", "layers", quick=_KEPT),
+    Row("single scalars by layer", "a whole pass each", "by_layer", "scalars", _KEPT, _FEW),
+    Row("removal by layer", "a whole pass each", "by_layer", "layers", _KEPT, _FEW),
     Row("selection, 210 matrices", "the released loop", "selection", "all", quick=("--repeats=2",)),
     Row("disk, scores in float32", "the released files", "disk", "float32", quick=("--length=64",)),
     Row("disk, scores in bfloat16", "the released files", "disk", "bfloat16", quick=("--length=64",)),

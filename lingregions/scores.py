@@ -165,6 +165,7 @@ def combine(scores: Iterable[Scores], normalised: bool | None = None) -> Scores:
     total: Scores | None = None
     for each in scores:
         total = add(total, each, normalised)
+        del each  # before the next is read
     if total is None:
         raise ValueError("combine was given no scores: name at least one language")
     return total

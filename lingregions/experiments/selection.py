@@ -111,10 +111,10 @@ def make(context: Context, wanted: Mapping[str, Selection]) -> None:
 
     def languages() -> Iterator[Scores]:
         for language in context.settings.score.languages:
-            found = scored.ranking(context, language)
+            scored.ranking(context, language)
             for name in [name for name, each in missing.items() if each.ranking == language]:
                 _make(context, name, missing.pop(name))
-            yield found
+            yield context.rankings.pop(language)
 
     if any(each.ranking == "combined" for each in missing.values()):
         total = combine(languages())
