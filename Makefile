@@ -74,9 +74,9 @@ parity: $(PARITY)/.parity  ## compare with torch and transformers, live (install
 	$(call say,comparing with torch)
 	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PARITY)/bin/python -m pytest -q -m parity --durations=10 $(TESTS)
 
-bench: $(PARITY)/.parity  ## time the main jobs against torch and plain loops, into bench.md (QUICK=1: small sizes)
+bench: $(PARITY)/.parity  ## time the main jobs against torch and plain loops, into bench.md (QUICK=1: small sizes, ONLY= some)
 	$(call say,timing)
-	@$(PARITY)/bin/python benchmarks/bench.py $(if $(QUICK),--quick)
+	@$(PARITY)/bin/python benchmarks/bench.py $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 docs: $(VENV)/.docs  ## build the pages of docs/ into site/, strictly and without network
 	$(call say,building site/index.html)

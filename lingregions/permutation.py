@@ -4,8 +4,8 @@ A Feistel network of `_ROUNDS` rounds over pairs of numbers below `ceil(sqrt(n))
 instead of exclusive ors; a value that falls outside `range(n)` is encrypted again until it falls inside ("cycle
 walking": J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), which happens to fewer than
 one value in sqrt(n). So position k of the order is a pure function of (seed, n, k): the same on every host, after every
-interruption, for every batch size. It is a shuffle, not a secret. Cost: about 0.1 microseconds an index, and no memory
-beyond the indices asked for.
+interruption, for every batch size. It is a shuffle, not a secret. Cost: about 20 nanoseconds an index (on a 2026
+server core), and a few times the memory of the indices asked for.
 """
 
 import hashlib
@@ -60,16 +60,30 @@ def _keys(seed: int) -> np.ndarray:
 
 
 def _encrypt(values: np.ndarray, side: int, keys: np.ndarray) -> np.ndarray:
-    """Return one pass of the Feistel network over uint64 `values` below side**2."""
-    left, right = np.divmod(values, np.uint64(side))
+    """Return one pass of the Feistel network over uint64 `values` below side**2.
+
+    A round is left, right = right, (left + mix(right + key) % side) % side. NumPy divides by one number in vector
+    instructions, but takes remainders one by one: so they are what a division leaves.
+    """
+    size = np.uint64(side)
+    left = values // size
+    right, mixed, scratch = values - left * size, np.empty_like(left), np.empty_like(left)
     for key in keys:
-        left, right = right, (left + _mix(right + key) % np.uint64(side)) % np.uint64(side)
-    return left * np.uint64(side) + right
+        _mix(np.add(right, key, out=mixed), scratch)
+        np.floor_divide(mixed, size, out=scratch)
+        scratch *= size
+        mixed -= scratch
+        mixed += left
+        # Both were below the side: their sum, or that less the side, which wraps to far above where it is not due.
+        np.minimum(mixed, np.subtract(mixed, size, out=scratch), out=mixed)
+        left, right, mixed = right, mixed, left
+    places: np.ndarray = left * size + right
+    return places
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """Return the splitmix64 finaliser of each value: every input bit reaches every output bit (Steele et al., 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = values ^ (values >> np.uint64(31))
-    return mixed
+def _mix(values: np.ndarray, scratch: np.ndarray) -> None:
+    """Mix each value in place by the finaliser of splitmix64 (Steele et al., 2014): every bit reaches every other."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values ^= np.right_shift(values, np.uint64(shift), out=scratch)
+        values *= np.uint64(factor)
+    values ^= np.right_shift(values, np.uint64(31), out=scratch)

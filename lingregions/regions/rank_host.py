@@ -15,7 +15,9 @@ import numpy as np
 from lingregions.regions import region, stack
 from lingregions.regions.found import Found, complain, share
 
-_CHUNK = 1 << 16  # entries a pass looks at together: they stay in the cache between two NumPy calls
+# Entries that a pass looks at together. Each call of NumPy takes the interpreter's lock again, and threads that do so
+# often wait for each other: with 2^16 entries a selection takes twice as long on two cores.
+_CHUNK = 1 << 20
 _SAMPLE = 1 << 12  # entries of a matrix that bracket its threshold
 _SCOPE_SAMPLE = 1 << 16  # entries of a whole scope that bracket its threshold
 # Half width of the bracket in standard deviations of the sample's rank; too narrow costs time, never exactness.
@@ -37,12 +39,20 @@ _BOTTOM = _Order(np.less_equal, np.less, False)
 
 def _flat(path: str, leaf: Any, layer: int, name: str) -> np.ndarray:
     """Return one matrix as flat float32 scores, having checked them."""
-    values = stack.read(path, leaf, layer).reshape(-1)
-    values = values if values.dtype == np.float32 else values.astype(np.float32)
-    if not values.min() >= 0:  # also when the minimum is NaN
+    values = _raw(path, leaf, layer)
+    _check(values, values.min(), name)
+    return values
+
+
+def _raw(path: str, leaf: Any, layer: int) -> np.ndarray:
+    return stack.read(path, leaf, layer).reshape(-1).astype(np.float32, copy=False)
+
+
+def _check(values: np.ndarray, least: np.float32, name: str) -> None:
+    """Refuse values of which some are NaN or negative, by the least of them."""
+    if not least >= 0:  # also when it is NaN
         missing = int(np.count_nonzero(np.isnan(values)))
         raise complain(name, missing, int(np.count_nonzero(values < 0)))
-    return values
 
 
 def _sample(values: np.ndarray, count: int) -> np.ndarray:
@@ -63,31 +73,37 @@ def _bracket(sample: np.ndarray, part: float, order: _Order) -> tuple[np.float32
 
 def _candidates(
     values: np.ndarray, low: np.float32 | None, high: np.float32 | None, order: _Order
-) -> tuple[int, np.ndarray]:
-    """Return how many values are better than `high`, and those from `low` up to `high`."""
-    certain, parts = 0, []
+) -> tuple[int, np.ndarray, np.float32]:
+    """Return how many values are better than `high`, those from `low` up to `high`, and the least value of all."""
+    certain, parts, least = 0, [], []
     for start in range(0, values.size, _CHUNK):
         chunk = values[start : start + _CHUNK]
+        least.append(chunk.min())
         kept = chunk if low is None else chunk[np.flatnonzero(order.within(chunk, low))]
         if high is not None:
             outside = order.beyond(kept, high)
             certain += int(np.count_nonzero(outside))
             kept = kept[~outside]
         parts.append(kept)
-    return certain, np.concatenate(parts)
+    return certain, np.concatenate(parts), np.min(least)
 
 
-def _threshold(values: np.ndarray, count: int, order: _Order) -> tuple[np.float32, int, int]:
-    """Return the value of the `count`-th best, how many are better, and how many equal it; 1 <= count <= size."""
+def _threshold(values: np.ndarray, count: int, order: _Order, name: str) -> tuple[np.float32, int, int]:
+    """Return the value of the `count`-th best, how many are better, and how many equal it; 1 <= count <= size.
+
+    Checks the values on the way; `name` is that of the matrix, for its message.
+    """
     low, high = _bracket(_sample(values, min(_SAMPLE, values.size)), count / values.size, order)
     if low is not None and low == high:  # most of the matrix ties there: count, and collect nothing
         better = int(np.count_nonzero(order.beyond(values, low)))
         equal = int(np.count_nonzero(values == low))
         if better < count <= better + equal:
+            _check(values, values.min(), name)
             return low, better, equal
-    certain, found = _candidates(values, low, high, order)
+    certain, found, least = _candidates(values, low, high, order)
+    _check(values, least, name)
     if not certain < count <= certain + found.size:
-        certain, found = _candidates(values, None, None, order)
+        certain, found, _ = _candidates(values, None, None, order)
     place = found.size - (count - certain) if order.largest else count - certain - 1
     threshold = np.partition(found, place)[place]
     better = certain + int(np.count_nonzero(order.beyond(found, threshold)))
@@ -119,12 +135,13 @@ def rank_leaf(path: str, leaf: Any, count: int, largest: bool) -> Found:
     zero, tied, quota = [False] * len(named), [0] * len(named), [0] * len(named)
 
     def fill(layer: int, out: np.ndarray) -> None:
-        values = _flat(path, leaf, layer, named[layer])
+        values = _raw(path, leaf, layer)
         if not count:
+            _check(values, values.min(), named[layer])
             zero[layer] = bool(values.max() == 0)
             out[...] = False
             return
-        threshold, better, tied[layer] = _threshold(values, count, order)
+        threshold, better, tied[layer] = _threshold(values, count, order, named[layer])
         quota[layer] = count - better
         zero[layer] = bool(threshold == 0 and tied[layer] == values.size)
         _write(values, threshold, tied[layer], quota[layer], out.reshape(-1), order)
@@ -176,8 +193,8 @@ def _threshold_scope(
         certain, found = {}, {}
         for path, leaf in leaves.items():
             for layer in range(len(zero[path])):
-                values = stack.read(path, leaf, layer).reshape(-1).astype(np.float32, copy=False)
-                certain[path, layer], found[path, layer] = _candidates(values, *bracket, order)
+                values = _raw(path, leaf, layer)
+                certain[path, layer], found[path, layer], _ = _candidates(values, *bracket, order)
         sure, pool = sum(certain.values()), np.concatenate(list(found.values()))
         if sure < count <= sure + pool.size:
             break

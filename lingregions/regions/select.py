@@ -24,7 +24,7 @@ from lingregions.regions import rank_device, rank_host, region, stack
 from lingregions.regions.found import Found
 from lingregions.regions.region import Provenance, Region, Selection
 
-_CHUNK = 1 << 16  # positions drawn together: they stay in the cache between two NumPy calls
+_CHUNK = 1 << 15  # positions drawn together: they stay in the cache between two NumPy calls
 _LIMIT = 2**32 - 1  # entries of one matrix: counts and flat indices are uint32 on the device
 
 
@@ -199,7 +199,7 @@ def _random(scores: trees.Tree, request: _Request) -> dict[str, Found]:
                 flat[permutation.permute(index, size, seeds[layer])] = True
 
         layers = len(named)
-        mask = stack.build(path, leaf, fill)
+        mask = stack.build(path, leaf, fill, workers=1)  # threads of so short calls wait for each other
         found[path] = Found(mask, [count] * layers, [False] * layers, [0] * layers, [0] * layers)
     return found
 
