@@ -3,7 +3,7 @@
 Each row is a script of this folder, in a process of its own, against its peer in the same run: the median of paired
 rounds and their quartiles, the peak of memory beside the peer's, and how much of what a large matrix product reaches
 here is done of operations that are needed. Writes bench.json and bench.md. What was there before is compared with (of
-small sizes, where nothing was, benchmarks/quick.json: the least on record of those rows that CI measures): a ratio that
+small sizes, where nothing was, benchmarks/quick.json: ratios on record of those rows that CI measures): a ratio that
 has fallen by more than 30 % ends with exit code 1, and so does a script that fails. A row from a busy machine has no
 ratio, and fails nothing.
 
@@ -25,8 +25,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peer import BUSY
+
 HERE = Path(__file__).parent
-BUSY = os.EX_TEMPFAIL  # the exit code of a script that found the machine busy (peer.py)
 _LOSS = 0.7  # of the ratio of before, below which a row has failed
 
 

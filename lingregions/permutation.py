@@ -4,8 +4,8 @@ A Feistel network of `_ROUNDS` rounds over pairs of numbers below `ceil(sqrt(n))
 instead of exclusive ors; a value that falls outside `range(n)` is encrypted again until it falls inside ("cycle
 walking": J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), which happens to fewer than
 one value in sqrt(n). So position k of the order is a pure function of (seed, n, k): the same on every host, after every
-interruption, for every batch size. It is a shuffle, not a secret. Cost: about 20 nanoseconds an index (on a 2026
-server core), and a few times the memory of the indices asked for.
+interruption, for every batch size. It is a shuffle, not a secret. Cost: 20 to 45 nanoseconds an index (a core
+of an AMD EPYC), and a few times the memory of the indices asked for.
 """
 
 import hashlib

@@ -133,7 +133,7 @@ def _collect(context: Context, preset: str, rules: Mapping[str, str]) -> None:
             for name in wanted:
                 before = scored.read(own, _place(name)) if _added(context, name) else None
                 total = add(before, scored.finish(own, language, at, rules[name]))
-                run.save(_place(name), total.values, total.header())
+                run.save(_place(name), total.values, total.header())  # sums, in float32 whatever scores are rounded to
             run.finish(_mark(context.settings, preset, language), samples=at.position, tokens=at.tokens, nll=at.nll)
         run.check()
 
